@@ -1,0 +1,42 @@
+# Two commands: `make quickstart` and `make test`. Both make .venv if it is missing.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+QUICKSTART := cfg/quickstart.yaml
+
+.PHONY: quickstart test test-fast lint format lock clean
+
+quickstart: $(INSTALLED)
+	$(PY) -m data.prepare --config $(QUICKSTART)
+	$(PY) main.py --config $(QUICKSTART)
+	$(PY) sample.py --config $(QUICKSTART)
+
+test: lint
+	$(PY) -m pytest
+
+test-fast: $(INSTALLED)
+	$(PY) -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# The versions in requirements.txt are installed, not the ranges of pyproject.toml.
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: Python 3.10 or newer is needed; $(PYTHON) is older. Try: make $(or $(MAKECMDGOALS),quickstart) PYTHON=python3.12"; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+lock:
+	uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf $(VENV) prepared runs

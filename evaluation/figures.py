@@ -1,0 +1,122 @@
+"""Pictures of one image's result, drawn with Pillow so that hundreds take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from skimage.measure import find_contours
+
+MARGIN, TITLE, BAR = 8, 26, 74
+TRUTH_COLOR, MASK_COLOR = (255, 255, 255), (255, 196, 0)
+
+
+def _font(size: int = 14) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def zoom_of(shape: Sequence[int], target: int = 256) -> int:
+    """Whole factor that brings the shorter side to about `target` pixels."""
+    return max(1, round(target / min(shape[:2])))
+
+
+def gray_image(values: np.ndarray) -> Image.Image:
+    """(H, W) in [0, 1] as an 8-bit picture of the same size; 255 is 1."""
+    return Image.fromarray((np.clip(values, 0.0, 1.0) * 255.0).round().astype(np.uint8))
+
+
+def _enlarge(pixels: np.ndarray, zoom: int) -> Image.Image:
+    image = Image.fromarray(pixels).convert("RGB")
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def _framed(picture: Image.Image, title: str, extra_width: int = 0) -> Image.Image:
+    size = (picture.width + 2 * MARGIN + extra_width, picture.height + TITLE + MARGIN)
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(picture, (MARGIN, TITLE))
+    ImageDraw.Draw(canvas).text((MARGIN, 5), title, fill="black", font=_font())
+    return canvas
+
+
+def color_map(values: np.ndarray, low: float, high: float, cmap: str, title: str, zoom: int) -> Image.Image:
+    """(H, W) values with a colour bar from `low` to `high`, both marked."""
+    colors = matplotlib.colormaps[cmap]
+    span = max(high - low, 1e-12)
+    pixels = (colors(np.clip((values - low) / span, 0, 1))[..., :3] * 255).astype(np.uint8)
+    picture = _enlarge(pixels, zoom)
+    canvas = _framed(picture, title, BAR)
+    ramp = (colors(np.linspace(1, 0, picture.height))[:, None, :3] * 255).astype(np.uint8).repeat(14, axis=1)
+    left = picture.width + 2 * MARGIN
+    canvas.paste(Image.fromarray(ramp), (left, TITLE))
+    draw = ImageDraw.Draw(canvas)
+    for share in (0.0, 0.5, 1.0):
+        y = TITLE + (1 - share) * (picture.height - 1)
+        draw.line([(left + 14, y), (left + 18, y)], fill="black")
+        draw.text((left + 21, y), f"{low + share * span:.2g}", fill="black", font=_font(12), anchor="lm")
+    return canvas
+
+
+def mmse_map(mmse: np.ndarray, zoom: int, title: str = "MMSE (SDF)") -> Image.Image:
+    """Mean SDF from -1 (inside, red) to 1 (blue)."""
+    return color_map(mmse, -1.0, 1.0, "RdBu", title, zoom)
+
+
+def std_map(std: np.ndarray, zoom: int) -> Image.Image:
+    """Standard deviation from 0 to its largest value in this image."""
+    return color_map(std, 0.0, max(float(std.max()), 1e-3), "magma", "std over draws (SDF)", zoom)
+
+
+def _draw_contours(picture: Image.Image, mask: np.ndarray, zoom: int, color: tuple[int, int, int]) -> None:
+    draw = ImageDraw.Draw(picture)
+    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+        # The centre of pixel (0, 0) lies at half a zoomed pixel; minus 1 for the padding.
+        points = [(float((x - 0.5) * zoom), float((y - 0.5) * zoom)) for y, x in contour]
+        draw.line(points, fill=color, width=2)
+
+
+def overlay(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, zoom: int) -> Image.Image:
+    """The image with the contours of truth (white) and prediction (yellow)."""
+    picture = _enlarge(image, zoom)
+    _draw_contours(picture, truth, zoom, TRUTH_COLOR)
+    _draw_contours(picture, mask, zoom, MASK_COLOR)
+    return picture
+
+
+def panel(
+    image: np.ndarray, truth: np.ndarray, mmse: np.ndarray, std: np.ndarray, mask: np.ndarray, f1: float, zoom: int
+) -> Image.Image:
+    """Image, truth, MMSE, std, mask and overlay side by side."""
+    parts = [
+        _framed(_enlarge(image, zoom), "image"),
+        _framed(_enlarge(truth.astype(np.uint8) * 255, zoom), "truth"),
+        mmse_map(mmse, zoom),
+        std_map(std, zoom),
+        _framed(_enlarge(mask.astype(np.uint8) * 255, zoom), f"mask of the MMSE, F1 {f1:.3f}"),
+        _framed(overlay(image, truth, mask, zoom), "truth white, mask yellow"),
+    ]
+    canvas = Image.new("RGB", (sum(part.width for part in parts), parts[0].height), "white")
+    left = 0
+    for part in parts:
+        canvas.paste(part, (left, 0))
+        left += part.width
+    return canvas
+
+
+def trajectory(frames: Iterable[tuple[float, np.ndarray]], threshold: float, path: Path, most: int = 40) -> None:
+    """A GIF of (noise level, SDF (H, W)) iterates and their masks, from noise to the draw."""
+    frames = list(frames)
+    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).astype(int))]
+    zoom = zoom_of(chosen[0][1].shape)
+    pictures = []
+    for sigma, sdf in chosen:
+        left = mmse_map(sdf, zoom, f"SDF, noise {sigma:.3g}")
+        right = _framed(_enlarge((sdf < threshold).astype(np.uint8) * 255, zoom), "mask")
+        picture = Image.new("RGB", (left.width + right.width, left.height), "white")
+        picture.paste(left, (0, 0))
+        picture.paste(right, (left.width, 0))
+        pictures.append(picture.quantize(128, dither=Image.Dither.NONE))
+    durations = [120] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -1,0 +1,48 @@
+"""Overlap of two masks, per image and pooled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of a predicted mask against the truth; counts add up over images."""
+
+    true_positive: int = 0
+    false_positive: int = 0
+    false_negative: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.true_positive + other.true_positive,
+            self.false_positive + other.false_positive,
+            self.false_negative + other.false_negative,
+        )
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN), in [0, 1]; 1 where prediction and truth are both empty."""
+        total = 2 * self.true_positive + self.false_positive + self.false_negative
+        return 2 * self.true_positive / total if total else 1.0
+
+    @property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN), in [0, 1]; 1 where prediction and truth are both empty."""
+        total = self.true_positive + self.false_positive + self.false_negative
+        return self.true_positive / total if total else 1.0
+
+
+def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
+    """Counts of two bool masks of one shape. Raises ValueError for other types or shapes."""
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction is {prediction.shape}, truth {truth.shape}")
+    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
+        raise ValueError("masks must be bool arrays")
+    return Counts(
+        int(np.count_nonzero(prediction & truth)),
+        int(np.count_nonzero(prediction & ~truth)),
+        int(np.count_nonzero(~prediction & truth)),
+    )

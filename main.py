@@ -1,0 +1,171 @@
+"""Train a denoiser of segmentations: python main.py --config cfg/glas.yaml"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from data.batches import Batches, place
+from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
+from models.denoiser import Denoiser
+from sde.loss import denoising_loss, sample_times
+from utils.build import denoiser_of, use_bfloat16
+from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.config import Config, dump_config
+from utils.draws import network_image
+from utils.errors import UsageError
+from utils.recorder import Recorder
+from utils.runs import choose_device, environment, log_to_file, new_folder, write_json, write_text
+from utils.training import TrainingState, checked_resume, save_state
+from utils.validation import validate
+
+log = logging.getLogger("main")
+
+
+def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
+    """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
+    data, root = config.data, Path(config.data.root)
+    rgb = data.color == "rgb"
+    training = load_split(root, "train", rgb=rgb, truncation=data.truncation)
+    if (root / "val.csv").is_file():
+        return training, load_split(root, "val", rgb=rgb, truncation=data.truncation, may_be_empty=True)
+    return hold_out(training, data.validation_fraction, data.split_seed)
+
+
+def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
+    """Network, optimiser and data, all seeded."""
+    same_size(patches, "train.csv")
+    torch.manual_seed(config.seed)
+    sdfs = sdf_array(patches) * config.data.sdf_scale
+    model = denoiser_of(config, sigma_data=float((sdfs.astype("float64") ** 2).mean() ** 0.5))
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    batches = Batches(
+        place(image_array(patches), device),
+        place(sdfs, device),
+        config.training.batch,
+        config.seed,
+        device,
+        flips=config.data.flips,
+        rotations=config.data.rotations,
+    )
+    return TrainingState(model, config.training, batches, config.seed)
+
+
+def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:
+    """Losses of eq. 4 at random times, and these times: both (B * noises,)."""
+    copies, device = config.training.noises, m.device
+    m = m.repeat_interleave(copies, dim=0)
+    t = sample_times(len(m), model.process, state.times, config.sde.prior_share)
+    eps = torch.randn(m.shape, generator=state.noise, device=device)
+    t = t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.training.precision, device)):
+        # Several noise levels share the features of an image.
+        features = model.encode(network_image(images, config.training.channels_last))
+        features = [f.repeat_interleave(copies, dim=0) for f in features]
+        losses = denoising_loss(
+            lambda z, t: model(z, t, features),
+            model.process,
+            m,
+            t,
+            eps,
+            config.sde.weighting,
+            float(model.sigma_data),
+        )
+    return losses, t
+
+
+def training_step(state: TrainingState, config: Config, patches: list[Patch], run: Path) -> dict[str, Tensor]:
+    """One optimiser step. Raises UsageError if the loss or its gradient is not finite; nothing is updated then."""
+    images, m, indices = state.batches.next()
+    losses, t = loss_of(state.model, images, m, state, config)
+    loss = losses.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.training.clip)
+    if not torch.isfinite(loss + norm):
+        last = run / "checkpoints" / "last.pt"
+        names = ", ".join(patches[i].filename for i in indices)
+        raise UsageError(
+            f"step {state.step + 1}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
+            f"last good checkpoint: {last if last.exists() else 'none'}"
+        )
+    state.optimizer.step()
+    state.schedule.step()
+    state.average.update_parameters(state.model)
+    state.step += 1
+    return {"loss": loss.detach(), "grad_norm": norm, "losses": losses.detach(), "t": t}
+
+
+def train(config: Config, run: Path, state: TrainingState, training: list[Patch], validation: list[Patch],
+          stop: StopFlag, quiet: bool) -> None:  # fmt: skip
+    """Steps, log rows, validations and checkpoints until training.steps or a signal."""
+    settings, checkpoints = config.training, run / "checkpoints"
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
+    recorder = Recorder(run / "metrics.csv", writer, state.step)
+    bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
+    while state.step < settings.steps and not stop():
+        begin = time.perf_counter()
+        result = training_step(state, config, training, run)
+        recorder.add(result, settings.batch, time.perf_counter() - begin)
+        bar.update()
+        last = state.step == settings.steps
+        if last or state.step % settings.log_every == 0:
+            bar.set_postfix(recorder.write_row(state.step, float(state.schedule.get_last_lr()[0])), refresh=False)
+        due = validation and (last or state.step % settings.validate_every == 0)
+        improved = False
+        if due:
+            scores, pictures = validate(config, cast(Denoiser, state.average.module), validation)
+            recorder.write_validation(state.step, scores)
+            writer.add_image("validation", make_grid(pictures, nrow=3), state.step)
+            improved = scores["val_f1"] > state.best_f1
+            state.best_f1 = max(state.best_f1, scores["val_f1"])
+            log.info("step %d: validation F1 %.4f%s", state.step, scores["val_f1"], " (best)" if improved else "")
+        if due or last or state.step % settings.checkpoint_every == 0:
+            save_state(state, config, checkpoints, best=improved or (last and not validation))
+    if stop():
+        save_state(state, config, checkpoints, best=False)
+    bar.close()
+    writer.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Train a denoiser of segmentations.")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run folder")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    log_to_console(args.quiet)
+    stop = StopFlag()
+    device = choose_device(args.device)
+    training, validation = load_data(config)
+    state = build_state(config, training, device)
+    if args.resume:
+        run = Path(args.resume)
+        checked_resume(run, config, state)
+    else:
+        run = new_folder(Path("runs") / config.name)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    write_text(run / "config.yaml", dump_config(config))
+    write_json(run / "environment.json", environment(device))
+    log_to_file(run)
+    count = sum(p.numel() for p in state.model.parameters())
+    log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
+             len(validation), count / 1e6, device, state.step)  # fmt: skip
+    train(config, run, state, training, validation, stop, args.quiet)
+    stop.raise_if_set()
+    print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,122 @@
+"""Between network and process: D(z, t | x) ~ E[m | z_t, x] from a raw network by input and output scaling.
+
+Every prediction type is a row of one table: D = c_skip z + c_out F(c_in z, c_noise, features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.unet import ConditionalUNet, ImageEncoder, Trunk
+from sde.process import Process
+
+Prediction = Literal["edm", "x", "eps", "v", "score", "score_raw"]
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Coefficients of the table, each of the shape of t."""
+
+    skip: Tensor
+    out: Tensor
+    inp: Tensor
+    noise: Tensor
+
+
+def scaling(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Scaling:
+    """What the raw network F predicts, as coefficients.
+
+    edm        F has unit variance at every t (Karras et al. 2022, table 1, with z / alpha for their x)
+    x          F = m / sigma_data
+    eps        F = eps
+    v          F = alpha eps - sigma m (Salimans & Ho 2022)
+    score      F = sigma * score, network input and output otherwise unscaled
+    score_raw  F = score: the published parametrisation, kept for comparison
+    """
+    total = torch.sqrt((alpha * sigma_data) ** 2 + sigma**2)  # standard deviation of z_t
+    noise = torch.log(sigma / alpha) / 4.0
+    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+    if prediction == "edm":
+        return Scaling(alpha * sigma_data**2 / total**2, sigma * sigma_data / total, 1.0 / total, noise)
+    if prediction == "x":
+        return Scaling(zero, sigma_data * one, 1.0 / total, noise)
+    if prediction == "eps":
+        return Scaling(1.0 / alpha, -sigma / alpha, 1.0 / total, noise)
+    if prediction == "v":
+        norm = alpha**2 + sigma**2
+        return Scaling(alpha / norm, -sigma / norm, 1.0 / total, noise)
+    if prediction == "score":
+        return Scaling(1.0 / alpha, sigma / alpha, one, noise)
+    if prediction == "score_raw":
+        return Scaling(1.0 / alpha, sigma**2 / alpha, one, noise)
+    raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
+
+
+class Denoiser(nn.Module):
+    """The conditional posterior mean, the one object that losses and samplers need.
+
+    sigma_data: root mean square of m over the training data; kept in the state dict.
+    """
+
+    sigma_data: Tensor
+
+    def __init__(
+        self,
+        process: Process,
+        prediction: str,
+        encoder: ImageEncoder,
+        network: ConditionalUNet,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.process = process
+        self.prediction = prediction
+        self.encoder = encoder
+        self.network = network
+        self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Features of images (B, C, H, W) in [-1, 1], to be computed once and passed to every evaluation."""
+        return self.encoder(image)
+
+    def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """E[m | z_t = z, x], (B, 1, H, W) float32, for z (B, 1, H, W) and t a scalar or (B,)."""
+        # float64 for the time algebra, except on MPS, which has none.
+        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        t = t.to(wide).to(z.device).expand(z.shape[0])
+        c = scaling(self.prediction, self.process.alpha(t), self.process.sigma(t), float(self.sigma_data))
+        inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
+        raw = self.network(inp * z, c.noise.float(), features)
+        return skip * z + out * raw.float()
+
+
+def build_denoiser(
+    process: Process,
+    prediction: str,
+    *,
+    image_channels: int,
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    encoder_channels: int,
+    encoder_multipliers: Sequence[int],
+    encoder_blocks: int,
+    encoder_attention: Sequence[int],
+    dropout: float,
+    sigma_data: float = 0.5,
+) -> Denoiser:
+    """A denoiser from sizes; see `Trunk` for their meaning."""
+    width = 4 * channels
+    trunk = Trunk(1, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
+    encoder_trunk = Trunk(
+        image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
+    )
+    encoder = ImageEncoder(encoder_trunk, trunk.widths)
+    return Denoiser(process, prediction, encoder, ConditionalUNet(trunk, width), sigma_data)

@@ -1,0 +1,108 @@
+"""Blocks of the NCSN++ family (Song et al. 2021, appendix H): feature maps are (B, C, H, W)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RESCALE = 1.0 / math.sqrt(2.0)  # keeps the variance of a sum of two paths
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least four channels, 32 groups at most, as many as divide `channels`."""
+    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start as the zero map, so that a residual block starts as its shortcut."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class FourierEmbedding(nn.Module):
+    """A scalar noise condition (B,) to features (B, width): sines and cosines, then two dense layers.
+
+    The frequencies are geometric, 1/8 to 16 cycles per unit of the input.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, frequencies: int = 32) -> None:
+        super().__init__()
+        cycles = torch.logspace(-3.0, 4.0, frequencies, base=2.0)
+        self.register_buffer("frequencies", 2.0 * math.pi * cycles, persistent=False)
+        self.dense = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, condition: Tensor) -> Tensor:
+        angles = condition[:, None] * self.frequencies
+        return self.dense(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, 3x3 convolution, twice; resampling inside; the sum rescaled by 1/sqrt(2).
+
+    resample: "down" halves the size (mean of 2x2), "up" doubles it (nearest), None keeps it.
+    embedding: width of the time embedding that scales and shifts the second norm; 0 for none.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        embedding: int = 0,
+        resample: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.modulation = nn.Linear(embedding, 2 * channels_out) if embedding else None
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.conv1(self._resize(F.silu(self.norm1(x))))
+        h = self.norm2(h)
+        if self.modulation is not None and embedding is not None:
+            scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1.0 + scale) + shift
+        h = self.conv2(self.dropout(F.silu(h)))
+        return (self.shortcut(self._resize(x)) + h) * RESCALE
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions, heads of up to 64 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 64)
+        if channels % self.heads:
+            raise ValueError(f"{channels} channels cannot be split into {self.heads} attention heads")
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # (B, 3C, H, W) -> three of (B, heads, HW, C / heads)
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.transpose(-1, -2).reshape(batch, channels, height, width)
+        return (x + self.out(h)) * RESCALE

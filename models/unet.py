@@ -1,0 +1,143 @@
+"""The conditional NCSN++-style U-Net: one trunk, used twice.
+
+`ImageEncoder` runs the trunk on the image once and hands its feature pyramid to `ConditionalUNet`, which runs the
+trunk on the noisy mask at every evaluation. The expensive part of a sampling run is thereby paid once per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import RESCALE, FourierEmbedding, ResidualBlock, SelfAttention, group_norm, zero_init
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, on the way down and up again."""
+
+    def __init__(self, down: nn.ModuleList, up: nn.ModuleList, attention: nn.ModuleList) -> None:
+        super().__init__()
+        self.down, self.up, self.attention = down, up, attention
+
+
+class Trunk(nn.Module):
+    """A U-Net from (B, in_channels, H, W) to one feature map per resolution, finest first.
+
+    channels, multipliers: level i has channels * multipliers[i] channels at 1 / 2^i of the size.
+    blocks: residual blocks per level, each way.
+    attention: down-sampling factors (1, 2, 4, ...) whose levels attend to all positions after each block.
+    embedding: width of the time embedding, 0 for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int] = (),
+        embedding: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.widths = [channels * m for m in multipliers]
+        self.entry = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
+
+        def block(c_in: int, c_out: int, resample: str | None = None) -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=dropout)
+
+        self.levels = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for i, width in enumerate(self.widths):
+            attends = 2**i in attention
+            self.levels.append(
+                Level(
+                    nn.ModuleList(block(width, width) for _ in range(blocks)),
+                    nn.ModuleList(block(2 * width, width) for _ in range(blocks)),
+                    nn.ModuleList(SelfAttention(width) if attends else nn.Identity() for _ in range(2 * blocks)),
+                )
+            )
+            if i + 1 < len(self.widths):
+                self.shrink.append(block(width, self.widths[i + 1], "down"))
+                self.grow.append(block(self.widths[i + 1], width, "up"))
+
+    def forward(
+        self, x: Tensor, embedding: Tensor | None = None, features: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """features: one map per level with the level's shape, added on the way down."""
+        h = self.entry(x)
+        skips: list[list[Tensor]] = []
+        for i, module in enumerate(self.levels):
+            level = cast(Level, module)
+            if features is not None:
+                h = (h + features[i]) * RESCALE
+            skips.append([])
+            for block, attention in zip(level.down, level.attention[: len(level.down)], strict=True):
+                h = attention(block(h, embedding))
+                skips[-1].append(h)
+            if i < len(self.shrink):
+                h = self.shrink[i](h, embedding)
+        maps: list[Tensor] = []
+        for i in reversed(range(len(self.levels))):
+            level = cast(Level, self.levels[i])
+            for block, attention in zip(level.up, level.attention[len(level.down) :], strict=True):
+                h = attention(block(torch.cat([h, skips[i].pop()], dim=1), embedding))
+            maps.append(h)
+            if i > 0:
+                h = self.grow[i - 1](h, embedding)
+        return maps[::-1]
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sizes are multiples of `multiple`."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+class ImageEncoder(nn.Module):
+    """The image (B, in_channels, H, W) in [-1, 1] to one feature map for each level of the conditional network."""
+
+    def __init__(self, trunk: Trunk, widths: Sequence[int]) -> None:
+        super().__init__()
+        if len(trunk.widths) < len(widths):
+            raise ValueError(f"the encoder has {len(trunk.widths)} resolutions, the network needs {len(widths)}")
+        self.trunk = trunk
+        self.stride = 2 ** (len(trunk.widths) - 1)
+        self.project = nn.ModuleList(
+            nn.Sequential(group_norm(c), nn.SiLU(), nn.Conv2d(c, width, 1))
+            for c, width in zip(trunk.widths, widths, strict=False)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        maps = self.trunk(pad_to_multiple(image, self.stride))
+        return [project(x) for project, x in zip(self.project, maps, strict=False)]
+
+
+class ConditionalUNet(nn.Module):
+    """The noisy mask (B, out_channels, H, W), its noise condition (B,) and image features to (B, out_channels, H, W).
+
+    Sizes that the down-sampling does not divide are padded and cropped back.
+    """
+
+    def __init__(self, trunk: Trunk, embedding: int, out_channels: int = 1) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.embedding = FourierEmbedding(embedding)
+        self.head = nn.Sequential(
+            group_norm(trunk.widths[0]),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(trunk.widths[0], out_channels, 3, padding=1)),
+        )
+
+    def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:
+        height, width = z.shape[-2:]
+        # The features are those of the padded image: they set the size.
+        rows, columns = features[0].shape[-2:]
+        z = F.pad(z, (0, columns - width, 0, rows - height), mode="replicate")
+        maps = self.trunk(z, self.embedding(noise_condition), features)
+        return self.head(maps[0])[..., :height, :width]

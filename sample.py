@@ -1,0 +1,167 @@
+"""Draw segmentations of the test images: python sample.py --config cfg/glas.yaml"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.dataset import Patch, load_split
+from evaluation.figures import trajectory
+from models.denoiser import Denoiser
+from utils.build import denoiser_of, process_of, sampler_of, threshold_of
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.config import Config
+from utils.draws import Drawer, drawer_of, image_tensor
+from utils.errors import UsageError
+from utils.results import add_draw, finish, is_done, open_folder, peak_memory_mib, start_result, write_image
+from utils.runs import choose_device, device_name, environment, newest_run, write_json
+
+log = logging.getLogger("sample")
+
+# Config keys that decide what the weights mean: a run's must be those of its training.
+MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.prediction",
+           "data.color", "data.sdf_scale")  # fmt: skip
+
+
+def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
+    """The averaged weights of a checkpoint in the network of the config.
+
+    Raises CheckpointError or UsageError if they do not belong together.
+    """
+    state = load_checkpoint(path)
+    model = denoiser_of(config)
+    load_weights(model, state["ema"], path)
+    now = config.model_dump(mode="json")
+    for key in MEANING:
+        section, name = key.split(".")
+        trained = state["config"][section][name]
+        if trained != now[section][name]:
+            raise UsageError(f"{path}: trained with {key}: {trained!r}; the config says {now[section][name]!r}")
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def groups(patches: Sequence[Patch], most: int) -> Iterator[list[Patch]]:
+    """Consecutive patches of one size, at most `most` together. What is done already plays no part in the
+    grouping, so that an interrupted run computes the same batches."""
+    group: list[Patch] = []
+    for patch in patches:
+        if group and (len(group) == most or patch.image.shape != group[0].image.shape):
+            yield group
+            group = []
+        group.append(patch)
+    if group:
+        yield group
+
+
+def sample_group(drawer: Drawer, patches: list[Patch], config: Config, folder: Path) -> None:
+    """All draws of a few images, and their files."""
+    begin = time.perf_counter()
+    threshold = threshold_of(config)
+    results = [start_result(patch, threshold, config.sampling.save_draws) for patch in patches]
+    for i, sdf in drawer(image_tensor(patches), [patch.key for patch in patches], config.sampling.draws):
+        add_draw(results[i], sdf[0].numpy())
+    costs = {
+        "nfe": drawer.evaluations,
+        "seconds": (time.perf_counter() - begin) / len(patches),
+        "peak_memory_mib": peak_memory_mib(drawer.device),
+    }
+    for result in results:
+        write_image(result, folder, costs)
+
+
+def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
+    """A GIF of the first draw of one image."""
+    frames: list[tuple[float, np.ndarray]] = []
+    process = process_of(config.sde)
+
+    def keep(m: Tensor, t: Tensor) -> None:
+        frames.append((float(process.noise_ratio(t)), m[0, 0].float().cpu().numpy() / config.data.sdf_scale))
+
+    list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
+    trajectory(frames, threshold_of(config), path)
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """best and last are files of the run; anything else is a path."""
+    if name not in ("best", "last"):
+        return Path(name)
+    path = run / "checkpoints" / f"{name}.pt"
+    if name == "best" and not path.is_file() and path.with_name("last.pt").is_file():
+        raise UsageError(f"{path}: not validated yet, so there is no best; use --checkpoint last")
+    return path
+
+
+def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
+    root = Path(config.data.root)
+    patches = load_split(root, "test", rgb=config.data.color == "rgb", truncation=config.data.truncation)
+    denoiser = load_denoiser(config, path, device)
+    drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+    settings = {
+        "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "test data": hashlib.sha256((root / "test.csv").read_bytes()).hexdigest(),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    folder = open_folder(run, settings, args.resume)
+    log.info("%s: %d images, %d draws each", folder, len(patches), config.sampling.draws)
+    bar = tqdm(total=len(patches), desc="sampling", unit="image", disable=args.quiet)
+    for group in groups(patches, max(1, config.sampling.max_batch // config.sampling.draws)):
+        stop.raise_if_set()
+        if not all(is_done(folder, patch.key) for patch in group):
+            sample_group(drawer, group, config, folder)
+        bar.update(len(group))
+    bar.close()
+    if config.sampling.animate and not (folder / "trajectory.gif").is_file():
+        animate(drawer, patches[0], config, folder / "trajectory.gif")
+    stop.raise_if_set()
+    write_json(folder / "environment.json", environment(device))
+    facts = {
+        "sampler": config.sampling.sampler,
+        "threshold": threshold_of(config),
+        "device": device_name(device),
+        "checkpoint": str(path),
+        "seed": config.seed,
+    }
+    summary, report = finish(folder, patches, config, facts)
+    print(
+        f"MMSE of {summary['draws']} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
+        f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
+        f"{summary['images']} images, {summary['nfe_per_draw']} evaluations per draw, "
+        f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"
+        f"report: {report}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Draw segmentations of the test images and score them.")
+    parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    log_to_console(args.quiet)
+    stop = StopFlag()
+    device = choose_device(args.device)
+    run = Path(args.run) if args.run else newest_run(config.name)
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
+    sample(config, run, checkpoint_path(run, args.checkpoint), device, args, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

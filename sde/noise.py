@@ -1,0 +1,42 @@
+"""Random numbers that belong to a draw, not to a batch.
+
+Every draw owns a generator seeded by (seed, image_id, draw index). Its numbers therefore do not depend on the
+batch it is computed in, on the order of the images, on the device or on an interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw_seed(seed: int, image_id: str, draw: int) -> int:
+    """A 63-bit seed for one draw of one image."""
+    digest = hashlib.sha256(f"{seed}\0{image_id}\0{draw}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class DrawNoise:
+    """Standard normal noise for a batch of draws, one generator each.
+
+    draws: (image_id, draw index) of every element of the batch.
+    shape: of one draw, for example (1, H, W).
+    """
+
+    def __init__(
+        self, seed: int, draws: Sequence[tuple[str, int]], shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        # Host generators: the same numbers on every device.
+        self._generators = [torch.Generator().manual_seed(draw_seed(seed, image_id, draw)) for image_id, draw in draws]
+        self._shape = tuple(shape)
+        self._device = torch.device(device)
+
+    def __call__(self) -> Tensor:
+        """The next N(0, I) of every draw, (B, *shape) float32."""
+        out = torch.empty((len(self._generators), *self._shape))
+        for row, generator in zip(out, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return out.to(self._device)

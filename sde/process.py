@@ -1,0 +1,120 @@
+"""Diffusion processes: z_t = alpha(t) m + sigma(t) eps, with eps ~ N(0, I) and t from 0 (data) to 1 (prior).
+
+A process is its pair (alpha, sigma); drift, diffusion and the signal-to-noise ratio follow from it.
+All methods take t of any shape and return its shape, in t's dtype; float64 is the safe choice for time grids.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Process(ABC):
+    """The forward SDE dz = f(t) z dt + g(t) dw, given by its marginals.
+
+    t_min is where sampling ends and training begins: the noise left there is sigma(t_min).
+    """
+
+    t_min: float
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the data in z_t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise in z_t."""
+
+    @abstractmethod
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) = d log(alpha) / dt."""
+
+    @abstractmethod
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2."""
+
+    @abstractmethod
+    def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
+        """The t at which sigma(t) / alpha(t) equals `ratio`."""
+
+    def noise_ratio(self, t: Tensor) -> Tensor:
+        """sigma(t) / alpha(t): the noise level once z_t is divided by alpha, as in a VE process."""
+        return self.sigma(t) / self.alpha(t)
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2)."""
+        return -2.0 * torch.log(self.noise_ratio(t))
+
+    def residual_noise(self) -> float:
+        """Noise that is left in m at the end of sampling, sigma(t_min) / alpha(t_min), in units of m."""
+        return float(self.noise_ratio(torch.tensor(self.t_min, dtype=torch.float64)))
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """z_1 from standard normal `noise`: the data's own contribution at t = 1 is left out."""
+        return noise * float(self.sigma(torch.ones((), dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021; paper eq. 2-4)."""
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 5.0
+    t_min: float = 0.0
+
+    @property
+    def log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * self.log_ratio)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return 2.0 * self.log_ratio * self.sigma(t) ** 2
+
+    def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
+        return torch.log(ratio / self.sigma_min) / self.log_ratio
+
+
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving: linear beta(t) from beta_min to beta_max, alpha^2 + sigma^2 = 1 (Song et al. 2021)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+
+    def _integral(self, t: Tensor) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.diffusion_squared(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
+        # sigma^2 / alpha^2 = exp(B) - 1, and B is quadratic in t.
+        integral = torch.log1p(ratio**2)
+        slope = self.beta_max - self.beta_min
+        if slope == 0:
+            return integral / self.beta_min
+        return 2.0 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2.0 * slope * integral))

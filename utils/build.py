@@ -1,0 +1,73 @@
+"""From config sections to objects."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.denoiser import Denoiser, build_denoiser
+from sde.process import VE, VP, Process
+from sde.samplers import Callback, Denoise, Noise, heun, predictor_corrector
+from utils.config import Config, SamplingConfig, SDEConfig
+
+
+class Sampler(Protocol):
+    """A sampler whose options are settled."""
+
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None
+    ) -> Tensor: ...
+
+
+def process_of(sde: SDEConfig) -> Process:
+    if sde.process == "ve":
+        return VE(sde.sigma_min, sde.sigma_max)
+    return VP(sde.beta_min, sde.beta_max)
+
+
+def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
+    model, encoder = config.model, config.model.encoder
+    return build_denoiser(
+        process_of(config.sde),
+        config.sde.prediction,
+        image_channels=3 if config.data.color == "rgb" else 1,
+        channels=model.channels,
+        multipliers=model.multipliers,
+        blocks=model.blocks,
+        attention=model.attention,
+        encoder_channels=encoder.channels,
+        encoder_multipliers=encoder.multipliers,
+        encoder_blocks=encoder.blocks,
+        encoder_attention=encoder.attention,
+        dropout=model.dropout,
+        sigma_data=sigma_data,
+    )
+
+
+def sampler_of(sampling: SamplingConfig) -> Sampler:
+    if sampling.sampler == "pc":
+        return partial(
+            predictor_corrector,
+            steps=sampling.steps,
+            corrector_steps=sampling.corrector_steps,
+            r=sampling.r,
+            denoise_last=sampling.denoise_last,
+        )
+    return partial(heun, steps=sampling.steps, rho=sampling.rho)
+
+
+def threshold_of(config: Config) -> float:
+    """Foreground is below this, in SDF units: given, or 3 times the noise that the process leaves (paper, sec. 3.4)."""
+    if config.sampling.threshold is not None:
+        return config.sampling.threshold
+    return 3.0 * process_of(config.sde).residual_noise() / config.data.sdf_scale
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether networks run under bfloat16 autocast; on CPUs without its instructions it is slower than float32."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16"

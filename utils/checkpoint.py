@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or absent, and are read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError
+
+FORMAT = 1
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write to a temporary name, fsync, rename: `path` is the old file or the new one, never a part.
+
+    Raises CheckpointError if the disk is full or not writable; the previous file is untouched then.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = f"; the previous {path.name} is whole" if path.exists() else ""
+        raise CheckpointError(f"{path}: could not be saved ({reason}){kept}") from None
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Give the file `source` a second name, atomically; a copy where the file system has no hard links."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        try:
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"{path}: could not be saved ({error.strerror})") from None
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint on the host, tensors and plain values only.
+
+    Raises CheckpointError if the file is absent, truncated, of another program or holds code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values (code)") from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of this program (format {FORMAT})")
+    return state
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict strictly. Raises CheckpointError naming the keys that do not fit."""
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in weights]
+    problems += [f"unexpected {key}" for key in weights if key not in own]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{path}: of another architecture: {shown}")
+    module.load_state_dict(dict(weights))

@@ -1,0 +1,95 @@
+"""Draws of many images in batches: features once per image, noise once per draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.dataset import Patch, image_array
+from models.denoiser import Denoiser
+from sde.noise import DrawNoise
+from sde.samplers import Callback
+from utils.build import Sampler, use_bfloat16
+from utils.config import Config
+
+
+@dataclass
+class Drawer:
+    """Everything a draw depends on but the image.
+
+    channels_last, bfloat16: how the network runs. sdf_scale: draws are divided by it, to SDF units.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    seed: int
+    max_batch: int
+    sdf_scale: float
+    device: torch.device
+    channels_last: bool
+    bfloat16: bool
+    evaluations: int = 0  # network evaluations of the latest batch
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, keys: Sequence[str], draws: int, callback: Callback | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index of the image, its next draw (1, H, W) on the host in SDF units), image by image.
+
+        images: (N, C, H, W) uint8. keys: names that seed the noise of each image.
+        callback: sees the iterates of every batch.
+        """
+        pairs = [(i, d) for i in range(len(keys)) for d in range(draws)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            features = self.denoiser.encode(network_image(images.to(self.device), self.channels_last))
+        for start in range(0, len(pairs), self.max_batch):
+            batch = pairs[start : start + self.max_batch]
+            rows = torch.tensor([i for i, _ in batch], device=self.device)
+            owners = [(keys[i], d) for i, d in batch]
+            sdf = self._draw([f.index_select(0, rows) for f in features], owners, images.shape[-2:], callback)
+            for (i, _), draw in zip(batch, sdf.float().cpu() / self.sdf_scale, strict=True):
+                yield i, draw
+
+    def _draw(
+        self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
+    ) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        features = [f.contiguous(memory_format=layout) for f in features]
+        self.evaluations = 0
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            self.evaluations += 1
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                return self.denoiser(z, t, features)
+
+        noise = DrawNoise(self.seed, owners, (1, *size), self.device)
+        return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
+
+
+def network_image(images: Tensor, channels_last: bool) -> Tensor:
+    """(N, C, H, W) uint8 to float32 in [-1, 1]."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return (images.float() / 127.5 - 1.0).contiguous(memory_format=layout)
+
+
+def image_tensor(patches: Sequence[Patch]) -> Tensor:
+    """(N, C, H, W) uint8 of patches of one size."""
+    return torch.from_numpy(image_array(list(patches)))
+
+
+def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
+    """A drawer on the denoiser's device with the precision and layout of its training."""
+    device = next(denoiser.parameters()).device
+    return Drawer(
+        denoiser,
+        sampler,
+        seed=config.seed,
+        max_batch=config.sampling.max_batch,
+        sdf_scale=config.data.sdf_scale,
+        device=device,
+        channels_last=config.training.channels_last,
+        bfloat16=use_bfloat16(config.training.precision, device),
+    )

@@ -1,0 +1,141 @@
+"""Run folders: runs/<name>/<timestamp>/ and what every run leaves there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UsageError
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of --device; auto prefers CUDA, then MPS. Raises UsageError if it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not usable here ({reason}); try auto or cpu") from None
+    return device
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def new_folder(parent: Path) -> Path:
+    """A new folder named by the time; a number is added where two start within a second."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        folder = parent / (stamp + suffix)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise UsageError(f"{parent}: no free folder name for {stamp}")
+
+
+def newest_run(name: str, root: Path = Path("runs")) -> Path:
+    """The newest run of a config's name. Raises UsageError if there is none."""
+    runs = sorted(
+        (path for path in (root / name).glob("*") if (path / "config.yaml").is_file()),
+        key=lambda path: (path.name[:15], len(path.name), path.name),
+    )
+    if not runs:
+        raise UsageError(f"{root / name}: no run yet; train one with main.py, or name one with --run")
+    return runs[-1]
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).resolve().parent
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        return result.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """A name to print beside a timing."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on besides the config."""
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def log_to_file(run: Path) -> None:
+    """Send the log, with times, to run/log.txt too."""
+    handler = logging.FileHandler(run / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+class MetricsFile:
+    """A CSV file that grows by a row at a time; with `last_step`, later rows of an interrupted run are dropped."""
+
+    def __init__(self, path: Path, columns: list[str], last_step: int = 0) -> None:
+        self.path, self.columns = path, columns
+        rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+
+    def append(self, row: Mapping[str, object]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(dict(row))

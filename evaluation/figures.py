@@ -71,7 +71,7 @@ def std_map(std: np.ndarray, zoom: int) -> Image.Image:
 
 def _draw_contours(picture: Image.Image, mask: np.ndarray, zoom: int, color: tuple[int, int, int]) -> None:
     draw = ImageDraw.Draw(picture)
-    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+    for contour in find_contours(np.pad(mask, 1, mode="edge").astype(float), 0.5):
         # The centre of pixel (0, 0) lies at half a zoomed pixel; minus 1 for the padding.
         points = [(float((x - 0.5) * zoom), float((y - 0.5) * zoom)) for y, x in contour]
         draw.line(points, fill=color, width=2)

@@ -75,7 +75,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values (code)") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+        raise CheckpointError(
+            f"{path}: truncated or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this program (format {FORMAT})")
     return state

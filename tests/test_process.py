@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sde.noise import DrawNoise, draw_seed
+from sde.process import VE, VP, Process
+
+PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0)]
+IDS = ["ve", "ve narrow", "vp", "vp constant beta", "vp slow"]
+each_process = pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+
+
+@each_process
+def test_drift_and_diffusion_are_derivatives_of_the_marginals(process: Process) -> None:
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
+    log_alpha = torch.log(process.alpha(t)) + 0.0 * t  # alpha of VE does not depend on t
+    variance = process.sigma(t) ** 2
+    drift = torch.autograd.grad(log_alpha.sum(), t)[0]
+    slope = torch.autograd.grad(variance.sum(), t)[0]
+    torch.testing.assert_close(process.drift(t), drift)
+    torch.testing.assert_close(process.diffusion_squared(t), slope - 2 * drift * variance)
+
+
+@each_process
+def test_marginals_by_simulation(process: Process) -> None:
+    """Euler-Maruyama of the forward SDE from a point arrives at alpha m and sigma."""
+    generator = torch.Generator().manual_seed(0)
+    steps, start, end, m = 2000, process.t_min, 0.6, 0.7
+    first = torch.tensor(start, dtype=torch.float64)
+    eps = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    z = process.alpha(first) * m + process.sigma(first) * eps
+    times = torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    for t, following in pairwise(times):
+        noise = torch.randn(z.shape, generator=generator, dtype=torch.float64)
+        dt = following - t
+        z = z + process.drift(t) * z * dt + torch.sqrt(process.diffusion_squared(t) * dt) * noise
+    sigma = process.sigma(times[-1]).item()
+    assert z.mean().item() == pytest.approx(process.alpha(times[-1]).item() * m, abs=5 * sigma / math.sqrt(len(z)))
+    assert z.std().item() == pytest.approx(sigma, rel=0.025)
+
+
+@each_process
+@given(t=st.floats(1e-3, 1.0))
+def test_time_of_noise_ratio_inverts(process: Process, t: float) -> None:
+    time = torch.tensor(t, dtype=torch.float64)
+    assert process.time_of_noise_ratio(process.noise_ratio(time)).item() == pytest.approx(t, abs=1e-9)
+    assert process.logsnr(time).item() == pytest.approx(-2 * math.log(process.noise_ratio(time).item()))
+
+
+def test_ve_is_the_papers() -> None:
+    process = VE(1e-3, 5.0)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(process.sigma(t), torch.tensor([1e-3, math.sqrt(5e-3), 5.0], dtype=torch.float64))
+    assert process.residual_noise() == pytest.approx(1e-3)
+
+
+def test_vp_keeps_unit_variance_and_ends_as_ddpm() -> None:
+    process = VP()
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t))
+    # DDPM: product of 1 - beta_i for 1000 betas from 1e-4 to 0.02.
+    ddpm = torch.prod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).sqrt().item()
+    assert process.alpha(t[-1]).item() == pytest.approx(ddpm, rel=0.05)
+
+
+def test_draw_seeds_differ_and_stay() -> None:
+    seeds = {draw_seed(s, i, d) for s in (0, 1) for i in ("a", "b", "a1") for d in range(12)}
+    assert len(seeds) == 72
+    assert draw_seed(0, "train_1", 3) == draw_seed(0, "train_1", 3)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_draw_noise_is_normal_and_moves_on() -> None:
+    noise = DrawNoise(0, [("a", 0), ("a", 1)], (1, 200, 200))
+    first, second = noise(), noise()
+    assert not torch.equal(first, second)
+    assert first.std().item() == pytest.approx(1.0, abs=0.02)
+    assert first.abs().max().item() > 3.0  # not clipped
+    assert torch.corrcoef(first.flatten(1))[0, 1].abs().item() < 0.03

@@ -1,0 +1,206 @@
+"""Samplers on distributions whose denoiser is known exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde.noise import DrawNoise
+from sde.process import VE, VP, Process
+from sde.samplers import Denoise, heun, noise_ratio_grid, predictor_corrector, time_grid
+
+# sigma_max far above the data: samplers start from noise without the data's mean.
+PROCESSES: list[Process] = [VE(1e-3, 50.0), VP()]
+MEAN = torch.tensor([0.3, -0.4])
+COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.20]])
+
+
+def draws(seed: int, count: int, shape: tuple[int, ...]) -> DrawNoise:
+    return DrawNoise(seed, [("image", d) for d in range(count)], shape)
+
+
+def gaussian_denoiser(process: Process, mean: Tensor = MEAN, covariance: Tensor = COVARIANCE) -> Denoise:
+    """E[m | z] for two channels with N(mean, covariance), pixels independent."""
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
+        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(2))
+        centre = mean.view(1, 2, 1, 1)
+        return centre + torch.einsum("ij,bjhw->bihw", gain.to(z), z - alpha * centre)
+
+    return denoise
+
+
+def mixture_denoiser(process: Process, weights: Tensor, means: Tensor, std: float) -> Denoise:
+    """E[m | z] for independent pixels from a mixture of Gaussians of one width."""
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
+        total = (alpha * std) ** 2 + sigma**2
+        z = z[..., None]
+        log_weight = torch.log(weights) - (z - alpha * means) ** 2 / (2 * total)
+        inner = means + alpha * std**2 / total * (z - alpha * means)
+        return (torch.softmax(log_weight, dim=-1) * inner).sum(-1)
+
+    return denoise
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "pc": partial(predictor_corrector, steps=800, corrector_steps=1, r=0.05),
+    "predictor": partial(predictor_corrector, steps=400, corrector_steps=0),
+    "heun": partial(heun, steps=161),
+    "heun even": partial(heun, steps=160),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
+    m = SAMPLERS[name](gaussian_denoiser(process), process, draws(1, 16, (2, 32, 32)))
+    pixels = m.movedim(1, 0).reshape(2, -1).double()
+    count = pixels.shape[1]
+    standard_error = (COVARIANCE.diagonal().max() / count).sqrt().item()
+    torch.testing.assert_close(pixels.mean(1), MEAN.double(), atol=5 * standard_error, rtol=0)
+    torch.testing.assert_close(torch.cov(pixels), COVARIANCE.double(), atol=0.014, rtol=0)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_mixture_weights_and_widths(name: str, process: Process) -> None:
+    weights, means, std = torch.tensor([0.3, 0.7]), torch.tensor([-0.8, 0.6]), 0.1
+    denoise = mixture_denoiser(process, weights, means, std)
+    m = SAMPLERS[name](denoise, process, draws(2, 16, (1, 32, 32))).flatten()
+    low, high = m[m < -0.1], m[m >= -0.1]
+    share = len(low) / len(m)
+    assert share == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / len(m)) + 0.005)
+    for part, mean in ((low, -0.8), (high, 0.6)):
+        assert part.mean().item() == pytest.approx(mean, abs=0.01)
+        assert part.std().item() == pytest.approx(std, rel=0.06)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+def test_heun_has_second_order(process: Process) -> None:
+    """On a Gaussian the flow is known: u_0 = mean + sqrt(v / (v + s^2)) (u_1 - mean)."""
+    mean, variance = torch.tensor([0.2, 0.2]), torch.eye(2) * 0.09
+    start = process.prior(draws(3, 4, (2, 8, 8))()) / process.alpha(torch.tensor(1.0))
+    top = process.noise_ratio(torch.tensor(1.0)).item()
+    exact = 0.2 + math.sqrt(0.09 / (0.09 + top**2)) * (start - 0.2)
+    errors = []
+    for steps in (31, 63, 127):
+        u = heun(gaussian_denoiser(process, mean, variance), process, draws(3, 4, (2, 8, 8)), steps)
+        errors.append((u - exact).abs().max().item())
+    assert errors[0] / errors[1] > 3.3
+    assert errors[1] / errors[2] > 3.3
+
+
+def test_corrector_variance_is_that_of_langevin_with_a_finite_step() -> None:
+    """Each step of Algorithm 1 maps the variance of a Gaussian in closed form."""
+    process, variance, r, steps = VE(0.01, 5.0), 0.25, 0.35, 200
+    times = time_grid(process, steps // 2)
+    sigma2 = process.sigma(times) ** 2
+    v = sigma2[0].item()
+    for k in range(steps // 2):
+        here, following = sigma2[k].item(), sigma2[k + 1].item()
+        v = (1 - (here - following) / (variance + here)) ** 2 * v + here - following
+        target = variance + following
+        step = 2 * r**2 * target**2 / v
+        v = (1 - step / target) ** 2 * v + 2 * step
+    denoise = gaussian_denoiser(process, torch.zeros(2), variance * torch.eye(2))
+    m = predictor_corrector(denoise, process, draws(4, 8, (2, 48, 48)), steps, r=r)
+    assert m.var().item() == pytest.approx(v, rel=0.03)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+@pytest.mark.parametrize("base", [partial(predictor_corrector, steps=40), partial(heun, steps=10)], ids=["pc", "heun"])
+def test_a_draw_does_not_depend_on_its_batch(base: Callable[..., Tensor], process: Process) -> None:
+    sampler = partial(base, gaussian_denoiser(process), process)
+    owners = [("a", 0), ("b", 0), ("a", 1)]
+    together = sampler(DrawNoise(5, owners, (2, 8, 8)))
+    backwards = sampler(DrawNoise(5, owners[::-1], (2, 8, 8)))
+    assert torch.equal(together, backwards.flip(0))
+    for row, owner in zip(together, owners, strict=True):
+        assert torch.equal(sampler(DrawNoise(5, [owner], (2, 8, 8)))[0], row)
+    assert not torch.equal(together[0], together[2])
+
+
+def test_corrector_norm_is_per_draw() -> None:
+    """A batch mate with a huge score does not change the step of the others."""
+    process = VE(0.01, 5.0)
+    scale = torch.tensor([1.0, 1.0]).view(2, 1, 1, 1)
+
+    def run(second: float) -> Tensor:
+        scale[1] = second
+        return predictor_corrector(lambda z, t: z * 0 + scale, process, draws(6, 2, (1, 8, 8)), 20)
+
+    assert torch.equal(run(1.0)[0], run(1e4)[0])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 10, 11])
+def test_heun_uses_the_evaluations_it_is_given(steps: int) -> None:
+    process, calls = VE(0.01, 5.0), []
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        calls.append(t.item())
+        return torch.zeros_like(z)
+
+    heun(denoise, process, draws(0, 1, (1, 4, 4)), steps)
+    assert len(calls) == steps
+    assert calls[0] == pytest.approx(1.0)
+
+
+def test_one_evaluation_is_the_posterior_mean() -> None:
+    process = VE(0.01, 5.0)
+    noise = draws(7, 2, (2, 8, 8))
+    start = process.prior(draws(7, 2, (2, 8, 8))())
+    expected = gaussian_denoiser(process)(start, torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(heun(gaussian_denoiser(process), process, noise, 1), expected)
+
+
+def test_pc_counts_and_the_last_noise() -> None:
+    process, calls = VE(0.01, 5.0), []
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        calls.append(t.item())
+        return torch.zeros_like(z)
+
+    noisy = predictor_corrector(denoise, process, draws(8, 1, (1, 64, 64)), 300, corrector_steps=2)
+    assert len(calls) == 300
+    # Line 5 evaluates at sigma_{k+1}, line 8 at sigma_k.
+    assert calls[:3] == pytest.approx([1.0, 0.99, 0.99])
+    quiet = predictor_corrector(denoise, process, draws(8, 1, (1, 64, 64)), 300, corrector_steps=2, denoise_last=True)
+    # m = 0 exactly here, so that what is left is the noise of sigma_min.
+    assert noisy.std().item() == pytest.approx(0.01, rel=0.15)
+    assert quiet.std().item() < noisy.std().item()
+
+
+@pytest.mark.parametrize(("steps", "corrector"), [(5, 1), (0, 1), (4, 2)])
+def test_pc_refuses_broken_steps(steps: int, corrector: int) -> None:
+    with pytest.raises(ValueError, match="evaluations cannot be split"):
+        predictor_corrector(lambda z, t: z, VE(), draws(0, 1, (1, 2, 2)), steps, corrector_steps=corrector)
+
+
+def test_grids_span_the_process() -> None:
+    ratios = noise_ratio_grid(VE(1e-3, 5.0), 6)
+    assert ratios[0].item() == pytest.approx(5.0)
+    assert ratios[-1].item() == pytest.approx(1e-3)
+    assert (ratios.diff() < 0).all()
+    assert time_grid(VP(), 4)[-1].item() == pytest.approx(1e-3)
+
+
+def test_callback_sees_the_way_from_noise_to_data() -> None:
+    process = VE(0.01, 5.0)
+    for sampler in (partial(heun, steps=9), partial(predictor_corrector, steps=20)):
+        seen: list[float] = []
+        m = sampler(
+            lambda z, t: z * 0,
+            process,
+            draws(0, 1, (1, 16, 16)),
+            callback=lambda x, t, s=seen: s.append(x.std().item()),
+        )
+        assert seen == sorted(seen, reverse=True) or seen[0] > 10 * seen[-1]
+        assert seen[-1] == pytest.approx(m.std().item())

@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import ROOT
 from utils.build import threshold_of
 from utils.config import ConfigError, dump_config, load_config
+from utils.config_docs import render
 
 
 def write(path: Path, text: str) -> Path:
@@ -106,3 +107,7 @@ def test_error_names_the_file_the_key_stands_in(tmp_path: Path) -> None:
 def test_malformed_override(minimal: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         load_config(minimal, [override])
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "config.md").read_text() == render()

@@ -1,0 +1,139 @@
+"""Speed of sampling and training as ratios against the plain way, in one run.
+
+    python -m bench.speed --config cfg/quickstart.yaml
+
+Each way is timed in turn, several rounds, so that a noisy neighbour hits all alike; the median of the per-round ratios
+is reported. Random images and untrained weights: the arithmetic is that of a trained network.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from models.denoiser import Denoiser
+from sde.samplers import heun
+from utils.build import denoiser_of, sampler_of
+from utils.cli import common_parser, read_config, run_command
+from utils.config import Config
+from utils.draws import Drawer, network_image
+from utils.results import peak_memory_mib
+from utils.runs import choose_device, device_name
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the network."""
+
+    name: str
+    channels_last: bool
+    bfloat16: bool
+    cached: bool = True
+
+
+class Uncached(Denoiser):
+    """Encodes the image at every evaluation, as networks do that concatenate the image to their input."""
+
+    image: torch.Tensor
+
+    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.image = image
+        return super().encode(image)
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor, features: object) -> torch.Tensor:
+        repeats = len(z) // len(self.image)
+        return super().forward(z, t, super().encode(self.image.repeat_interleave(repeats, dim=0)))
+
+
+def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
+    model = denoiser_of(config).eval()
+    if not way.cached:
+        model.__class__ = Uncached
+    layout = torch.channels_last if way.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    sampler = partial(heun, steps=5) if config.sampling.steps > 20 else sampler_of(config.sampling)
+    return Drawer(model, sampler, 0, config.sampling.max_batch, 1.0, device, way.channels_last, way.bfloat16)
+
+
+def train_once(drawer: Drawer, images: torch.Tensor) -> None:
+    """Forward and backward of one batch."""
+    device, model = drawer.device, drawer.denoiser
+    z = torch.randn(len(images), 1, *images.shape[-2:], device=device)
+    t = torch.rand(len(images), device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
+        features = model.encode(network_image(images.to(device), drawer.channels_last))
+        model(z, t, features).square().mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def compare(
+    actions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    """Seconds (median) and speed relative to the first action (median of the rounds' ratios) of each."""
+    for action in actions.values():
+        action()  # warm up
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            seconds[name].append(timed(action, device))
+    plain = seconds[next(iter(actions))]
+    return {
+        name: (statistics.median(own), statistics.median(p / s for p, s in zip(plain, own, strict=True)))
+        for name, own in seconds.items()
+    }
+
+
+def report(title: str, unit: str, count: int, results: Mapping[str, tuple[float, float]]) -> None:
+    for name, (seconds, ratio) in results.items():
+        print(f"{title:9} {name:32} {count / seconds:9.2f} {unit:9} {ratio:6.2f} x")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Measure speed against the plain way.")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; default: 5")
+    parser.add_argument("--size", type=int, default=64, help="height and width; default: 64")
+    parser.add_argument("--draws", type=int, default=8, help="draws of the one image; default: 8")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    device = choose_device(args.device)
+    channels = 3 if config.data.color == "rgb" else 1
+    shape = (config.training.batch, channels, args.size, args.size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ways = [
+        Way("plain", channels_last=False, bfloat16=False, cached=False),
+        Way("cached features", channels_last=False, bfloat16=False),
+        Way("cached, channels_last", channels_last=True, bfloat16=False),
+        Way("cached, channels_last, bfloat16", channels_last=True, bfloat16=True),
+    ]
+    drawers = {way.name: drawer_for(way, config, device) for way in ways}
+    print(f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds")
+    sampling = {
+        name: partial(lambda d: list(d(images[:1], ["image"], args.draws)), drawer) for name, drawer in drawers.items()
+    }
+    report("sampling", "draws/s", args.draws, compare(sampling, args.rounds, device))
+    # Caching plays no part in a training step.
+    training = {name: partial(train_once, drawers[name], images) for name in list(drawers)[1:]}
+    report("training", "images/s", len(images), compare(training, args.rounds, device))
+    print(f"peak memory {peak_memory_mib(device):.0f} MiB")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

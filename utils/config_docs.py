@@ -1,0 +1,70 @@
+"""docs/config.md from the schema: python -m utils.config_docs > docs/config.md"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from utils.config import Config
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    options = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return f"list of {_type(options[0])}"
+    if isinstance(annotation, type):
+        return annotation.__name__
+    if options and all(isinstance(option, str) for option in options):
+        return " \\| ".join(options)
+    return " or ".join(dict.fromkeys(_type(o) for o in options)).replace("NoneType", "null")
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return ", ".join(found)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    value = "null" if field.default is None else field.default
+    return f"`{list(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _section(model: type[BaseModel], name: str) -> list[str]:
+    lines = [f"## {name}" if name else "## Top level", ""]
+    if name:
+        lines += [(model.__doc__ or "").strip(), ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    inner: list[str] = []
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner += _section(field.annotation, f"{name}.{key}".lstrip("."))
+            continue
+        limits = _limits(field)
+        kind = _type(field.annotation) + (f", {limits}" if limits else "")
+        lines.append(f"| `{key}` | {kind} | {_default(field)} | {field.description or ''} |")
+    return [*lines, "", *inner]
+
+
+def render() -> str:
+    """The reference as Markdown."""
+    head = [
+        "# Config reference",
+        "",
+        "Made by `python -m utils.config_docs > docs/config.md`. `base: FILE` at the top of a config inherits from",
+        "another, whose path is relative to the config's own folder; all other paths are relative to where the",
+        "command runs.",
+        "",
+    ]
+    return "\n".join([*head, *_section(Config, "")]).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")

@@ -79,7 +79,7 @@ def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, co
             t,
             eps,
             config.sde.weighting,
-            float(model.sigma_data),
+            model.sigma_data,
         )
     return losses, t
 

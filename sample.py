@@ -109,6 +109,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     patches = load_split(root, "test", rgb=config.data.color == "rgb", truncation=config.data.truncation)
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+    drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
     settings = {
         "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(),
         "test data": hashlib.sha256((root / "test.csv").read_bytes()).hexdigest(),

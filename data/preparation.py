@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -170,6 +171,10 @@ def _check_target(root: Path) -> None:
         raise DataError(f"data.root: {root} holds files that were not prepared here (no dataset.json); choose another")
 
 
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _write_all(
     records: Sequence[Record], root: Path, options: PrepareOptions, workers: int, quiet: bool
 ) -> dict[str, list[dict[str, str | int]]]:
@@ -177,7 +182,7 @@ def _write_all(
     job = partial(write_patch, root=root, options=options)
     # Spawned, as forking a process that runs torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(records)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(records)), context, initializer=_leave_ctrl_c_to_the_parent) as pool:
         try:
             results = pool.map(job, records, chunksize=max(1, len(records) // (8 * workers)))
             progress = tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet)

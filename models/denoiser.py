@@ -29,7 +29,7 @@ class Scaling:
     noise: Tensor
 
 
-def scaling(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Scaling:
+def scaling(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float | Tensor) -> Scaling:
     """What the raw network F predicts, as coefficients.
 
     edm        F has unit variance at every t (Karras et al. 2022, table 1, with z / alpha for their x)
@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         # float64 for the time algebra, except on MPS, which has none.
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         t = t.to(wide).to(z.device).expand(z.shape[0])
-        c = scaling(self.prediction, self.process.alpha(t), self.process.sigma(t), float(self.sigma_data))
+        c = scaling(self.prediction, self.process.alpha(t), self.process.sigma(t), self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
         raw = self.network(inp * z, c.noise.float(), features)
         return skip * z + out * raw.float()

@@ -14,7 +14,7 @@ Weighting = Literal["score", "uniform", "edm"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 
-def weight(weighting: str, process: Process, t: Tensor, sigma_data: float) -> Tensor:
+def weight(weighting: str, process: Process, t: Tensor, sigma_data: float | Tensor) -> Tensor:
     """w(t) of the loss w(t) |D - m|^2, of the shape of t.
 
     score    eq. 4: sigma^2 |s - grad log p_0t|^2 = (alpha / sigma)^2 |D - m|^2
@@ -25,7 +25,7 @@ def weight(weighting: str, process: Process, t: Tensor, sigma_data: float) -> Te
     if weighting == "score":
         return inverse_ratio_squared
     if weighting == "uniform":
-        return torch.full_like(t, sigma_data**-2)
+        return torch.ones_like(t) * sigma_data**-2
     if weighting == "edm":
         return inverse_ratio_squared + sigma_data**-2
     raise ValueError(f"unknown weighting {weighting!r}; one of {', '.join(WEIGHTINGS)}")
@@ -50,7 +50,7 @@ def denoising_loss(
     t: Tensor,
     eps: Tensor,
     weighting: str,
-    sigma_data: float,
+    sigma_data: float | Tensor,
 ) -> Tensor:
     """Weighted squared error of D at z_t = alpha m + sigma eps, a mean over pixels for each element, (B,).
 

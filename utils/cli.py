@@ -26,7 +26,7 @@ class StopFlag:
         self.number = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        print(f"\n{signal.Signals(number).name}: finishing what is in hand, saving, then stopping", file=sys.stderr)
+        print(f"\n{signal.Signals(number).name}: stopping as soon as everything is saved", file=sys.stderr)
 
     def __call__(self) -> bool:
         return self.number is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ class Drawer:
     channels_last: bool
     bfloat16: bool
     evaluations: int = 0  # network evaluations of the latest batch
+    before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
 
     @torch.no_grad()
     def __call__(
@@ -61,6 +62,8 @@ class Drawer:
         self.evaluations = 0
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
+            if self.before_evaluation is not None:
+                self.before_evaluation()
             self.evaluations += 1
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 return self.denoiser(z, t, features)

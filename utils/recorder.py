@@ -39,8 +39,8 @@ class Recorder:
         self._seconds += seconds
 
     def _row(self) -> dict[str, float]:
-        t = np.concatenate([r["t"].double().cpu().numpy() for r in self._results])
-        losses = np.concatenate([r["losses"].double().cpu().numpy() for r in self._results])
+        t = np.concatenate([r["t"].cpu().double().numpy() for r in self._results])
+        losses = np.concatenate([r["losses"].cpu().double().numpy() for r in self._results])
         bins = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
         row = {key: float(np.mean([r[key].item() for r in self._results])) for key in ("loss", "grad_norm")}
         row["images_per_second"] = self._images / self._seconds

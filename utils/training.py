@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data.batches import Batches
 from models.denoiser import Denoiser
@@ -28,8 +28,7 @@ def ema_decay(ema: EMAConfig, n: int) -> float:
 
 def _averaging(ema: EMAConfig) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averaged), list(current), 1.0 - ema_decay(ema, int(n)))
+        get_ema_multi_avg_fn(ema_decay(ema, int(n)))(averaged, current, n)
 
     return average
 

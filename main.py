@@ -20,11 +20,12 @@ from models.denoiser import Denoiser
 from sde.loss import denoising_loss, sample_times
 from utils.build import denoiser_of, use_bfloat16
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
-from utils.config import Config, dump_config
+from utils.config import dump_config
 from utils.draws import network_image
 from utils.errors import UsageError
 from utils.recorder import Recorder
 from utils.runs import choose_device, environment, log_to_file, new_folder, write_json, write_text
+from utils.schema import Config
 from utils.training import TrainingState, checked_resume, save_state
 from utils.validation import validate
 

@@ -21,11 +21,11 @@ from models.denoiser import Denoiser
 from utils.build import denoiser_of, process_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
-from utils.config import Config
 from utils.draws import Drawer, drawer_of, image_tensor
 from utils.errors import UsageError
 from utils.results import add_draw, finish, is_done, open_folder, peak_memory_mib, start_result, write_image
 from utils.runs import choose_device, device_name, environment, newest_run, write_json
+from utils.schema import Config
 
 log = logging.getLogger("sample")
 

@@ -21,10 +21,10 @@ from models.denoiser import Denoiser
 from sde.samplers import heun
 from utils.build import denoiser_of, sampler_of
 from utils.cli import common_parser, read_config, run_command
-from utils.config import Config
 from utils.draws import Drawer, network_image
 from utils.results import peak_memory_mib
 from utils.runs import choose_device, device_name
+from utils.schema import Config
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from data.preparation import PrepareOptions, prepare
 from data.sources import glas, phantom
 from data.sources.record import Record
 from utils.cli import common_parser, read_config, run_command
-from utils.config import DataConfig
 from utils.errors import Stopped, UsageError
+from utils.schema import DataConfig
 
 
 def list_records(data: DataConfig) -> tuple[list[Record], str]:

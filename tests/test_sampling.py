@@ -22,8 +22,9 @@ from sample import groups, load_denoiser
 from tests.conftest import ROOT, Workspace
 from utils.build import sampler_of
 from utils.checkpoint import load_checkpoint
-from utils.config import Config, load_config
+from utils.config import load_config
 from utils.draws import drawer_of
+from utils.schema import Config
 
 PER_IMAGE = {"mmse.npy", "std.npy", "probability.png", "mask.png", "mask_std.png", "overlay.png", "mmse.png", "std.png",
              "panel.png", "scores.json"}  # fmt: skip

@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.conftest import ROOT, TINY, Workspace
 from utils.checkpoint import load_checkpoint
-from utils.config import EMAConfig, TrainingConfig, load_config
+from utils.config import load_config
 from utils.runs import MetricsFile, new_folder, newest_run
+from utils.schema import EMAConfig, TrainingConfig
 from utils.training import _averaging, ema_decay, learning_rate_factor
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.denoiser import Denoiser, build_denoiser
 from sde.process import VE, VP, Process
 from sde.samplers import Callback, Denoise, Noise, heun, predictor_corrector
-from utils.config import Config, SamplingConfig, SDEConfig
+from utils.schema import Config, SamplingConfig, SDEConfig
 
 
 class Sampler(Protocol):

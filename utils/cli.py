@@ -10,8 +10,9 @@ from collections.abc import Callable
 from types import FrameType
 
 from data.errors import DataError
-from utils.config import Config, ConfigError, dump_config, load_config
+from utils.config import ConfigError, dump_config, load_config
 from utils.errors import CheckpointError, Stopped, UsageError
+from utils.schema import Config
 
 
 class StopFlag:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from utils.config import Config
+from utils.schema import Config
 
 
 def _type(annotation: Any) -> str:

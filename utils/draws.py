@@ -13,7 +13,7 @@ from models.denoiser import Denoiser
 from sde.noise import DrawNoise
 from sde.samplers import Callback
 from utils.build import Sampler, use_bfloat16
-from utils.config import Config
+from utils.schema import Config
 
 
 @dataclass

@@ -22,9 +22,10 @@ from evaluation import figures
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import Counts, count
 from evaluation.report import render_report
-from utils.config import Config, dump_config
+from utils.config import dump_config
 from utils.errors import UsageError
 from utils.runs import new_folder, write_json, write_text
+from utils.schema import Config
 
 
 @dataclass

@@ -15,8 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from data.batches import Batches
 from models.denoiser import Denoiser
 from utils.checkpoint import link_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from utils.config import Config, EMAConfig, TrainingConfig, load_config
+from utils.config import load_config
 from utils.errors import UsageError
+from utils.schema import Config, EMAConfig, TrainingConfig
 
 
 def ema_decay(ema: EMAConfig, n: int) -> float:

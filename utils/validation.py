@@ -14,8 +14,8 @@ from evaluation.metrics import count
 from models.denoiser import Denoiser
 from sde.samplers import heun
 from utils.build import threshold_of
-from utils.config import Config
 from utils.draws import drawer_of, image_tensor
+from utils.schema import Config
 
 
 def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[dict[str, float], Tensor]:

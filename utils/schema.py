@@ -1,0 +1,206 @@
+"""The sections of a config: types, ranges, defaults and what each key means (docs/config.md is made from this)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, infinities and NaN too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PhantomConfig(Section):
+    """The embedded procedural data set."""
+
+    train: Int = Field(120, ge=1, description="training images")
+    val: Int = Field(20, ge=1, description="validation images")
+    test: Int = Field(60, ge=1, description="test images")
+    size: Int = Field(64, ge=32, le=2048, description="height and width in pixels")
+    objects: Literal["glands", "nuclei"] = Field("glands", description="what the mask shows")
+    raters: Int = Field(0, ge=0, le=64, description="disagreeing annotators, 0 for none")
+    seed: Int = Field(0, ge=0, description="seed of the pictures")
+
+
+class DataConfig(Section):
+    """From a raw archive to prepared patches."""
+
+    source: Literal["phantom", "glas", "prepared"] = Field(
+        "prepared", description="archive format; `prepared`: root holds CSV files already"
+    )
+    raw: str | None = Field(None, description="folder of the unpacked archive")
+    root: str = Field(description="folder of the prepared data")
+    size: tuple[Int, Int] | None = Field(None, description="[height, width] to resize to, null to keep")
+    color: Literal["grey", "rgb"] = Field("grey", description="colour of the conditioning image")
+    truncation: Float = Field(15.0, gt=0, description="delta of eq. 1, in pixels of the prepared image")
+    sdf_scale: Float = Field(1.0, gt=0, description="the model sees the SDF in [-sdf_scale, sdf_scale]")
+    validation_fraction: Float = Field(0.15, ge=0, lt=1, description="training images moved to val, by patient")
+    split_seed: Int = Field(0, ge=0, description="seed of the validation split")
+    allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")
+    workers: Int = Field(0, ge=0, description="processes for preparation, 0 for all cores")
+    flips: bool = Field(True, description="random horizontal and vertical flips in training")
+    rotations: bool = Field(False, description="random 90-degree turns in training")
+    phantom: PhantomConfig = Field(default_factory=PhantomConfig, description="options of source: phantom")
+
+    @model_validator(mode="after")
+    def _raw_given(self) -> DataConfig:
+        if self.source == "glas" and self.raw is None:
+            raise ValueError(f"source: {self.source} needs data.raw, the folder of the unpacked archive")
+        if self.size is not None and min(self.size) < 8:
+            raise ValueError(f"size: {list(self.size)} is smaller than 8 pixels")
+        return self
+
+
+class EncoderConfig(Section):
+    """The image encoder, run once per image."""
+
+    channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
+    multipliers: tuple[Int, ...] = Field((1, 2, 2, 4), min_length=1, max_length=8, description="channels per level")
+    blocks: Int = Field(1, ge=1, le=8, description="residual blocks per level and way")
+    attention: tuple[Int, ...] = Field((), description="down-sampling factors with self-attention")
+
+    @model_validator(mode="after")
+    def _levels(self) -> EncoderConfig:
+        factors = [2**i for i in range(len(self.multipliers))]
+        for factor in self.attention:
+            if factor not in factors:
+                raise ValueError(f"attention: {factor} is no down-sampling factor of this network; one of {factors}")
+        if min(self.multipliers) < 1:
+            raise ValueError("multipliers: all must be at least 1")
+        return self
+
+
+class ModelConfig(EncoderConfig):
+    """The network that runs at every evaluation; its encoder below."""
+
+    channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
+    dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="the image encoder")
+
+    @model_validator(mode="after")
+    def _encoder_depth(self) -> ModelConfig:
+        if len(self.encoder.multipliers) < len(self.multipliers):
+            raise ValueError(
+                f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
+                f"the network needs at least its own {len(self.multipliers)}"
+            )
+        return self
+
+
+class SDEConfig(Section):
+    """The process, what the network predicts, how errors are weighted."""
+
+    process: Literal["ve", "vp"] = Field("ve", description="variance exploding or preserving")
+    sigma_min: Float = Field(1e-3, gt=0, description="VE: least noise")
+    sigma_max: Float = Field(5.0, gt=0, description="VE: most noise")
+    beta_min: Float = Field(0.1, gt=0, description="VP: beta at t = 0")
+    beta_max: Float = Field(20.0, gt=0, description="VP: beta at t = 1")
+    prediction: Literal["edm", "x", "eps", "v", "score", "score_raw"] = Field(
+        "edm", description="meaning of the raw network output (models/denoiser.py)"
+    )
+    weighting: Literal["score", "uniform", "edm"] = Field("score", description="w(t) of the loss (sde/loss.py)")
+    prior_share: Float = Field(0.0, ge=0, le=1, description="share of every batch trained at t = 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SDEConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min} must be below sigma_max: {self.sigma_max}")
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min: {self.beta_min} must not exceed beta_max: {self.beta_max}")
+        return self
+
+
+class EMAConfig(Section):
+    """Moving average of the weights, the ones that are sampled with."""
+
+    kind: Literal["constant", "power"] = Field(
+        "constant", description="constant decay with warm-up, or a power of the step"
+    )
+    decay: Float = Field(0.999, ge=0, lt=1, description="constant: decay per step, reached by (1 + n) / (10 + n)")
+    gamma: Float = Field(6.94, gt=0, description="power: decay (1 - 1/n)^(gamma + 1)")
+
+
+class TrainingConfig(Section):
+    """Optimisation, checkpoints and logs."""
+
+    steps: Int = Field(100_000, ge=1, description="optimiser steps")
+    batch: Int = Field(16, ge=1, description="images per step")
+    noises: Int = Field(1, ge=1, le=256, description="noise levels per image and step, on shared image features")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or AdamW with decoupled decay")
+    learning_rate: Float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: Float = Field(0.0, ge=0, description="of AdamW")
+    warmup: Int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine ends at 0")
+    clip: Float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: EMAConfig = Field(default_factory=EMAConfig, description="moving average of the weights")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs that have it")
+    channels_last: bool = Field(True, description="memory layout of the convolutions")
+    log_every: Int = Field(50, ge=1, description="steps between rows of metrics.csv")
+    checkpoint_every: Int = Field(1000, ge=1, description="steps between checkpoints")
+    validate_every: Int = Field(1000, ge=1, description="steps between validations by quick draws")
+    keep: Int = Field(2, ge=1, description="numbered checkpoints kept, besides last.pt and best.pt")
+
+    @model_validator(mode="after")
+    def _decay_used(self) -> TrainingConfig:
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError("weight_decay: is for optimizer: adamw, not adam")
+        return self
+
+
+class SamplingConfig(Section):
+    """How draws are made and turned into maps."""
+
+    sampler: Literal["pc", "heun"] = Field("pc", description="predictor-corrector, or probability-flow Heun")
+    steps: Int = Field(400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps)")
+    corrector_steps: Int = Field(1, ge=0, description="pc: J, corrector steps per predictor step")
+    r: Float = Field(0.15, gt=0, description="pc: signal-to-noise ratio of the corrector step")
+    denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
+    rho: Float = Field(7.0, gt=0, description="heun: exponent of the noise grid")
+    draws: Int = Field(128, ge=1, description="draws per image")
+    threshold: Float | None = Field(
+        None, description="SDF units; below is foreground. null: 3 times the residual noise"
+    )
+    max_batch: Int = Field(64, ge=1, description="draws evaluated at once")
+    animate: bool = Field(True, description="write a GIF of one draw of the first image")
+    save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> SamplingConfig:
+        each = 1 + self.corrector_steps
+        if self.sampler == "pc" and self.steps % each:
+            raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Quick validation draws during training."""
+
+    images: Int = Field(16, ge=1, description="validation images drawn at each validation")
+    draws: Int = Field(2, ge=1, description="draws per validation image")
+    steps: Int = Field(9, ge=1, description="Heun evaluations per validation draw")
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs/")
+    seed: Int = Field(0, ge=0, lt=2**63, description="seed of training and sampling")
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    sde: SDEConfig = Field(default_factory=SDEConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

@@ -44,12 +44,29 @@ def _inside(root: Path, name: str, where: str) -> Path:
     return path
 
 
-def _read_png(path: Path, modes: str, where: str) -> np.ndarray:
+_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+
+
+def _read_png(path: Path, mode: str, where: str) -> np.ndarray:
     try:
         with Image.open(path) as file:
-            return np.asarray(file.convert(modes))
+            if file.mode not in _EIGHT_BIT:
+                raise DataError(f"{where}: {path} is of mode {file.mode}; 8-bit images are expected")
+            return np.asarray(file.convert(mode))
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: cannot read the image {path} ({error})") from None
+
+
+def _read_mask(path: Path, where: str) -> np.ndarray:
+    values = _read_png(path, "L", where)
+    levels = np.unique(values)
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise DataError(
+            f"{where}: {path} holds {len(levels)} values, {levels[0]} to {levels[-1]}; a mask has 0 and 255"
+        )
+    return values > 0
 
 
 def _read_sdf(path: Path, where: str) -> np.ndarray:
@@ -70,7 +87,7 @@ def _read_sdf(path: Path, where: str) -> np.ndarray:
 
 def _read_row(root: Path, row: dict[str, str], key: str, where: str, rgb: bool, truncation: float) -> Patch:
     image = _read_png(_inside(root, row["filename"], where), "RGB" if rgb else "L", where)
-    mask = _read_png(_inside(root, row["maskname"], where), "L", where) > 0
+    mask = _read_mask(_inside(root, row["maskname"], where), where)
     if min(mask.shape) < 1 or mask.shape != image.shape[:2]:
         raise DataError(f"{where}: mask {row['maskname']} is {mask.shape}, image {row['filename']} {image.shape[:2]}")
     if row.get("maskdtname"):

@@ -212,7 +212,8 @@ def prepare(
     records = cut_validation(records, options.validation_fraction, options.split_seed)
     counts = {split: sum(r.split == split for r in records) for split in FOLDERS}
     description: dict[str, object] = {
-        "format": FORMAT,
+        "tool_version": FORMAT,
+        "source": options.source,
         "options": asdict(options),
         "counts": counts,
         "inputs": _inputs(records),

@@ -279,6 +279,8 @@ def spoil(folder: Path, kind: str) -> None:
     image = folder / "i1.png"
     actions: dict[str, Callable[[], object]] = {
         "missing": lambda: (folder / "m1.png").unlink(),
+        "sixteen_bit": lambda: Image.fromarray(np.full((8, 8), 900, np.uint16)).save(image),
+        "grey_mask": lambda: Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "m1.png"),
         "unreadable": lambda: (folder / "i1.png").write_text("no picture"),
         "truncated_image": lambda: (folder / "i1.png").write_bytes((folder / "i1.png").read_bytes()[:40]),
         "truncated_array": lambda: (folder / "s1.npy").write_bytes((folder / "s1.npy").read_bytes()[:150]),
@@ -298,6 +300,8 @@ def spoil(folder: Path, kind: str) -> None:
 
 KINDS = [
     "missing",
+    "sixteen_bit",
+    "grey_mask",
     "unreadable",
     "truncated_image",
     "truncated_array",

@@ -30,7 +30,8 @@ from utils.schema import Config
 log = logging.getLogger("sample")
 
 # Config keys that decide what the weights mean: a run's must be those of its training.
-MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.prediction",
+MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
+           "sde.prediction",
            "data.color", "data.sdf_scale")  # fmt: skip
 
 

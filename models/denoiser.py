@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
 from sde.process import Process
 
-Prediction = Literal["edm", "x", "eps", "v", "score", "score_raw"]
+Prediction = Literal["edm", "x", "eps", "v", "velocity", "score", "score_raw"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
 
@@ -29,16 +29,18 @@ class Scaling:
     noise: Tensor
 
 
-def scaling(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float | Tensor) -> Scaling:
+def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Tensor) -> Scaling:
     """What the raw network F predicts, as coefficients.
 
     edm        F has unit variance at every t (Karras et al. 2022, table 1, with z / alpha for their x)
     x          F = m / sigma_data
     eps        F = eps
     v          F = alpha eps - sigma m (Salimans & Ho 2022)
+    velocity   F = dz/dt along the path = alpha' m + sigma' eps (Lipman et al. 2023)
     score      F = sigma * score, network input and output otherwise unscaled
     score_raw  F = score: the published parametrisation, kept for comparison
     """
+    alpha, sigma = process.alpha(t), process.sigma(t)
     total = torch.sqrt((alpha * sigma_data) ** 2 + sigma**2)  # standard deviation of z_t
     noise = torch.log(sigma / alpha) / 4.0
     zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
@@ -51,6 +53,11 @@ def scaling(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float | T
     if prediction == "v":
         norm = alpha**2 + sigma**2
         return Scaling(alpha / norm, -sigma / norm, 1.0 / total, noise)
+    if prediction == "velocity":
+        drift = process.drift(t)
+        growth = 0.5 * process.diffusion_squared(t) / sigma**2 + drift  # sigma' / sigma
+        out = 1.0 / (alpha * (drift - growth))
+        return Scaling(-growth * out, out, 1.0 / total, noise)
     if prediction == "score":
         return Scaling(1.0 / alpha, sigma / alpha, one, noise)
     if prediction == "score_raw":
@@ -90,7 +97,7 @@ class Denoiser(nn.Module):
         # float64 for the time algebra, except on MPS, which has none.
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         t = t.to(wide).to(z.device).expand(z.shape[0])
-        c = scaling(self.prediction, self.process.alpha(t), self.process.sigma(t), self.sigma_data.to(t.dtype))
+        c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
         raw = self.network(inp * z, c.noise.float(), features)
         return skip * z + out * raw.float()

@@ -32,15 +32,15 @@ def weight(weighting: str, process: Process, t: Tensor, sigma_data: float | Tens
 
 
 def sample_times(count: int, process: Process, generator: torch.Generator, prior_share: float = 0.0) -> Tensor:
-    """(count,) float64 times, uniform on [t_min, 1] and stratified: one in each of `count` equal parts, shuffled.
+    """(count,) float64 times, uniform on [t_min, t_max] and stratified: one in each of `count` equal parts, shuffled.
 
-    prior_share: the expected share of times that are set to t = 1, where the denoiser is E[m | x].
+    prior_share: the expected share of times that are set to t_max, where the denoiser is E[m | x].
     """
     offsets = torch.rand(count, generator=generator, dtype=torch.float64)
     parts = torch.randperm(count, generator=generator)
-    t = process.t_min + (1.0 - process.t_min) * (parts + offsets) / count
+    t = process.t_min + (process.t_max - process.t_min) * (parts + offsets) / count
     at_prior = torch.rand(count, generator=generator) < prior_share
-    return torch.where(at_prior, torch.ones_like(t), t)
+    return torch.where(at_prior, torch.full_like(t, process.t_max), t)
 
 
 def denoising_loss(

@@ -17,10 +17,12 @@ from torch import Tensor
 class Process(ABC):
     """The forward SDE dz = f(t) z dt + g(t) dw, given by its marginals.
 
-    t_min is where sampling ends and training begins: the noise left there is sigma(t_min).
+    t_min is where sampling ends and training begins: the noise left there is sigma(t_min). t_max is where sampling
+    starts; it is 1 unless alpha(1) = 0, as everything is computed in z / alpha.
     """
 
     t_min: float
+    t_max: float
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -55,8 +57,8 @@ class Process(ABC):
         return float(self.noise_ratio(torch.tensor(self.t_min, dtype=torch.float64)))
 
     def prior(self, noise: Tensor) -> Tensor:
-        """z_1 from standard normal `noise`: the data's own contribution at t = 1 is left out."""
-        return noise * float(self.sigma(torch.ones((), dtype=torch.float64)))
+        """z at t_max from standard normal `noise`: the data's own contribution there is left out."""
+        return noise * float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class VE(Process):
     sigma_min: float = 1e-3
     sigma_max: float = 5.0
     t_min: float = 0.0
+    t_max: float = 1.0
 
     @property
     def log_ratio(self) -> float:
@@ -94,6 +97,7 @@ class VP(Process):
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
+    t_max: float = 1.0
 
     def _integral(self, t: Tensor) -> Tensor:
         """B(t), the integral of beta from 0 to t."""
@@ -118,3 +122,68 @@ class VP(Process):
         if slope == 0:
             return integral / self.beta_min
         return 2.0 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2.0 * slope * integral))
+
+
+@dataclass(frozen=True)
+class CosineVP(Process):
+    """Cosine schedule (Nichol & Dhariwal 2021) with input scaling b: log-SNR -2 ln tan(pi t' / 2) + 2 ln b.
+
+    t' runs over the part of [0, 1] where the unscaled log-SNR is within [-20, 20]. b < 1 makes every time noisier,
+    as the ambiguous-segmentation paper does for masks, which large objects betray even at much noise.
+    """
+
+    input_scale: float = 1.0
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def _angle(self, t: Tensor) -> Tensor:
+        """pi t' / 2, between the angles whose log-SNR is 20 and -20."""
+        first = math.atan(math.exp(-10.0))
+        return first + (0.5 * math.pi - 2.0 * first) * t
+
+    def noise_ratio(self, t: Tensor) -> Tensor:
+        return torch.tan(self._angle(t)) / self.input_scale
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(1.0 + self.noise_ratio(t) ** 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        ratio = self.noise_ratio(t)
+        return ratio * torch.rsqrt(1.0 + ratio**2)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.diffusion_squared(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        # Variance preserving: g^2 = -2 d log(alpha)/dt = sigma^2 d log(ratio^2)/dt, and tan' / tan = 2 / sin(2 angle).
+        speed = 0.5 * math.pi - 2.0 * math.atan(math.exp(-10.0))
+        return self.sigma(t) ** 2 * 4.0 * speed / torch.sin(2.0 * self._angle(t))
+
+    def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
+        first = math.atan(math.exp(-10.0))
+        return (torch.atan(ratio * self.input_scale) - first) / (0.5 * math.pi - 2.0 * first)
+
+
+@dataclass(frozen=True)
+class OTFlow(Process):
+    """Optimal-transport path of flow matching: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t (FlowSDF)."""
+
+    sigma_min: float = 1e-3
+    t_min: float = 0.0
+    t_max: float = 1.0 - 1e-3
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min + (1.0 - self.sigma_min) * t
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -1.0 / (1.0 - t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        sigma = self.sigma(t)
+        return 2.0 * sigma * (1.0 - self.sigma_min) + 2.0 * sigma**2 / (1.0 - t)
+
+    def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
+        return (ratio - self.sigma_min) / (ratio + 1.0 - self.sigma_min)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,17 +38,31 @@ def accurate(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def time_grid(process: Process, intervals: int) -> Tensor:
-    """intervals + 1 times from 1 down to t_min, even in t (Algorithm 1)."""
-    return torch.linspace(1.0, process.t_min, intervals + 1, dtype=torch.float64)
+def _ends(process: Process) -> Tensor:
+    return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
 
 
-def noise_ratio_grid(process: Process, points: int, rho: float = 7.0) -> Tensor:
-    """`points` noise ratios from that of t = 1 down to that of t_min, even in ratio^(1/rho) (EDM eq. 5)."""
-    if points == 0:
-        return torch.empty(0, dtype=torch.float64)
-    ends = process.noise_ratio(torch.tensor([1.0, process.t_min], dtype=torch.float64)) ** (1.0 / rho)
-    return torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64)) ** rho
+def time_grid(process: Process, points: int) -> Tensor:
+    """`points` times from t_max down to t_min, even in t (Algorithm 1)."""
+    ends = _ends(process)
+    return torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
+
+
+def rho_grid(process: Process, points: int, rho: float = 7.0) -> Tensor:
+    """`points` times from t_max down to t_min, even in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
+    ends = process.noise_ratio(_ends(process)) ** (1.0 / rho)
+    even = torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
+    return process.time_of_noise_ratio(even**rho)
+
+
+def logsnr_grid(process: Process, points: int) -> Tensor:
+    """`points` times from t_max down to t_min, even in log-SNR."""
+    ends = process.logsnr(_ends(process))
+    even = torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
+    return process.time_of_noise_ratio(torch.exp(-0.5 * even))
+
+
+Grid = Callable[[Process, int], Tensor]
 
 
 @torch.no_grad()
@@ -72,7 +87,7 @@ def predictor_corrector(
     if steps < 1 or steps % (1 + corrector_steps):
         raise ValueError(f"{steps} evaluations cannot be split into steps of 1 predictor + {corrector_steps} corrector")
     predictor_steps = steps // (1 + corrector_steps)
-    times = time_grid(process, predictor_steps)
+    times = time_grid(process, predictor_steps + 1)
     z = process.prior(noise())  # line 2
     for k in range(predictor_steps):  # line 3
         last = denoise_last and k == predictor_steps - 1
@@ -106,6 +121,34 @@ def _correct(
     return mean if noise_free else mean + torch.sqrt(2.0 * step) * eps  # line 10
 
 
+class _Scaled:
+    """The frame u = z / alpha, s = sigma / alpha, in which every process is VE and du/ds = (u - D) / s.
+
+    times: one per evaluation point; a last s = 0 is added, where the draw ends.
+    """
+
+    def __init__(self, denoise: Denoise, process: Process, times: Tensor) -> None:
+        self.denoise, self.times = denoise, times
+        self.alphas = process.alpha(times).tolist()
+        self.ratios = [*process.noise_ratio(times).tolist(), 0.0]
+        self.process = process
+
+    def start(self, noise: Noise) -> Tensor:
+        return accurate(self.process.prior(noise())) / self.alphas[0]
+
+    def denoised(self, u: Tensor, i: int) -> Tensor:
+        return self.denoise((self.alphas[i] * u).float(), self.times[i]).to(u.dtype)
+
+    def show(self, callback: Callback | None, u: Tensor, i: int) -> None:
+        if callback is not None:
+            callback(u.float(), self.times[min(i, len(self.times) - 1)])
+
+
+def _at_least_one(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a draw needs at least one evaluation, not {steps}")
+
+
 @torch.no_grad()
 def heun(
     denoise: Denoise,
@@ -113,35 +156,85 @@ def heun(
     noise: Noise,
     steps: int,
     *,
-    rho: float = 7.0,
+    grid: Grid = rho_grid,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Probability-flow ODE by Heun's rule on a rho grid of noise ratios, ending at ratio 0 (EDM Algorithm 1).
+    """Probability-flow ODE by Heun's rule, ending at noise 0 (Karras et al. 2022, Algorithm 1).
 
-    With u = z / alpha and ratio s = sigma / alpha every process has the same ODE, du/ds = (u - D) / s.
-    A Heun step costs two evaluations and the last step, to s = 0, one; for an even number of `steps` the first
-    step, where D hardly changes, is an Euler step too. One evaluation is the direct posterior mean at t = 1.
+    A Heun step costs two evaluations and the last step, to noise 0, one; for an even number of `steps` the first
+    step, where D hardly changes, is an Euler step too. One evaluation is the direct posterior mean at t_max.
     Raises ValueError if steps < 1.
     """
-    if steps < 1:
-        raise ValueError(f"heun needs at least one evaluation, not {steps}")
+    _at_least_one(steps)
     euler_first = steps % 2 == 0
-    ratios = noise_ratio_grid(process, (steps + 1) // 2 + euler_first, rho)
-    times = process.time_of_noise_ratio(ratios)
-    alphas = process.alpha(times)
-    ratios = torch.cat([ratios, ratios.new_zeros(1)])
-    u = accurate(process.prior(noise())) / alphas[0].item()
+    frame = _Scaled(denoise, process, grid(process, (steps + 1) // 2 + euler_first))
+    s, last = frame.ratios, len(frame.times) - 1
+    u = frame.start(noise)
+    for i in range(last + 1):
+        d = (u - frame.denoised(u, i)) / s[i]
+        if i < last and not (i == 0 and euler_first):
+            u_next = u + (s[i + 1] - s[i]) * d
+            d = 0.5 * (d + (u_next - frame.denoised(u_next, i + 1)) / s[i + 1])
+        u = u + (s[i + 1] - s[i]) * d
+        frame.show(callback, u, i + 1)
+    return u.float()
 
-    def slope(u: Tensor, i: int) -> Tensor:
-        z = (alphas[i].item() * u).float()
-        return (u - denoise(z, times[i])) / ratios[i].item()
 
-    for i in range(len(times)):
-        step = (ratios[i + 1] - ratios[i]).item()
-        d = slope(u, i)
-        if not (i == len(times) - 1 or (i == 0 and euler_first)):
-            d = 0.5 * (d + slope(u + step * d, i + 1))
-        u = u + step * d
-        if callback is not None:
-            callback(u.float(), times[min(i + 1, len(times) - 1)])
+@torch.no_grad()
+def ddim(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int,
+    *,
+    eta: float = 0.0,
+    grid: Grid = time_grid,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12): eta = 0 is Euler's rule for the flow, eta = 1 ancestral DDPM sampling.
+
+    For the OT path with eta = 0 it is the Euler step dm/dt = v(m, t) of flow matching.
+    Raises ValueError if steps < 1.
+    """
+    _at_least_one(steps)
+    frame = _Scaled(denoise, process, grid(process, steps))
+    u = frame.start(noise)
+    for i, (s, s_next) in enumerate(pairwise(frame.ratios)):
+        denoised = frame.denoised(u, i)
+        fresh = eta * s_next * math.sqrt(max(0.0, 1.0 - (s_next / s) ** 2))  # eq. 16
+        u = denoised + math.sqrt(s_next**2 - fresh**2) / s * (u - denoised)
+        if fresh > 0:
+            u = u + fresh * noise()
+        frame.show(callback, u, i + 1)
+    return u.float()
+
+
+@torch.no_grad()
+def dpm_solver(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int,
+    *,
+    grid: Grid = logsnr_grid,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order in log s at one evaluation a step.
+
+    The first step and the last, to noise 0, are of first order. Raises ValueError if steps < 1.
+    """
+    _at_least_one(steps)
+    frame = _Scaled(denoise, process, grid(process, steps))
+    u = frame.start(noise)
+    previous: Tensor | None = None
+    h_previous = 0.0
+    for i, (s, s_next) in enumerate(pairwise(frame.ratios)):
+        denoised = frame.denoised(u, i)
+        extrapolated = denoised
+        h = math.log(s / s_next) if s_next > 0 else math.inf
+        if previous is not None and s_next > 0:
+            extrapolated = denoised + h / (2.0 * h_previous) * (denoised - previous)
+        u = s_next / s * u + (1.0 - s_next / s) * extrapolated
+        previous, h_previous = denoised, h
+        frame.show(callback, u, i + 1)
     return u.float()

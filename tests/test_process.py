@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sde.noise import DrawNoise, draw_seed
-from sde.process import VE, VP, Process
+from sde.process import VE, VP, CosineVP, OTFlow, Process
 
-PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0)]
-IDS = ["ve", "ve narrow", "vp", "vp constant beta", "vp slow"]
+PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0), CosineVP(), CosineVP(0.1), OTFlow()]
+IDS = ["ve", "ve narrow", "vp", "vp constant beta", "vp slow", "cosine", "cosine hard", "flow"]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 
 
@@ -46,7 +46,7 @@ def test_marginals_by_simulation(process: Process) -> None:
 
 
 @each_process
-@given(t=st.floats(1e-3, 1.0))
+@given(t=st.floats(1e-3, 1.0 - 1e-3))
 def test_time_of_noise_ratio_inverts(process: Process, t: float) -> None:
     time = torch.tensor(t, dtype=torch.float64)
     assert process.time_of_noise_ratio(process.noise_ratio(time)).item() == pytest.approx(t, abs=1e-9)

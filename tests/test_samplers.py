@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from sde.noise import DrawNoise
-from sde.process import VE, VP, Process
-from sde.samplers import Denoise, heun, noise_ratio_grid, predictor_corrector, time_grid
+from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.samplers import (
+    Denoise,
+    ddim,
+    dpm_solver,
+    heun,
+    logsnr_grid,
+    predictor_corrector,
+    rho_grid,
+    time_grid,
+)
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
-PROCESSES: list[Process] = [VE(1e-3, 50.0), VP()]
+PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), CosineVP(0.5), OTFlow()]
+IDS = ["ve", "vp", "cosine", "flow"]
 MEAN = torch.tensor([0.3, -0.4])
 COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.20]])
 
@@ -53,12 +64,15 @@ def mixture_denoiser(process: Process, weights: Tensor, means: Tensor, std: floa
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "pc": partial(predictor_corrector, steps=800, corrector_steps=1, r=0.05),
     "predictor": partial(predictor_corrector, steps=400, corrector_steps=0),
-    "heun": partial(heun, steps=161),
-    "heun even": partial(heun, steps=160),
+    "heun": partial(heun, steps=241),
+    "heun even": partial(heun, steps=240),
+    "ddim": partial(ddim, steps=400, grid=logsnr_grid),
+    "ancestral": partial(ddim, steps=400, eta=1.0, grid=logsnr_grid),
+    "dpm solver": partial(dpm_solver, steps=120),
 }
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
     m = SAMPLERS[name](gaussian_denoiser(process), process, draws(1, 16, (2, 32, 32)))
@@ -69,7 +83,7 @@ def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
     torch.testing.assert_close(torch.cov(pixels), COVARIANCE.double(), atol=0.014, rtol=0)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_mixture_weights_and_widths(name: str, process: Process) -> None:
     weights, means, std = torch.tensor([0.3, 0.7]), torch.tensor([-0.8, 0.6]), 0.1
@@ -83,25 +97,32 @@ def test_mixture_weights_and_widths(name: str, process: Process) -> None:
         assert part.std().item() == pytest.approx(std, rel=0.06)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
-def test_heun_has_second_order(process: Process) -> None:
-    """On a Gaussian the flow is known: u_0 = mean + sqrt(v / (v + s^2)) (u_1 - mean)."""
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+@pytest.mark.parametrize(
+    ("sampler", "steps", "least"),
+    [(heun, 31, 3.3), (partial(dpm_solver), 30, 3.0), (partial(ddim, grid=rho_grid), 60, 1.8)],
+    ids=["heun", "dpm solver", "ddim"],
+)
+def test_order_of_convergence(sampler: Callable[..., Tensor], steps: int, least: float, process: Process) -> None:
+    """The error falls by 2^order from n to 2n steps; on a Gaussian the flow is known:
+    u_0 = mean + sqrt(v / (v + s^2)) (u_1 - mean)."""
     mean, variance = torch.tensor([0.2, 0.2]), torch.eye(2) * 0.09
-    start = process.prior(draws(3, 4, (2, 8, 8))()) / process.alpha(torch.tensor(1.0))
-    top = process.noise_ratio(torch.tensor(1.0)).item()
+    first = torch.tensor(process.t_max, dtype=torch.float64)
+    start = process.prior(draws(3, 4, (2, 8, 8))()).double() / process.alpha(first)
+    top = process.noise_ratio(first).item()
     exact = 0.2 + math.sqrt(0.09 / (0.09 + top**2)) * (start - 0.2)
     errors = []
-    for steps in (31, 63, 127):
-        u = heun(gaussian_denoiser(process, mean, variance), process, draws(3, 4, (2, 8, 8)), steps)
+    for n in (steps, 2 * steps + steps % 2, 4 * steps + 3 * (steps % 2)):
+        u = sampler(gaussian_denoiser(process, mean, variance), process, draws(3, 4, (2, 8, 8)), n)
         errors.append((u - exact).abs().max().item())
-    assert errors[0] / errors[1] > 3.3
-    assert errors[1] / errors[2] > 3.3
+    assert errors[0] / errors[1] > least
+    assert errors[1] / errors[2] > least
 
 
 def test_corrector_variance_is_that_of_langevin_with_a_finite_step() -> None:
     """Each step of Algorithm 1 maps the variance of a Gaussian in closed form."""
     process, variance, r, steps = VE(0.01, 5.0), 0.25, 0.35, 200
-    times = time_grid(process, steps // 2)
+    times = time_grid(process, steps // 2 + 1)
     sigma2 = process.sigma(times) ** 2
     v = sigma2[0].item()
     for k in range(steps // 2):
@@ -115,8 +136,16 @@ def test_corrector_variance_is_that_of_langevin_with_a_finite_step() -> None:
     assert m.var().item() == pytest.approx(v, rel=0.03)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp"])
-@pytest.mark.parametrize("base", [partial(predictor_corrector, steps=40), partial(heun, steps=10)], ids=["pc", "heun"])
+SHORT: dict[str, Callable[..., Tensor]] = {
+    "pc": partial(predictor_corrector, steps=40),
+    "heun": partial(heun, steps=10),
+    "ancestral": partial(ddim, steps=10, eta=1.0),
+    "dpm solver": partial(dpm_solver, steps=10),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+@pytest.mark.parametrize("base", SHORT.values(), ids=SHORT)
 def test_a_draw_does_not_depend_on_its_batch(base: Callable[..., Tensor], process: Process) -> None:
     sampler = partial(base, gaussian_denoiser(process), process)
     owners = [("a", 0), ("b", 0), ("a", 1)]
@@ -140,25 +169,27 @@ def test_corrector_norm_is_per_draw() -> None:
     assert torch.equal(run(1.0)[0], run(1e4)[0])
 
 
+@pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 10, 11])
-def test_heun_uses_the_evaluations_it_is_given(steps: int) -> None:
+def test_uses_the_evaluations_it_is_given(steps: int, sampler: Callable[..., Tensor]) -> None:
     process, calls = VE(0.01, 5.0), []
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         calls.append(t.item())
         return torch.zeros_like(z)
 
-    heun(denoise, process, draws(0, 1, (1, 4, 4)), steps)
+    sampler(denoise, process, draws(0, 1, (1, 4, 4)), steps)
     assert len(calls) == steps
     assert calls[0] == pytest.approx(1.0)
 
 
-def test_one_evaluation_is_the_posterior_mean() -> None:
+@pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
+def test_one_evaluation_is_the_posterior_mean(sampler: Callable[..., Tensor]) -> None:
     process = VE(0.01, 5.0)
     noise = draws(7, 2, (2, 8, 8))
     start = process.prior(draws(7, 2, (2, 8, 8))())
     expected = gaussian_denoiser(process)(start, torch.ones((), dtype=torch.float64))
-    torch.testing.assert_close(heun(gaussian_denoiser(process), process, noise, 1), expected)
+    torch.testing.assert_close(sampler(gaussian_denoiser(process), process, noise, 1), expected)
 
 
 def test_pc_counts_and_the_last_noise() -> None:
@@ -178,6 +209,35 @@ def test_pc_counts_and_the_last_noise() -> None:
     assert quiet.std().item() < noisy.std().item()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_ddim_on_the_flow_path_has_no_error_for_a_point(steps: int) -> None:
+    """The velocity towards one mask is constant along its path: Euler's rule is exact at any number of steps."""
+    m = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    for sampler in (ddim, heun, dpm_solver):
+        torch.testing.assert_close(sampler(lambda z, t: m, OTFlow(), draws(0, 1, (1, 8, 8)), steps), m)
+
+
+def test_ddim_is_the_flows_euler_step() -> None:
+    process, noise = OTFlow(), draws(9, 2, (2, 8, 8))
+    denoise = gaussian_denoiser(process)
+    times = [*time_grid(process, 4).tolist(), process.t_min]
+    z = process.prior(draws(9, 2, (2, 8, 8))()).double()
+    for t, following in pairwise(times[:-1]):
+        here = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = process.alpha(here), process.sigma(here)
+        m = denoise(z.float(), here).double()
+        velocity = -m + (1.0 - process.sigma_min) * (z - alpha * m) / sigma
+        z = z + (following - t) * velocity
+    last = denoise(z.float(), torch.tensor(times[-2], dtype=torch.float64))
+    torch.testing.assert_close(ddim(denoise, process, noise, 4), last, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
+def test_no_evaluation_no_draw(sampler: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        sampler(lambda z, t: z, VE(), draws(0, 1, (1, 2, 2)), 0)
+
+
 @pytest.mark.parametrize(("steps", "corrector"), [(5, 1), (0, 1), (4, 2)])
 def test_pc_refuses_broken_steps(steps: int, corrector: int) -> None:
     with pytest.raises(ValueError, match="evaluations cannot be split"):
@@ -185,16 +245,21 @@ def test_pc_refuses_broken_steps(steps: int, corrector: int) -> None:
 
 
 def test_grids_span_the_process() -> None:
-    ratios = noise_ratio_grid(VE(1e-3, 5.0), 6)
-    assert ratios[0].item() == pytest.approx(5.0)
-    assert ratios[-1].item() == pytest.approx(1e-3)
-    assert (ratios.diff() < 0).all()
-    assert time_grid(VP(), 4)[-1].item() == pytest.approx(1e-3)
+    for process in PROCESSES:
+        for grid in (time_grid, logsnr_grid, rho_grid):
+            times = grid(process, 6)
+            assert times[0].item() == pytest.approx(process.t_max, abs=1e-9)
+            assert times[-1].item() == pytest.approx(process.t_min, abs=1e-9)
+            assert (times.diff() < 0).all()
+            assert grid(process, 1).tolist() == pytest.approx([process.t_max], abs=1e-9)
+    assert torch.allclose(VE().logsnr(logsnr_grid(VE(), 5)).diff().diff(), torch.zeros(3, dtype=torch.float64))
+    ratios = VE().noise_ratio(rho_grid(VE(), 5)) ** (1 / 7)
+    assert torch.allclose(ratios.diff().diff(), torch.zeros(3, dtype=torch.float64), atol=1e-9)
 
 
 def test_callback_sees_the_way_from_noise_to_data() -> None:
     process = VE(0.01, 5.0)
-    for sampler in (partial(heun, steps=9), partial(predictor_corrector, steps=20)):
+    for sampler in SHORT.values():
         seen: list[float] = []
         m = sampler(
             lambda z, t: z * 0,

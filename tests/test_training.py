@@ -211,8 +211,8 @@ def test_without_a_val_csv_images_are_held_out(trained: Workspace) -> None:
     assert "6 training, 2 validation" in (trained.run_folder() / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("prediction", ["edm", "x", "eps", "v", "score", "score_raw"])
-@pytest.mark.parametrize("process", ["ve", "vp"])
+@pytest.mark.parametrize("prediction", ["edm", "x", "eps", "v", "velocity", "score", "score_raw"])
+@pytest.mark.parametrize("process", ["ve", "vp", "cosine", "flow"])
 def test_every_process_and_prediction_trains_and_samples(trained: Workspace, process: str, prediction: str) -> None:
     choice = [
         "--set",

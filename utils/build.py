@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -9,8 +10,20 @@ import torch
 from torch import Tensor
 
 from models.denoiser import Denoiser, build_denoiser
-from sde.process import VE, VP, Process
-from sde.samplers import Callback, Denoise, Noise, heun, predictor_corrector
+from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.samplers import (
+    Callback,
+    Denoise,
+    Grid,
+    Noise,
+    ddim,
+    dpm_solver,
+    heun,
+    logsnr_grid,
+    predictor_corrector,
+    rho_grid,
+    time_grid,
+)
 from utils.schema import Config, SamplingConfig, SDEConfig
 
 
@@ -23,9 +36,13 @@ class Sampler(Protocol):
 
 
 def process_of(sde: SDEConfig) -> Process:
-    if sde.process == "ve":
-        return VE(sde.sigma_min, sde.sigma_max)
-    return VP(sde.beta_min, sde.beta_max)
+    processes: dict[str, Process] = {
+        "ve": VE(sde.sigma_min, sde.sigma_max),
+        "vp": VP(sde.beta_min, sde.beta_max),
+        "cosine": CosineVP(sde.input_scale),
+        "flow": OTFlow(sde.sigma_min),
+    }
+    return processes[sde.process]
 
 
 def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
@@ -56,7 +73,14 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
             r=sampling.r,
             denoise_last=sampling.denoise_last,
         )
-    return partial(heun, steps=sampling.steps, rho=sampling.rho)
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "heun": heun,
+        "ddim": partial(ddim, eta=sampling.eta),
+        "dpm_solver": dpm_solver,
+    }
+    grids: dict[str, Grid] = {"time": time_grid, "logsnr": logsnr_grid, "rho": partial(rho_grid, rho=sampling.rho)}
+    grid = sampling.grid or {"heun": "rho", "ddim": "time", "dpm_solver": "logsnr"}[sampling.sampler]
+    return partial(samplers[sampling.sampler], steps=sampling.steps, grid=grids[grid])
 
 
 def threshold_of(config: Config) -> float:

@@ -103,12 +103,16 @@ class ModelConfig(EncoderConfig):
 class SDEConfig(Section):
     """The process, what the network predicts, how errors are weighted."""
 
-    process: Literal["ve", "vp"] = Field("ve", description="variance exploding or preserving")
-    sigma_min: Float = Field(1e-3, gt=0, description="VE: least noise")
+    process: Literal["ve", "vp", "cosine", "flow"] = Field(
+        "ve",
+        description="variance exploding, variance preserving with linear or cosine schedule, optimal-transport flow",
+    )
+    sigma_min: Float = Field(1e-3, gt=0, description="VE, flow: least noise")
     sigma_max: Float = Field(5.0, gt=0, description="VE: most noise")
     beta_min: Float = Field(0.1, gt=0, description="VP: beta at t = 0")
     beta_max: Float = Field(20.0, gt=0, description="VP: beta at t = 1")
-    prediction: Literal["edm", "x", "eps", "v", "score", "score_raw"] = Field(
+    input_scale: Float = Field(1.0, gt=0, le=1, description="cosine: b, the data's scale; less is more noise")
+    prediction: Literal["edm", "x", "eps", "v", "velocity", "score", "score_raw"] = Field(
         "edm", description="meaning of the raw network output (models/denoiser.py)"
     )
     weighting: Literal["score", "uniform", "edm"] = Field("score", description="w(t) of the loss (sde/loss.py)")
@@ -163,12 +167,18 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """How draws are made and turned into maps."""
 
-    sampler: Literal["pc", "heun"] = Field("pc", description="predictor-corrector, or probability-flow Heun")
+    sampler: Literal["pc", "heun", "ddim", "dpm_solver"] = Field(
+        "pc", description="predictor-corrector, probability-flow Heun, DDIM, DPM-Solver++(2M)"
+    )
     steps: Int = Field(400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps)")
     corrector_steps: Int = Field(1, ge=0, description="pc: J, corrector steps per predictor step")
     r: Float = Field(0.15, gt=0, description="pc: signal-to-noise ratio of the corrector step")
     denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
-    rho: Float = Field(7.0, gt=0, description="heun: exponent of the noise grid")
+    eta: Float = Field(0.0, ge=0, le=1, description="ddim: 0 is the flow's Euler rule, 1 ancestral DDPM")
+    grid: Literal["time", "logsnr", "rho"] | None = Field(
+        None, description="not pc: what is even between steps; null: rho for heun, time for ddim, logsnr for dpm_solver"
+    )
+    rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
     draws: Int = Field(128, ge=1, description="draws per image")
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
@@ -182,6 +192,10 @@ class SamplingConfig(Section):
         each = 1 + self.corrector_steps
         if self.sampler == "pc" and self.steps % each:
             raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
+        if self.sampler == "pc" and self.grid not in (None, "time"):
+            raise ValueError(f"grid: {self.grid} is not for sampler: pc, whose steps are even in time (Algorithm 1)")
+        if self.sampler != "ddim" and self.eta:
+            raise ValueError(f"eta: {self.eta} is for sampler: ddim, not {self.sampler}")
         return self
 
 

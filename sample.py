@@ -21,6 +21,7 @@ from models.denoiser import Denoiser
 from utils.build import denoiser_of, process_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.config import parse_config
 from utils.draws import Drawer, drawer_of, image_tensor
 from utils.errors import UsageError
 from utils.results import add_draw, finish, is_done, open_folder, peak_memory_mib, start_result, write_image
@@ -40,15 +41,16 @@ def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
 
     Raises CheckpointError or UsageError if they do not belong together.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, needs=("config", "ema"))
     model = denoiser_of(config)
     load_weights(model, state["ema"], path)
-    now = config.model_dump(mode="json")
+    trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
     for key in MEANING:
         section, name = key.split(".")
-        trained = state["config"][section][name]
-        if trained != now[section][name]:
-            raise UsageError(f"{path}: trained with {key}: {trained!r}; the config says {now[section][name]!r}")
+        if trained[section][name] != now[section][name]:
+            raise UsageError(
+                f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
+            )
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return model.eval()

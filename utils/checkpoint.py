@@ -6,7 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,10 @@ def link_checkpoint(source: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """The state of a checkpoint on the host, tensors and plain values only.
 
+    needs: keys without which it is of no use.
     Raises CheckpointError if the file is absent, truncated, of another program or holds code.
     """
     if not path.is_file():
@@ -80,6 +81,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this program (format {FORMAT})")
+    absent = [key for key in needs if key not in state]
+    if absent:
+        raise CheckpointError(f"{path}: an incomplete checkpoint, without {', '.join(absent)}")
     return state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _known_keys(location: Sequence[str]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _describe(error: Any, origins: dict[tuple[str, ...], str], path: Path) -> str:
+def _describe(error: Any, origins: Mapping[tuple[str, ...], str], path: Path) -> str:
     location = tuple(str(part) for part in error["loc"])
     where = next((origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins), str(path))
     key = ".".join(location)
@@ -118,6 +118,20 @@ def _describe(error: Any, origins: dict[tuple[str, ...], str], path: Path) -> st
     return f"{where}: {key}: {error['input']!r} is not allowed: {message[:1].lower() + message[1:]}"
 
 
+def parse_config(tree: dict[str, Any], path: Path, origins: Mapping[tuple[str, ...], str] | None = None) -> Config:
+    """A checked config; keys that are absent take their defaults.
+
+    path: named in errors; origins: which file or override each key came from.
+    Raises ConfigError with one line.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        errors = error.errors()
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigError(_describe(errors[0], origins or {}, path) + more) from None
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The resolved config of a YAML file, its bases and `section.key=value` overrides.
 
@@ -127,12 +141,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree, origins = _load_chain(path)
     for override in overrides:
         tree = _apply_override(tree, origins, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        errors = error.errors()
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise ConfigError(_describe(errors[0], origins, path) + more) from None
+    return parse_config(tree, path, origins)
 
 
 def dump_config(config: Config) -> str:

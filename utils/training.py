@@ -132,7 +132,7 @@ def checked_resume(run: Path, config: Config, state: TrainingState) -> None:
         if section not in _FREE and before[section] != now[section]:
             raise UsageError(f"--resume {run}: {_difference(section, before[section], now[section])}")
     path = run / "checkpoints" / "last.pt"
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, needs=("model", "ema", "optimizer", "schedule", "batches", "generators"))
     load_weights(state.model, saved["model"], path)
     state.load_state_dict(saved)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.dataset import Patch, load_split
 from evaluation.figures import trajectory
 from models.denoiser import Denoiser
-from utils.build import denoiser_of, process_of, sampler_of, threshold_of
+from utils.build import denoiser_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import parse_config
@@ -88,10 +88,9 @@ def sample_group(drawer: Drawer, patches: list[Patch], config: Config, folder: P
 def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
     """A GIF of the first draw of one image."""
     frames: list[tuple[float, np.ndarray]] = []
-    process = process_of(config.sde)
 
-    def keep(m: Tensor, t: Tensor) -> None:
-        frames.append((float(process.noise_ratio(t)), m[0, 0].float().cpu().numpy() / config.data.sdf_scale))
+    def keep(m: Tensor, noise: float) -> None:
+        frames.append((noise, m[0, 0].float().cpu().numpy() / config.data.sdf_scale))
 
     list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
     trajectory(frames, threshold_of(config), path)

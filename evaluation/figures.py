@@ -118,5 +118,5 @@ def trajectory(frames: Iterable[tuple[float, np.ndarray]], threshold: float, pat
         picture.paste(left, (0, 0))
         picture.paste(right, (left.width, 0))
         pictures.append(picture.quantize(128, dither=Image.Dither.NONE))
-    durations = [120] * (len(pictures) - 1) + [2000]
+    durations = [max(100, 4000 // len(pictures))] * (len(pictures) - 1) + [2500]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -3,8 +3,8 @@
     sampler(denoise, process, noise, steps, ..., callback=None) -> m, (B, C, H, W)
 
 denoise(z, t) is E[m | z_t = z] for a batch z (B, C, H, W) at the scalar time t (float64, 0-d); noise() gives the
-next N(0, I) of every draw; `steps` counts network evaluations. callback(z, t) sees every iterate divided by alpha.
-The state is kept in float64 where few large steps are taken, as the update z += (small) D then loses nothing.
+next N(0, I) of every draw; `steps` counts network evaluations. callback(u, s) sees the start and every iterate as
+u = z / alpha, with its noise s. Where few large steps are taken the state is float64, so that small changes add up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sde.process import Process
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
-Callback = Callable[[Tensor, Tensor], None]
+Callback = Callable[[Tensor, float], None]
 
 
 def score_of(denoised: Tensor, z: Tensor, alpha: float, sigma: float) -> Tensor:
@@ -89,13 +89,18 @@ def predictor_corrector(
     predictor_steps = steps // (1 + corrector_steps)
     times = time_grid(process, predictor_steps + 1)
     z = process.prior(noise())  # line 2
+
+    def show(z: Tensor, t: Tensor) -> None:
+        if callback is not None:
+            callback(z / process.alpha(t).item(), process.noise_ratio(t).item())
+
+    show(z, times[0])
     for k in range(predictor_steps):  # line 3
         last = denoise_last and k == predictor_steps - 1
         z = _predict(denoise, process, z, noise(), times[k], times[k + 1], last and corrector_steps == 0)
         for j in range(corrector_steps):  # line 6
             z = _correct(denoise, process, z, noise(), times[k + 1], r, last and j == corrector_steps - 1)
-        if callback is not None:
-            callback(z / process.alpha(times[k + 1]).item(), times[k + 1])
+        show(z, times[k + 1])
     return z / process.alpha(times[-1]).item()
 
 
@@ -141,7 +146,7 @@ class _Scaled:
 
     def show(self, callback: Callback | None, u: Tensor, i: int) -> None:
         if callback is not None:
-            callback(u.float(), self.times[min(i, len(self.times) - 1)])
+            callback(u.float(), self.ratios[i])
 
 
 def _at_least_one(steps: int) -> None:
@@ -170,6 +175,7 @@ def heun(
     frame = _Scaled(denoise, process, grid(process, (steps + 1) // 2 + euler_first))
     s, last = frame.ratios, len(frame.times) - 1
     u = frame.start(noise)
+    frame.show(callback, u, 0)
     for i in range(last + 1):
         d = (u - frame.denoised(u, i)) / s[i]
         if i < last and not (i == 0 and euler_first):
@@ -199,6 +205,7 @@ def ddim(
     _at_least_one(steps)
     frame = _Scaled(denoise, process, grid(process, steps))
     u = frame.start(noise)
+    frame.show(callback, u, 0)
     for i, (s, s_next) in enumerate(pairwise(frame.ratios)):
         denoised = frame.denoised(u, i)
         fresh = eta * s_next * math.sqrt(max(0.0, 1.0 - (s_next / s) ** 2))  # eq. 16
@@ -226,6 +233,7 @@ def dpm_solver(
     _at_least_one(steps)
     frame = _Scaled(denoise, process, grid(process, steps))
     u = frame.start(noise)
+    frame.show(callback, u, 0)
     previous: Tensor | None = None
     h_previous = 0.0
     for i, (s, s_next) in enumerate(pairwise(frame.ratios)):

@@ -121,7 +121,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     folder = open_folder(run, settings, args.resume)
     log.info("%s: %d images, %d draws each", folder, len(patches), config.sampling.draws)
     bar = tqdm(total=len(patches), desc="sampling", unit="image", disable=args.quiet)
-    for group in groups(patches, max(1, config.sampling.max_batch // config.sampling.draws)):
+    for group in groups(patches, max(1, drawer.max_batch // config.sampling.draws)):
         stop.raise_if_set()
         if not all(is_done(folder, patch.key) for patch in group):
             sample_group(drawer, group, config, folder)

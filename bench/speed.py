@@ -19,7 +19,7 @@ import torch
 
 from models.denoiser import Denoiser
 from sde.samplers import heun
-from utils.build import denoiser_of, sampler_of
+from utils.build import denoiser_of, max_batch_of, sampler_of
 from utils.cli import common_parser, read_config, run_command
 from utils.draws import Drawer, network_image
 from utils.results import peak_memory_mib
@@ -58,7 +58,9 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     sampler = partial(heun, steps=5) if config.sampling.steps > 20 else sampler_of(config.sampling)
-    return Drawer(model, sampler, 0, config.sampling.max_batch, 1.0, device, way.channels_last, way.bfloat16)
+    return Drawer(
+        model, sampler, 0, max_batch_of(config.sampling, device), 1.0, device, way.channels_last, way.bfloat16
+    )
 
 
 def train_once(drawer: Drawer, images: torch.Tensor) -> None:

@@ -90,6 +90,11 @@ def threshold_of(config: Config) -> float:
     return 3.0 * process_of(config.sde).residual_noise() / config.data.sdf_scale
 
 
+def max_batch_of(sampling: SamplingConfig, device: torch.device) -> int:
+    """Draws evaluated at once: on a CPU more of them spend their time on fresh memory (docs/results/speed.md)."""
+    return sampling.max_batch or (16 if device.type == "cpu" else 64)
+
+
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether networks run under bfloat16 autocast; on CPUs without its instructions it is slower than float32."""
     if precision == "auto":

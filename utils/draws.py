@@ -12,7 +12,7 @@ from data.dataset import Patch, image_array
 from models.denoiser import Denoiser
 from sde.noise import DrawNoise
 from sde.samplers import Callback
-from utils.build import Sampler, use_bfloat16
+from utils.build import Sampler, max_batch_of, use_bfloat16
 from utils.schema import Config
 
 
@@ -90,7 +90,7 @@ def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
         denoiser,
         sampler,
         seed=config.seed,
-        max_batch=config.sampling.max_batch,
+        max_batch=max_batch_of(config.sampling, device),
         sdf_scale=config.data.sdf_scale,
         device=device,
         channels_last=config.training.channels_last,

@@ -183,7 +183,7 @@ class SamplingConfig(Section):
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
     )
-    max_batch: Int = Field(64, ge=1, description="draws evaluated at once")
+    max_batch: Int | None = Field(None, ge=1, description="draws evaluated at once; null: 64 on GPUs, 16 on CPUs")
     animate: bool = Field(True, description="write a GIF of one draw of the first image")
     save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
 

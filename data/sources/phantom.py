@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter, rotate
+from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, rotate
 
 from data.sources.record import Record, Sample, Split
 
@@ -70,6 +70,12 @@ class Tissue:
         return (field - field.mean()) / (field.std() + 1e-9)
 
 
+def _window(row: float, column: float, reach: int) -> tuple[slice, slice]:
+    """The square around a point; what lies outside the picture is cut off by indexing."""
+    top, left = int(row) - reach, int(column) - reach
+    return slice(max(0, top), max(0, top + 2 * reach + 1)), slice(max(0, left), max(0, left + 2 * reach + 1))
+
+
 def _outline(rng: np.random.Generator, angle: np.ndarray, radius: float) -> np.ndarray:
     """Border radius for each angle: an ellipse with a few low-frequency bumps."""
     aspect, turn = rng.uniform(0.6, 1.0), rng.uniform(0, np.pi)
@@ -84,22 +90,26 @@ def _grow_glands(tissue: Tissue) -> list[tuple[float, float, float]]:
     rng, size = tissue.rng, tissue.size
     target = rng.uniform(0.22, 0.58)
     placed: list[tuple[float, float, float]] = []
+    covered = 0
     for _ in range(int(60 * (size / 64) ** 2)):
-        if placed and (tissue.glands > 0).mean() > target:
+        if placed and covered / size**2 > target:
             break
         row, column = rng.uniform(-2, size + 2, 2) if placed else rng.uniform(0.25 * size, 0.75 * size, 2)
         radius = rng.uniform(8.5, 17.0)
         gap = rng.choice([0.75, 0.95, 1.1])  # below 1 the two touch
         if any(np.hypot(row - r, column - c) < gap * (radius + other) for r, c, other in placed):
             continue
-        dy, dx = tissue.grid[0] - row, tissue.grid[1] - column
+        window = _window(row, column, int(3 * radius))  # no outline bulges further
+        dy, dx = tissue.grid[0][window] - row, tissue.grid[1][window] - column
         depth = np.hypot(dy, dx) / _outline(rng, np.arctan2(dy, dx), radius)
-        inside = (depth < 1) & (tissue.glands == 0)
-        if ((tissue.glands > 0) | inside).mean() > 0.7 or inside.sum() < 20:
+        inside = (depth < 1) & (tissue.glands[window] == 0)
+        area = int(inside.sum())
+        if (covered + area) / size**2 > 0.7 or area < 20:
             continue
+        covered += area
         placed.append((row, column, radius))
-        tissue.glands[inside] = len(placed)
-        tissue.depth[inside] = depth[inside]
+        tissue.glands[window][inside] = len(placed)
+        tissue.depth[window][inside] = depth[inside]
     return placed
 
 
@@ -134,9 +144,7 @@ def _paint_glands(tissue: Tissue, count: int) -> None:
 
 def _paint_nucleus(tissue: Tissue, row: float, column: float, axes: tuple[float, float], angle: float) -> None:
     """An ellipse of chromatin with soft edges and a label of its own."""
-    reach = int(np.ceil(max(axes))) + 2
-    top, left = max(0, int(row) - reach), max(0, int(column) - reach)
-    window = np.s_[top : int(row) + reach + 1, left : int(column) + reach + 1]
+    window = _window(row, column, int(np.ceil(max(axes))) + 2)
     dy, dx = tissue.grid[0][window] - row, tissue.grid[1][window] - column
     if dy.size == 0:
         return
@@ -158,7 +166,8 @@ def _paint_nuclei(tissue: Tissue, glands: list[tuple[float, float, float]]) -> N
     free = np.ones((size, size), bool)
     for point in rng.permutation(candidates):
         if free[tuple(point)]:
-            free &= np.hypot(tissue.grid[0] - point[0], tissue.grid[1] - point[1]) > spacing
+            window = _window(point[0], point[1], int(spacing) + 1)
+            free[window] &= np.hypot(tissue.grid[0][window] - point[0], tissue.grid[1][window] - point[1]) > spacing
             row, column, _ = glands[tissue.glands[tuple(point)] - 1]
             outward = np.arctan2(point[0] - row, point[1] - column)
             axes = (rng.uniform(1.5, 2.3), rng.uniform(1.1, 1.6))
@@ -200,14 +209,17 @@ def _annotate(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     wander = gaussian_filter(rng.standard_normal(labels.shape), 3.0)
     wander *= rng.uniform(0.4, 0.9) / (wander.std() + 1e-9)
     mask = np.zeros(labels.shape, bool)
-    for label in range(1, int(labels.max()) + 1):
-        inside = labels == label
+    for label, box in enumerate(find_objects(labels), start=1):
+        if box is None:
+            continue
+        window = tuple(slice(max(0, side.start - 12), side.stop + 12) for side in box)  # contours move less than that
+        inside = labels[window] == label
         area = inside.sum()
-        if area == 0 or rng.random() < carelessness * np.exp(-area / 60.0):
+        if rng.random() < carelessness * np.exp(-area / 60.0):
             continue
         scale = min(1.0, np.sqrt(area) / 12.0)  # small objects are drawn with a finer hand
         signed = distance_transform_edt(~inside) - distance_transform_edt(inside)
-        mask |= signed < scale * (bias + wander)
+        mask[window] |= signed < scale * (bias + wander[window])
     return mask
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import time
@@ -16,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import Patch, load_split
+from data.preparation import file_hash
 from evaluation.figures import trajectory
 from models.denoiser import Denoiser
 from utils.build import denoiser_of, sampler_of, threshold_of
@@ -113,8 +113,8 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
     settings = {
-        "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "test data": hashlib.sha256((root / "test.csv").read_bytes()).hexdigest(),
+        "checkpoint": file_hash(path),
+        "test data": file_hash(root / "test.csv"),
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": config.seed,
     }

@@ -132,7 +132,11 @@ def write_patch(record: Record, root: Path, options: PrepareOptions) -> dict[str
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _inputs(records: Iterable[Record]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
@@ -163,7 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     count = sum(p.numel() for p in state.model.parameters())
     log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
              len(validation), count / 1e6, device, state.step)  # fmt: skip
-    train(config, run, state, training, validation, stop, args.quiet)
+    with nullcontext() if args.quiet else logging_redirect_tqdm():
+        train(config, run, state, training, validation, stop, args.quiet)
     stop.raise_if_set()
     print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
 

@@ -250,4 +250,7 @@ def _replace_folder(root: Path, new: Path) -> None:
     if root.exists():
         root.rename(old)
     new.rename(root)
+    for path in old.iterdir() if old.exists() else ():
+        if not (root / path.name).exists():  # notes of the user's beside the prepared files stay
+            path.rename(root / path.name)
     shutil.rmtree(old, ignore_errors=True)

@@ -151,6 +151,7 @@ def test_preparing_again_does_nothing_until_something_changes(tmp_path: Path) ->
     def again(options: PrepareOptions = OPTIONS) -> bool:
         return prepare(records, root, options, workers=1, quiet=True)[1]
 
+    (root / "notes.txt").write_text("mine")
     stamp = (root / "train.csv").stat().st_mtime_ns
     assert not again()
     assert (root / "train.csv").stat().st_mtime_ns == stamp
@@ -165,6 +166,7 @@ def test_preparing_again_does_nothing_until_something_changes(tmp_path: Path) ->
     assert not again()
     assert not (tmp_path / "p.partial").exists()
     assert not (tmp_path / "p.old").exists()
+    assert (root / "notes.txt").read_text() == "mine"
 
 
 def test_a_broken_image_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
 from models.denoiser import Denoiser
 from sde.loss import denoising_loss, sample_times
-from utils.build import denoiser_of, use_bfloat16
+from utils.build import augmentation_of, check_crop, denoiser_of, reading_of, use_bfloat16
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
 from utils.draws import network_image
@@ -36,17 +36,16 @@ log = logging.getLogger("main")
 
 def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
     """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    data, root = config.data, Path(config.data.root)
-    rgb = data.color == "rgb"
-    training = load_split(root, "train", rgb=rgb, truncation=data.truncation)
+    data, root, reading = config.data, Path(config.data.root), reading_of(config.data)
+    training = load_split(root, "train", reading)
     if (root / "val.csv").is_file():
-        return training, load_split(root, "val", rgb=rgb, truncation=data.truncation, may_be_empty=True)
+        return training, load_split(root, "val", reading, may_be_empty=True)
     return hold_out(training, data.validation_fraction, data.split_seed)
 
 
 def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
     """Network, optimiser and data, all seeded."""
-    same_size(patches, "train.csv")
+    check_crop(same_size(patches, "train.csv"), config)
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
     model = denoiser_of(config, sigma_data=float((sdfs.astype("float64") ** 2).mean() ** 0.5))
@@ -58,8 +57,8 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
         config.training.batch,
         config.seed,
         device,
-        flips=config.data.flips,
-        rotations=config.data.rotations,
+        augmentation_of(config.data),
+        config.data.crop,
     )
     return TrainingState(model, config.training, batches, config.seed)
 

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from data.dataset import Patch, load_split
 from data.preparation import file_hash
+from data.scenes import Scene, scenes_of
 from evaluation.figures import trajectory
 from models.denoiser import Denoiser
-from utils.build import denoiser_of, sampler_of, threshold_of
+from utils.build import denoiser_of, reading_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import parse_config
-from utils.draws import Drawer, drawer_of, image_tensor
+from utils.draws import Drawer, drawer_of, image_tensor, whole_draws
 from utils.errors import UsageError
 from utils.results import add_draw, finish, is_done, open_folder, peak_memory_mib, start_result, write_image
 from utils.runs import choose_device, device_name, environment, newest_run, write_json
@@ -33,7 +34,7 @@ log = logging.getLogger("sample")
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
            "sde.prediction",
-           "data.color", "data.sdf_scale")  # fmt: skip
+           "data.color", "data.sdf_scale", "data.classes")  # fmt: skip
 
 
 def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
@@ -56,29 +57,30 @@ def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
     return model.eval()
 
 
-def groups(patches: Sequence[Patch], most: int) -> Iterator[list[Patch]]:
-    """Consecutive patches of one size, at most `most` together. What is done already plays no part in the
-    grouping, so that an interrupted run computes the same batches."""
-    group: list[Patch] = []
-    for patch in patches:
-        if group and (len(group) == most or patch.image.shape != group[0].image.shape):
+def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
+    """Consecutive images with parts of one size, at most `most` parts together but at least one image. What is done
+    already plays no part in the grouping, so that an interrupted run computes the same batches."""
+    group: list[Scene] = []
+    for scene in scenes:
+        parts = sum(len(s.parts) for s in group) + len(scene.parts)
+        if group and (parts > most or scene.parts[0].image.shape != group[0].parts[0].image.shape):
             yield group
             group = []
-        group.append(patch)
+        group.append(scene)
     if group:
         yield group
 
 
-def sample_group(drawer: Drawer, patches: list[Patch], config: Config, folder: Path) -> None:
+def sample_group(drawer: Drawer, scenes: list[Scene], config: Config, folder: Path) -> None:
     """All draws of a few images, and their files."""
     begin = time.perf_counter()
-    threshold = threshold_of(config)
-    results = [start_result(patch, threshold, config.sampling.save_draws) for patch in patches]
-    for i, sdf in drawer(image_tensor(patches), [patch.key for patch in patches], config.sampling.draws):
-        add_draw(results[i], sdf[0].numpy())
+    classes, threshold = drawer.denoiser.mask_channels, threshold_of(config)
+    results = [start_result(scene, classes, threshold, config.sampling.save_draws) for scene in scenes]
+    for i, sdf in whole_draws(drawer, scenes, config.sampling.draws):
+        add_draw(results[i], sdf)
     costs = {
         "nfe": drawer.evaluations,
-        "seconds": (time.perf_counter() - begin) / len(patches),
+        "seconds": (time.perf_counter() - begin) / len(scenes),
         "peak_memory_mib": peak_memory_mib(drawer.device),
     }
     for result in results:
@@ -90,7 +92,7 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
     frames: list[tuple[float, np.ndarray]] = []
 
     def keep(m: Tensor, noise: float) -> None:
-        frames.append((noise, m[0, 0].float().cpu().numpy() / config.data.sdf_scale))
+        frames.append((noise, m[0].min(dim=0).values.float().cpu().numpy() / config.data.sdf_scale))
 
     list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
     trajectory(frames, threshold_of(config), path)
@@ -108,7 +110,7 @@ def checkpoint_path(run: Path, name: str) -> Path:
 
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
-    patches = load_split(root, "test", rgb=config.data.color == "rgb", truncation=config.data.truncation)
+    scenes = scenes_of(load_split(root, "test", reading_of(config.data)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
@@ -119,16 +121,16 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         "seed": config.seed,
     }
     folder = open_folder(run, settings, args.resume)
-    log.info("%s: %d images, %d draws each", folder, len(patches), config.sampling.draws)
-    bar = tqdm(total=len(patches), desc="sampling", unit="image", disable=args.quiet)
-    for group in groups(patches, max(1, drawer.max_batch // config.sampling.draws)):
+    log.info("%s: %d images, %d draws each", folder, len(scenes), config.sampling.draws)
+    bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
+    for group in groups(scenes, max(1, drawer.max_batch // config.sampling.draws)):
         stop.raise_if_set()
-        if not all(is_done(folder, patch.key) for patch in group):
+        if not all(is_done(folder, scene.key) for scene in group):
             sample_group(drawer, group, config, folder)
         bar.update(len(group))
     bar.close()
     if config.sampling.animate and not (folder / "trajectory.gif").is_file():
-        animate(drawer, patches[0], config, folder / "trajectory.gif")
+        animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
     stop.raise_if_set()
     write_json(folder / "environment.json", environment(device))
     facts = {
@@ -138,7 +140,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         "checkpoint": str(path),
         "seed": config.seed,
     }
-    summary, report = finish(folder, patches, config, facts)
+    summary, report = finish(folder, scenes, config, facts)
     print(
         f"MMSE of {summary['draws']} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
         f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"

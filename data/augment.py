@@ -1,11 +1,81 @@
-"""Augmentation of image and SDF together, in batches and on their device."""
+"""Augmentation of image and SDF together, in batches and on their device.
+
+Flips and 90-degree turns keep an SDF exactly. Zoom, rotation and elastic deformation do not: the deformed mask gets
+its SDF computed anew. Intensities change the image only. Random numbers come from one generator on the host, so that
+all devices see the same changes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# Optical density of haematoxylin, eosin and what is left over (Ruifrok & Johnston 2001), unit vectors.
+STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+ELASTIC_SPACING = 16  # pixels between the random displacements of an elastic deformation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The largest change of each kind, 0 or False for none (docs/config.md, data.augment).
+
+    truncation: delta in pixels. sdf_scale: SDFs are in [-sdf_scale, sdf_scale].
+    """
+
+    flips: bool = True
+    rotations: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    gamma: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    stain: float = 0.0
+    scale: float = 0.0
+    rotate: float = 0.0
+    elastic: float = 0.0
+    truncation: float = 15.0
+    sdf_scale: float = 1.0
+
+    def __call__(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Changed copies of image (B, C, H, W) in [0, 255], as float32 unless nothing but symmetries is asked for,
+        and sdf (B, K, H, W). generator: on the host."""
+        image, sdf = random_symmetry(image, sdf, generator, flips=self.flips, rotations=self.rotations)
+        if self.scale or self.rotate or self.elastic:
+            image, sdf = self._deform(image.float(), sdf, generator)
+        if any((self.brightness, self.contrast, self.gamma, self.blur, self.noise, self.stain)):
+            image = self._intensity(image.float(), generator)
+        return image, sdf
+
+    def _deform(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        grid, zoom = random_grid(image, generator, scale=self.scale, rotate=self.rotate, elastic=self.elastic)
+        step = self.sdf_scale / self.truncation  # SDF of one pixel
+        return _warp(image, grid), deform_sdf(sdf / step, grid, zoom, self.truncation) * step
+
+    def _intensity(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        count, device = image.shape[0], image.device
+
+        def uniform(most: float) -> Tensor:
+            values = (2 * torch.rand(count, generator=generator) - 1) * most
+            return values.to(device).view(-1, 1, 1, 1)
+
+        if self.stain:
+            image = jitter_stain(image, torch.cat([uniform(self.stain), uniform(self.stain)], dim=1))
+        if self.contrast or self.brightness:
+            mean = image.mean(dim=(1, 2, 3), keepdim=True)
+            image = mean + (image - mean) * (1 + uniform(self.contrast)) + 255 * uniform(self.brightness)
+        if self.gamma:
+            image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(math.log1p(self.gamma)))
+        if self.blur:
+            image = gaussian_blur(image, uniform(1.0).abs() * self.blur)
+        if self.noise:
+            white = torch.randn(image.shape, generator=generator).to(device)
+            image = image + 255 * uniform(1.0).abs() * self.noise * white
+        return image.clamp(0, 255)
 
 
 def _coin(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -18,15 +88,133 @@ def random_symmetry(
 ) -> tuple[Tensor, Tensor]:
     """Random flips and 90-degree turns, each pair alike: they are exact for an SDF.
 
-    image (B, C, H, W) and sdf (B, 1, H, W); generator on the host. Turns need H = W.
+    image (B, C, H, W) and sdf (B, K, H, W); generator on the host. Turns by 90 degrees need H = W; other pictures are
+    turned by 180.
     """
     count, device = image.shape[0], image.device
     moves: list[Callable[[Tensor], Tensor]] = []
     if flips:
         moves += [lambda x: x.flip(-1), lambda x: x.flip(-2)]
+    if rotations and image.shape[-1] == image.shape[-2]:
+        moves += [lambda x: x.rot90(1, (-2, -1))]
     if rotations:
-        moves += [lambda x: x.rot90(1, (-2, -1)), lambda x: x.rot90(2, (-2, -1))]
+        moves += [lambda x: x.rot90(2, (-2, -1))]
     for move in moves:
         flag = _coin(count, generator, device)
         image, sdf = torch.where(flag, move(image), image), torch.where(flag, move(sdf), sdf)
     return image, sdf
+
+
+def jitter_stain(image: Tensor, change: Tensor) -> Tensor:
+    """Haematoxylin and eosin, told apart by fixed stain vectors, times 1 + change (Tellez et al. 2018).
+
+    image: (B, 3, H, W) in [0, 255]; change: (B, 2, 1, 1).
+    """
+    stains = torch.tensor(STAINS, device=image.device)
+    density = -torch.log(image.clamp(min=1) / 255)
+    amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(stains))
+    factors = torch.cat([1 + change, torch.ones_like(change[:, :1])], dim=1)
+    return 255 * torch.exp(-torch.einsum("bshw,sc->bchw", amounts * factors, stains))
+
+
+def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Each image (B, C, H, W) with its own standard deviation in pixels, (B, 1, 1, 1); borders are reflected."""
+    batch, channels, height, width = image.shape
+    reach = min(max(1, math.ceil(3 * float(sigma.max()))), height - 1, width - 1)
+    offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    x = F.pad(image, (reach, reach, reach, reach), mode="reflect").view(1, batch * channels, height + 2 * reach, -1)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
+    return F.conv2d(x, kernel[:, None, None, :], groups=batch * channels).view(image.shape)
+
+
+def random_grid(
+    image: Tensor, generator: torch.Generator, *, scale: float, rotate: float, elastic: float
+) -> tuple[Tensor, Tensor]:
+    """Where each pixel of the deformed image comes from, (B, H, W, 2) as (x, y) in pixels, and the zoom (B, 1, 1, 1).
+
+    A similarity about the centre, and displacements of up to about `elastic` pixels, drawn every 16 pixels and smooth
+    between. Displacements stay under a third of their spacing: nothing folds.
+    """
+    batch, _, height, width = image.shape
+
+    def uniform(most: float) -> Tensor:
+        return (2 * torch.rand(batch, generator=generator) - 1) * most
+
+    zoom, angle = torch.exp(uniform(math.log1p(scale))), torch.deg2rad(uniform(rotate))
+    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    matrix = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2])
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    grid = torch.einsum("bij,hwj->bhwi", matrix, torch.stack([x, y], dim=-1) - centre) + centre
+    if elastic:
+        nodes = height // ELASTIC_SPACING + 3, width // ELASTIC_SPACING + 3
+        moves = torch.randn(batch, 2, *nodes, generator=generator) * elastic / 2
+        moves = moves.clamp(-ELASTIC_SPACING / 3, ELASTIC_SPACING / 3)
+        field = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)
+        grid = grid + field.permute(0, 2, 3, 1)
+    return grid.to(image.device), zoom.to(image.device).view(-1, 1, 1, 1)
+
+
+def _warp(x: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear values of x (B, C, H, W) at pixel positions (B, H, W, 2); beyond the border x is mirrored."""
+    size = torch.tensor([x.shape[-1], x.shape[-2]], device=x.device)
+    return F.grid_sample(x, (2 * grid + 1) / size - 1, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def deform_sdf(sdf: Tensor, grid: Tensor, zoom: Tensor, truncation: float) -> Tensor:
+    """The truncated SDF, in pixels, of deformed masks (B, K, H, W), given those of the masks.
+
+    The old SDF gives the new mask with smooth borders and, times the zoom, the distance to objects beyond the picture
+    that the new mask cannot know of; all else comes from the new mask.
+    """
+    warped = _warp(sdf, grid)
+    mask = warped <= 0.5  # the border runs half-way between the object's last pixel, 0, and the next one, 1
+    if sdf.shape[1] > 1:  # interpolated classes may overlap by a fraction of a pixel
+        nearest = warped.argmin(dim=1, keepdim=True)
+        mask &= torch.arange(sdf.shape[1], device=sdf.device).view(1, -1, 1, 1) == nearest
+    distance = truncated_distance(mask, truncation)
+    beyond = torch.where(warped.abs() < truncation, warped.abs() * zoom, distance)
+    distance = torch.where(_border_band(sdf, truncation), torch.minimum(distance, beyond), distance)
+    return torch.where(mask, -distance, distance)
+
+
+def _border_band(x: Tensor, width: float) -> Tensor:
+    """(H, W) bool: pixels whose distance from the picture's border is less than their truncation."""
+    rows = torch.arange(x.shape[-2], device=x.device)
+    columns = torch.arange(x.shape[-1], device=x.device)
+    inner_rows = (rows >= width) & (rows < x.shape[-2] - width)
+    inner_columns = (columns >= width) & (columns < x.shape[-1] - width)
+    return ~(inner_rows[:, None] & inner_columns[None, :])
+
+
+def truncated_distance(mask: Tensor, truncation: float) -> Tensor:
+    """Distance in pixels to the nearest boundary pixel of masks (..., H, W), at most `truncation`; float32.
+
+    The same as `data.sdf` gives, but in batches and on any device: squared distances first along columns, then along
+    rows. The picture's border is no object border.
+    """
+    outside = ~mask
+    boundary = torch.zeros_like(mask)
+    boundary[..., 1:, :] |= outside[..., :-1, :]
+    boundary[..., :-1, :] |= outside[..., 1:, :]
+    boundary[..., :, 1:] |= outside[..., :, :-1]
+    boundary[..., :, :-1] |= outside[..., :, 1:]
+    boundary &= mask
+    far = truncation**2
+    squared = torch.where(boundary, 0.0, far)
+    for axis in (-2, -1):
+        squared = _lower_envelope(squared, axis, math.ceil(truncation))
+    return squared.sqrt()
+
+
+def _lower_envelope(squared: Tensor, axis: int, reach: int) -> Tensor:
+    """min over d in -reach .. reach of squared[i + d] + d^2, along an axis."""
+    length = squared.shape[axis]
+    best = squared.clone()
+    for d in range(1, min(reach, length - 1) + 1):
+        ahead, behind = squared.narrow(axis, d, length - d), squared.narrow(axis, 0, length - d)
+        best.narrow(axis, 0, length - d).copy_(torch.minimum(best.narrow(axis, 0, length - d), ahead + d * d))
+        best.narrow(axis, d, length - d).copy_(torch.minimum(best.narrow(axis, d, length - d), behind + d * d))
+    return best

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment import random_symmetry
+from data.augment import Augmentation
 
 
 def place(array: np.ndarray, device: torch.device) -> Tensor:
@@ -23,8 +23,9 @@ def place(array: np.ndarray, device: torch.device) -> Tensor:
 class Batches:
     """Endless batches: every image once per epoch, in an order drawn anew for each.
 
-    images (N, C, H, W) uint8, sdfs (N, 1, H, W) float32. Batches come on `device`; one that spans two epochs is
-    filled from both.
+    images (N, C, H, W) uint8, sdfs (N, R, K, H, W) float32 of R raters and K classes; one rater is drawn for each
+    image of a batch. crop: (height, width) of a window drawn for each, or None. Batches come on `device`; one that
+    spans two epochs is filled from both.
     """
 
     def __init__(
@@ -34,12 +35,11 @@ class Batches:
         batch: int,
         seed: int,
         device: torch.device,
-        *,
-        flips: bool,
-        rotations: bool,
+        augment: Augmentation,
+        crop: tuple[int, int] | None = None,
     ) -> None:
         self.images, self.sdfs, self.batch, self.device = images, sdfs, batch, device
-        self.flips, self.rotations = flips, rotations
+        self.augment, self.crop = augment, crop
         self.generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -49,13 +49,33 @@ class Batches:
         indices, self._order = self._order[: self.batch], self._order[self.batch :]
         return indices
 
+    def _one_rater(self, where: Tensor) -> Tensor:
+        raters = self.sdfs.shape[1]
+        if raters == 1:
+            return self.sdfs[where, 0]
+        chosen = torch.randint(raters, (len(where),), generator=self.generator)
+        return self.sdfs[where, chosen.to(where.device)]
+
+    def _crop(self, image: Tensor, sdf: Tensor) -> tuple[Tensor, Tensor]:
+        if self.crop is None:
+            return image, sdf
+        height, width = self.crop
+        tops = torch.randint(image.shape[-2] - height + 1, (len(image),), generator=self.generator).tolist()
+        lefts = torch.randint(image.shape[-1] - width + 1, (len(image),), generator=self.generator).tolist()
+
+        def cut(x: Tensor) -> Tensor:
+            parts = zip(x, tops, lefts, strict=True)
+            return torch.stack([part[:, top : top + height, left : left + width] for part, top, left in parts])
+
+        return cut(image), cut(sdf)
+
     def next(self) -> tuple[Tensor, Tensor, list[int]]:
-        """Images (B, C, H, W) uint8, SDFs (B, 1, H, W), and which images they are."""
+        """Images (B, C, H, W) in [0, 255], SDFs (B, K, H, W), and which images they are."""
         indices = self._next_indices()
         where = indices.to(self.images.device)
         image = self.images[where].to(self.device, non_blocking=True)
-        sdf = self.sdfs[where].to(self.device, non_blocking=True)
-        image, sdf = random_symmetry(image, sdf, self.generator, flips=self.flips, rotations=self.rotations)
+        sdf = self._one_rater(indices.to(self.sdfs.device)).to(self.device, non_blocking=True)
+        image, sdf = self._crop(*self.augment(image, sdf, self.generator))
         return image, sdf, indices.tolist()
 
     def state_dict(self) -> dict[str, Any]:

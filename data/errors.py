@@ -1,5 +1,16 @@
-"""The one exception of this package that a user can cause."""
+"""The exception of this package that a user can cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class DataError(ValueError):
     """Raw or prepared data that cannot be used; the message names the file and what is expected."""
+
+
+def problems_error(where: str, problems: Sequence[str]) -> DataError:
+    """One problem as it is, several below each other: whoever mends an archive wants to see all of them at once."""
+    if len(problems) == 1:
+        return DataError(problems[0])
+    return DataError("\n  ".join([f"{where}: {len(problems)} problems", *problems]))

@@ -9,125 +9,42 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
-from data.errors import DataError
-from data.sdf import signed_distance
-from data.sources.record import Record, Sample
+from data.errors import DataError, problems_error
+from data.images import read_image
+from data.processing import FOLDERS, PrepareOptions, Written, read_sample, write_image
+from data.sources.record import Archive, Record
+from data.splits import cut_split
+from data.stain import Stain, StainError, central_stain, fit_stain
 
-FORMAT = 1  # raise when the prepared files change for the same options
-FOLDERS = {"train": "Training_patches", "val": "Validation_patches", "test": "Test_patches"}
+FORMAT = 2  # raise when the prepared files change for the same options
+CANDIDATES = 9  # training images among which the most typical stain is looked for
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What decides the prepared files, besides the raw ones.
+@dataclass
+class Prepared:
+    """images, patches: numbers per split. written: False where everything was there already.
 
-    source: name of the archive format, for the record.
-    size: (height, width) all images are resized to, or None.
-    color: "grey" or "rgb".
-    truncation: delta of eq. 1 in pixels of the prepared image.
-    validation_fraction: share of training images moved to val, by group, where the archive has no val split.
+    warnings: what was done otherwise than asked. notes: what archives left to be decided.
     """
 
-    source: str
-    size: tuple[int, int] | None
-    color: str
-    truncation: float
-    validation_fraction: float
-    split_seed: int = 0
-    source_options: str = ""
-
-
-def cut_validation(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:
-    """Move whole groups of the training split to val until about `fraction` of its images are there."""
-    training = [r for r in records if r.split == "train"]
-    if fraction == 0 or not training or any(r.split == "val" for r in records):
-        return list(records)
-    groups: dict[str, int] = {}
-    for record in training:
-        groups[record.group] = groups.get(record.group, 0) + 1
-    if len(groups) < 2:
-        raise DataError(
-            "the training images are all of one patient: no validation split can be cut; set validation_fraction: 0"
-        )
-    target = max(1, round(fraction * len(training)))
-    names = sorted(groups)
-    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    chosen: set[str] = set()
-    for name in order:
-        if sum(groups[g] for g in chosen) + groups[name] <= target:
-            chosen.add(name)
-    chosen = chosen or {min(order, key=lambda g: groups[g])}
-    return [replace(r, split="val") if r.split == "train" and r.group in chosen else r for r in records]
-
-
-def transform(sample: Sample, options: PrepareOptions) -> Sample:
-    """Colour and size; labels are sampled at pixel centres, images averaged."""
-    image = Image.fromarray(sample.image).convert("L" if options.color == "grey" else "RGB")
-    if options.size is None:
-        return replace(sample, image=np.asarray(image))
-    height, width = options.size
-
-    def nearest(labels: np.ndarray) -> np.ndarray:
-        rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-        columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-        return labels[rows[:, None], columns]
-
-    return Sample(
-        image=np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)),
-        mask=nearest(sample.mask),
-        instances=None if sample.instances is None else nearest(sample.instances),
-        raters=tuple(nearest(rater) for rater in sample.raters),
-    )
-
-
-def _save_mask(mask: np.ndarray, root: Path, name: str) -> str:
-    Image.fromarray(mask.astype(np.uint8) * 255).save(root / name)
-    return name
-
-
-def write_patch(record: Record, root: Path, options: PrepareOptions) -> dict[str, str | int]:
-    """Write the files of one record below root; return its CSV row."""
-    try:
-        sample = transform(record.read(), options)
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        names = ", ".join(str(path) for path in record.files) or record.image_id
-        raise DataError(f"{names}: {error}") from None
-    stem = f"{FOLDERS[record.split]}/{record.image_id}"
-    height, width = sample.mask.shape
-    Image.fromarray(sample.image).save(root / f"{stem}.png")
-    np.save(root / f"{stem}_sdf.npy", signed_distance(sample.mask, options.truncation))
-    row: dict[str, str | int] = {
-        "filename": f"{stem}.png",
-        "maskname": _save_mask(sample.mask, root, f"{stem}_mask.png"),
-        "maskdtname": f"{stem}_sdf.npy",
-        "image_id": record.image_id,
-        "top": 0,
-        "left": 0,
-        "height": height,
-        "width": width,
-    }
-    if sample.instances is not None:
-        row["instancename"] = f"{stem}_instances.png"
-        Image.fromarray(sample.instances.astype(np.uint16)).save(root / f"{stem}_instances.png")
-    if sample.raters:
-        raters = [_save_mask(m, root, f"{stem}_rater{k}.png") for k, m in enumerate(sample.raters)]
-        row["raternames"] = ";".join(raters)
-    return {**row, **record.attributes}
+    images: dict[str, int]
+    patches: dict[str, int]
+    written: bool
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def file_hash(path: Path) -> str:
@@ -139,9 +56,14 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _inputs(records: Iterable[Record]) -> dict[str, str]:
-    """Raw file name to hash. Names only: a moved archive is the same archive."""
-    return {path.name: file_hash(path) for record in records for path in record.files}
+def _inputs(records: Iterable[Record], options: PrepareOptions) -> dict[str, str]:
+    """Raw file to hash, by its path inside the archive: a moved archive is the same archive."""
+    paths = sorted({path for record in records for path in record.files})
+    base = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    hashes = {os.path.relpath(path, base): file_hash(path) for path in paths if path.is_file()}
+    if options.stain_target and Path(options.stain_target).is_file():
+        hashes["stain target"] = file_hash(Path(options.stain_target))
+    return hashes
 
 
 def _listing(records: Iterable[Record]) -> str:
@@ -150,22 +72,28 @@ def _listing(records: Iterable[Record]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _is_current(root: Path, description: dict[str, object]) -> bool:
-    """Whether root holds what `description` says, with every file its CSV files name."""
+def _named_files(table: pd.DataFrame) -> Iterator[str]:
+    for column in ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames"):
+        if column in table:
+            for cell in table[column]:
+                yield from cell.split(";")
+
+
+def _current(root: Path, description: dict[str, object]) -> Prepared | None:
+    """What root holds, if that is what `description` says, with every file its CSV files name."""
     try:
         found = json.loads((root / "dataset.json").read_text())
         if any(found.get(key) != value for key, value in json.loads(json.dumps(description)).items()):
-            return False
+            return None
         for name, digest in found["tables"].items():
             if file_hash(root / name) != digest:
-                return False
+                return None
             table = pd.read_csv(root / name, dtype=str, keep_default_na=False)
-            columns = [c for c in ("filename", "maskname", "maskdtname", "instancename") if c in table]
-            if not all((root / path).is_file() for column in columns for path in table[column]):
-                return False
+            if not all((root / path).is_file() for path in _named_files(table)):
+                return None
+        return Prepared(found["counts"], found["patches"], False)
     except (OSError, ValueError, KeyError, AttributeError):
-        return False
-    return True
+        return None
 
 
 def _check_target(root: Path) -> None:
@@ -179,69 +107,144 @@ def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _write_all(
-    records: Sequence[Record], root: Path, options: PrepareOptions, workers: int, quiet: bool
-) -> dict[str, list[dict[str, str | int]]]:
-    rows: dict[str, list[dict[str, str | int]]] = {split: [] for split in FOLDERS}
-    job = partial(write_patch, root=root, options=options)
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Processes that do not outlive an exception."""
     # Spawned, as forking a process that runs torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(records)), context, initializer=_leave_ctrl_c_to_the_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_leave_ctrl_c_to_the_parent) as pool:
         try:
-            results = pool.map(job, records, chunksize=max(1, len(records) // (8 * workers)))
-            progress = tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet)
-            for record, row in zip(records, progress, strict=True):
-                rows[record.split].append(row)
+            yield pool
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return rows
+
+
+def _stain_or_none(record: Record, method: str) -> Stain | None:
+    """None for images that cannot be used; whoever prepares them says why."""
+    try:
+        sample = read_sample(record)
+        return None if sample is None else fit_stain(sample.image, method)
+    except (DataError, StainError):
+        return None
+
+
+def _named_target(records: Sequence[Record], options: PrepareOptions) -> tuple[str, Stain]:
+    name = options.stain_target or ""
+    record = next((r for r in records if r.image_id == name), None)
+    if record is None and not Path(name).is_file():
+        known = ", ".join(r.image_id for r in records[:3])
+        raise DataError(f"data.stain_target: {name} is neither a file nor an image of the archive ({known}, ...)")
+    try:
+        sample = read_sample(record) if record else None
+        return name, fit_stain(sample.image if sample else read_image(Path(name)), options.stain)
+    except StainError as error:
+        raise DataError(f"data.stain_target: {name}: {error}; choose another image") from None
+
+
+def stain_target(records: Sequence[Record], options: PrepareOptions, pool: Executor) -> tuple[str | None, Stain | None]:
+    """Name and stain of the image all others are normalised to; by default the most typical of a few evenly chosen
+    training images. Raises DataError if none has enough tissue."""
+    if options.stain == "none" or not records:
+        return None, None
+    if options.stain_target is not None:
+        return _named_target(records, options)
+    training = [r for r in records if r.split == "train"] or list(records)
+    chosen = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, CANDIDATES).astype(int))]
+    fitted = zip(chosen, pool.map(partial(_stain_or_none, method=options.stain), chosen), strict=True)
+    usable = [(record, stain) for record, stain in fitted if stain is not None]
+    if not usable:
+        names = ", ".join(r.image_id for r in chosen)
+        raise DataError(
+            f"data.stain: none of {names} can be read and has enough tissue to be the target; set data.stain_target"
+        )
+    record, stain = usable[central_stain([stain for _, stain in usable])]
+    return record.image_id, stain
+
+
+def _write_all(records: Sequence[Record], root: Path, options: PrepareOptions, workers: int, quiet: bool) -> tuple[
+    list[Written], dict[str, object]
+]:  # fmt: skip
+    """What became of every record, and what dataset.json says of the stain target."""
+    facts: dict[str, object] = {}
+    with _pool(min(workers, max(1, len(records)))) as pool:
+        problem, target = None, None
+        try:
+            name, target = stain_target(records, options, pool)
+        except DataError as error:
+            problem = str(error)
+        job = partial(write_image, root=root, options=options, target=target)
+        results = pool.map(job, records, chunksize=max(1, min(16, len(records) // (8 * workers))))
+        written = list(tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet))
+    if problem:
+        written.append(Written(problem=problem))
+    if target is not None:
+        facts["stain_target"] = {"image": name, "matrix": target.matrix.tolist(), "strength": target.strength.tolist()}
+    return written, facts
+
+
+def _save_tables(
+    root: Path, records: Sequence[Record], written: Sequence[Written], description: dict[str, object]
+) -> Prepared:
+    result = Prepared({}, {}, True)
+    hashes = {}
+    for split in FOLDERS:
+        own = [w for record, w in zip(records, written, strict=True) if record.split == split]
+        rows = [row for w in own for row in w.rows]
+        table = pd.DataFrame(rows, columns=None if rows else ["filename", "maskname", "maskdtname"])
+        table.to_csv(root / f"{split}.csv", index=False)
+        hashes[f"{split}.csv"] = file_hash(root / f"{split}.csv")
+        result.images[split], result.patches[split] = sum(bool(w.rows) for w in own), len(rows)
+    for record, w in zip(records, written, strict=True):
+        if w.warning:
+            result.warnings.append(f"{record.image_id}: {w.warning}")
+        if w.notes or w.warning:
+            result.notes[record.image_id] = [*w.notes, *([w.warning] if w.warning else [])]
+    description |= {"counts": result.images, "patches": result.patches, "notes": result.notes, "tables": hashes}
+    (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+    return result
 
 
 def prepare(
-    records: Sequence[Record],
-    root: Path,
-    options: PrepareOptions,
-    *,
-    workers: int = 0,
-    quiet: bool = False,
-) -> tuple[dict[str, int], bool]:
-    """Write the prepared folder; return the number of images per split and whether anything was written.
+    archive: Archive, root: Path, options: PrepareOptions, *, workers: int = 0, quiet: bool = False
+) -> Prepared:
+    """Write the prepared folder.
 
     Does nothing where root already holds the result of the same inputs and options. Otherwise everything is written
     beside root and moved there at the end, so that an interruption leaves the old folder as it was.
     workers: processes, 0 for all cores.
-    Raises DataError for unusable raw data and for a root that holds other people's files; OSError if not writable.
+    Raises DataError, with all problems of the archive together, for unusable raw data, and for a root that holds other
+    people's files; OSError if not writable.
     """
-    records = cut_validation(records, options.validation_fraction, options.split_seed)
-    counts = {split: sum(r.split == split for r in records) for split in FOLDERS}
+    _check_target(root)
+    records: Sequence[Record] = archive.records
+    if not archive.problems:
+        records = cut_split(records, "test", options.test_fraction, options.split_seed)
+        records = cut_split(records, "val", options.validation_fraction, options.split_seed)
     description: dict[str, object] = {
         "tool_version": FORMAT,
         "source": options.source,
         "options": asdict(options),
-        "counts": counts,
-        "inputs": _inputs(records),
+        "inputs": _inputs(records, options),
         "listing": _listing(records),
     }
-    _check_target(root)
-    if _is_current(root, description):
-        return counts, False
+    if not archive.problems and (found := _current(root, description)):
+        return found
     partial_root = root.with_name(root.name + ".partial")
     shutil.rmtree(partial_root, ignore_errors=True)
     try:
         for folder in FOLDERS.values():
             (partial_root / folder).mkdir(parents=True)
-        rows = _write_all(records, partial_root, options, workers or os.cpu_count() or 1, quiet)
-        for split, split_rows in rows.items():
-            table = pd.DataFrame(split_rows, columns=None if split_rows else ["filename", "maskname", "maskdtname"])
-            table.to_csv(partial_root / f"{split}.csv", index=False)
-        description["tables"] = {f"{split}.csv": file_hash(partial_root / f"{split}.csv") for split in rows}
-        (partial_root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+        written, stain = _write_all(records, partial_root, options, workers or os.cpu_count() or 1, quiet)
+        problems = archive.problems + [w.problem for w in written if w.problem]
+        if problems:
+            raise problems_error("data.raw", problems)
+        result = _save_tables(partial_root, records, written, description | stain)
         _replace_folder(root, partial_root)
     except BaseException:
         shutil.rmtree(partial_root, ignore_errors=True)
         raise
-    return counts, True
+    return result
 
 
 def _replace_folder(root: Path, new: Path) -> None:

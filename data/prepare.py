@@ -3,27 +3,73 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from data.preparation import PrepareOptions, prepare
-from data.sources import glas, phantom
-from data.sources.record import Record
-from utils.cli import common_parser, read_config, run_command
+from data.preparation import Prepared, prepare
+from data.processing import PrepareOptions
+from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
+from data.sources.record import Archive
+from utils.cli import common_parser, log_to_console, read_config, run_command
 from utils.errors import Stopped, UsageError
 from utils.schema import DataConfig
 
+log = logging.getLogger("prepare")
 
-def list_records(data: DataConfig) -> tuple[list[Record], str]:
+
+def list_archive(data: DataConfig) -> tuple[Archive, str]:
     """The records of the configured source, and the options of that source for the fingerprint."""
+    raw, limit = Path(data.raw or ""), int(data.max_megapixels * 1e6)
+    partial = {"allow_partial": data.allow_partial}
     if data.source == "phantom":
-        options = phantom.PhantomOptions(**data.phantom.model_dump())
-        return phantom.records(options), json.dumps(data.phantom.model_dump())
-    if data.source == "glas" and data.raw is not None:
-        return glas.records(Path(data.raw), data.allow_partial), json.dumps({"allow_partial": data.allow_partial})
+        drawn = phantom.PhantomOptions(**data.phantom.model_dump())
+        return phantom.records(drawn), json.dumps(data.phantom.model_dump())
+    if data.source == "glas":
+        return glas.records(raw, data.allow_partial, limit), json.dumps(partial)
+    if data.source == "monuseg":
+        return monuseg.records(raw, data.allow_partial, limit), json.dumps(partial)
+    if data.source == "lidc":
+        return lidc.records(raw, limit), ""
+    if data.source == "dsb2018":
+        return dsb2018.records(raw, limit), ""
+    if data.source == "folder":
+        options = folder.FolderOptions(
+            data.instances, data.foreground, data.classes, data.window, data.group_column, limit
+        )
+        return folder.records(raw, options), json.dumps(asdict(options))
     raise UsageError("data.source: prepared has nothing to prepare; its root holds the CSV files already")
+
+
+def prepare_options(data: DataConfig, source_options: str) -> PrepareOptions:
+    default_test = 0.0 if data.has_official_split else 0.2
+    return PrepareOptions(
+        source=data.source,
+        size=data.size,
+        color=data.color,
+        truncation=data.truncation,
+        validation_fraction=data.validation_fraction,
+        split_seed=data.split_seed,
+        source_options=source_options,
+        test_fraction=default_test if data.test_fraction is None else data.test_fraction,
+        stain=data.stain,
+        stain_target=data.stain_target,
+        patch=data.patch,
+        stride=data.stride,
+        test_patch=data.test_patch,
+        crop=data.crop,
+        classes=data.classes,
+    )
+
+
+def _summary(root: str, result: Prepared) -> str:
+    images = ", ".join(f"{n} {split}" for split, n in result.images.items())
+    patches = ", ".join(f"{n}" for n in result.patches.values())
+    cut = "" if result.images == result.patches else f" images; {patches} patches"
+    return f"{'prepared' if result.written else 'up to date, nothing to do'}: {root} ({images}{cut})"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -36,20 +82,17 @@ def main(argv: list[str] | None = None) -> None:
     if config is None:
         return
     signal.signal(signal.SIGTERM, _stop)
+    log_to_console(args.quiet)
     data = config.data
-    records, source_options = list_records(data)
-    options = PrepareOptions(
-        source=data.source,
-        size=data.size,
-        color=data.color,
-        truncation=data.truncation,
-        validation_fraction=data.validation_fraction,
-        split_seed=data.split_seed,
-        source_options=source_options,
-    )
-    counts, written = prepare(records, Path(data.root), options, workers=data.workers, quiet=args.quiet)
-    summary = ", ".join(f"{n} {split}" for split, n in counts.items())
-    print(f"{'prepared' if written else 'up to date, nothing to do'}: {data.root} ({summary})")
+    archive, source_options = list_archive(data)
+    options = prepare_options(data, source_options)
+    result = prepare(archive, Path(data.root), options, workers=data.workers, quiet=args.quiet)
+    for warning in result.warnings:
+        log.warning("warning: %s", warning)
+    if result.notes:
+        name, notes = next(iter(result.notes.items()))
+        log.info("notes on %d images in %s/dataset.json, such as %s: %s", len(result.notes), data.root, name, notes[0])
+    print(_summary(data.root, result))
 
 
 if __name__ == "__main__":

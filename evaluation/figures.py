@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
 MARGIN, TITLE, BAR = 8, 26, 74
-TRUTH_COLOR, MASK_COLOR = (255, 255, 255), (255, 196, 0)
+TRUTH_COLOR = (255, 255, 255)
+CLASS_COLORS = [(255, 196, 0), (0, 158, 230), (213, 94, 0), (0, 170, 110), (204, 121, 167), (240, 228, 66)]
 
 
 def _font(size: int = 14) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -77,25 +78,41 @@ def _draw_contours(picture: Image.Image, mask: np.ndarray, zoom: int, color: tup
         draw.line(points, fill=color, width=2)
 
 
-def overlay(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, zoom: int) -> Image.Image:
-    """The image with the contours of truth (white) and prediction (yellow)."""
+def label_map(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels (H, W) as pixels: black and white for one class, (H, W, 3) colours for several."""
+    if classes == 1:
+        return (labels > 0).astype(np.uint8) * 255
+    colors = [CLASS_COLORS[k % len(CLASS_COLORS)] for k in range(classes)]
+    return np.array([(0, 0, 0), *colors], np.uint8)[labels]
+
+
+def overlay(image: np.ndarray, truth: np.ndarray, labels: np.ndarray, zoom: int, classes: int = 1) -> Image.Image:
+    """The image with the contours of truth (white) and prediction (yellow; of several classes, each its own)."""
     picture = _enlarge(image, zoom)
-    _draw_contours(picture, truth, zoom, TRUTH_COLOR)
-    _draw_contours(picture, mask, zoom, MASK_COLOR)
+    for k in range(1, classes + 1):
+        _draw_contours(picture, truth == k, zoom, TRUTH_COLOR)
+    for k in range(1, classes + 1):
+        _draw_contours(picture, labels == k, zoom, CLASS_COLORS[(k - 1) % len(CLASS_COLORS)])
     return picture
 
 
 def panel(
-    image: np.ndarray, truth: np.ndarray, mmse: np.ndarray, std: np.ndarray, mask: np.ndarray, f1: float, zoom: int
+    image: np.ndarray, truth: np.ndarray, mmse: np.ndarray, std: np.ndarray, labels: np.ndarray, f1: float, zoom: int
 ) -> Image.Image:
-    """Image, truth, MMSE, std, mask and overlay side by side."""
+    """Image, truth, MMSE, std, mask and overlay side by side.
+
+    truth, labels: (H, W), 0 = background. mmse, std: (K, H, W); of several classes the least mean and the largest
+    std are shown.
+    """
+    classes = len(mmse)
+    title = "truth white, mask yellow" if classes == 1 else "truth white, classes coloured"
     parts = [
         _framed(_enlarge(image, zoom), "image"),
-        _framed(_enlarge(truth.astype(np.uint8) * 255, zoom), "truth"),
-        mmse_map(mmse, zoom),
-        std_map(std, zoom),
-        _framed(_enlarge(mask.astype(np.uint8) * 255, zoom), f"mask of the MMSE, F1 {f1:.3f}"),
-        _framed(overlay(image, truth, mask, zoom), "truth white, mask yellow"),
+        _framed(_enlarge(label_map(truth, classes), zoom), "truth"),
+        mmse_map(mmse.min(axis=0), zoom),
+        std_map(std.max(axis=0), zoom),
+        _framed(_enlarge(label_map(labels, classes), zoom), f"mask of the MMSE, F1 {f1:.3f}"),
+        _framed(overlay(image, truth, labels, zoom, classes), title),
     ]
     canvas = Image.new("RGB", (sum(part.width for part in parts), parts[0].height), "white")
     left = 0

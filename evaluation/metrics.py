@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,18 @@ def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
         int(np.count_nonzero(prediction & ~truth)),
         int(np.count_nonzero(~prediction & truth)),
     )
+
+
+def count_classes(prediction: np.ndarray, truth: np.ndarray, classes: int) -> list[Counts]:
+    """Counts of each class 1 .. classes in two label maps of one shape."""
+    return [count(prediction == k, truth == k) for k in range(1, classes + 1)]
+
+
+def mean_f1(counts: Sequence[Counts]) -> float:
+    """F1, as a mean over classes."""
+    return float(np.mean([c.f1 for c in counts]))
+
+
+def mean_iou(counts: Sequence[Counts]) -> float:
+    """IoU, as a mean over classes."""
+    return float(np.mean([c.iou for c in counts]))

@@ -88,12 +88,17 @@ class Denoiser(nn.Module):
         self.network = network
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
 
+    @property
+    def mask_channels(self) -> int:
+        """K, the SDF channels of m: one for each class."""
+        return self.network.out_channels
+
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features of images (B, C, H, W) in [-1, 1], to be computed once and passed to every evaluation."""
         return self.encoder(image)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """E[m | z_t = z, x], (B, 1, H, W) float32, for z (B, 1, H, W) and t a scalar or (B,)."""
+        """E[m | z_t = z, x], (B, K, H, W) float32, for z (B, K, H, W) and t a scalar or (B,)."""
         # float64 for the time algebra, except on MPS, which has none.
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         t = t.to(wide).to(z.device).expand(z.shape[0])
@@ -108,6 +113,7 @@ def build_denoiser(
     prediction: str,
     *,
     image_channels: int,
+    mask_channels: int = 1,
     channels: int,
     multipliers: Sequence[int],
     blocks: int,
@@ -121,9 +127,9 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser from sizes; see `Trunk` for their meaning."""
     width = 4 * channels
-    trunk = Trunk(1, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
+    trunk = Trunk(mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
     encoder_trunk = Trunk(
         image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
     )
     encoder = ImageEncoder(encoder_trunk, trunk.widths)
-    return Denoiser(process, prediction, encoder, ConditionalUNet(trunk, width), sigma_data)
+    return Denoiser(process, prediction, encoder, ConditionalUNet(trunk, width, mask_channels), sigma_data)

@@ -127,6 +127,7 @@ class ConditionalUNet(nn.Module):
     def __init__(self, trunk: Trunk, embedding: int, out_channels: int = 1) -> None:
         super().__init__()
         self.trunk = trunk
+        self.out_channels = out_channels
         self.embedding = FourierEmbedding(embedding)
         self.head = nn.Sequential(
             group_norm(trunk.widths[0]),

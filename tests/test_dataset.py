@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import random_symmetry
+from data.augment import Augmentation, random_symmetry
 from data.batches import Batches
-from data.dataset import hold_out, load_split
+from data.dataset import Reading, hold_out, load_split
 from data.errors import DataError
 from data.sdf import signed_distance
+
+GREY = Reading(rgb=False, truncation=3)
 
 
 @pytest.fixture
@@ -32,14 +34,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> list[np.ndarray]:
-    return [patch.sdf for patch in load_split(folder, "train", rgb=False, truncation=3)]
+    return [patch.sdf for patch in load_split(folder, "train", GREY)]
 
 
 def test_published_layout_and_bare_masks_load(folder: Path) -> None:
     expected = load(folder)
     (folder / "train.csv").write_text("filename,maskname\n/i0.png,/m0.png\ni1.png,m1.png\n")
     np.testing.assert_array_equal(load(folder), expected)
-    patches = load_split(folder, "train", rgb=True, truncation=3)
+    patches = load_split(folder, "train", Reading(rgb=True, truncation=3))
     assert [patch.key for patch in patches] == ["i0", "i1"]
     assert patches[0].image.shape == (8, 8, 3)
 
@@ -48,7 +50,7 @@ def test_several_patches_of_one_image_get_their_own_keys(folder: Path) -> None:
     (folder / "train.csv").write_text(
         "filename,maskname,image_id,top,left\ni0.png,m0.png,a b/c,0,0\ni1.png,m1.png,a b/c,0,8\n"
     )
-    patches = load_split(folder, "train", rgb=False, truncation=3)
+    patches = load_split(folder, "train", GREY)
     assert [patch.key for patch in patches] == ["a_b_c_0_0", "a_b_c_0_8"]
     assert {patch.image_id for patch in patches} == {"a b/c"}
 
@@ -132,7 +134,7 @@ def test_bad_tables(folder: Path) -> None:
 def test_hold_out_is_by_image(folder: Path) -> None:
     rows = "".join(f"i0.png,m0.png,image{i // 2}\n" for i in range(20))
     (folder / "train.csv").write_text("filename,maskname,image_id\n" + rows)
-    train, val = hold_out(load_split(folder, "train", rgb=False, truncation=3), 0.3, seed=0)
+    train, val = hold_out(load_split(folder, "train", GREY), 0.3, seed=0)
     assert (len(train), len(val)) == (14, 6)
     assert not {p.image_id for p in train} & {p.image_id for p in val}
 
@@ -158,7 +160,7 @@ def test_symmetries_keep_an_sdf_an_sdf() -> None:
 def test_every_image_once_per_epoch_and_resumable() -> None:
     def make() -> Batches:
         images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
-        return Batches(images, torch.zeros(7, 1, 4, 4), 3, 5, torch.device("cpu"), flips=True, rotations=True)
+        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), Augmentation(rotations=True))
 
     batches = make()
     seen = [i for _ in range(14) for i in batches.next()[2]]

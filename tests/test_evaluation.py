@@ -52,22 +52,31 @@ def test_f1_is_two_iou_over_one_plus_iou(pair: tuple[np.ndarray, np.ndarray]) ->
     assert counts.f1 == count(*pair[::-1]).f1
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 12), st.just(3), st.just(2)), elements=st.floats(-1, 1, width=32)))
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.integers(1, 3), st.just(3), st.just(2)),
+        elements=st.floats(-1, 1, width=32),
+    )
+)
 def test_streaming_statistics_are_those_of_the_stack(draws: np.ndarray) -> None:
-    ensemble = Ensemble((3, 2), threshold=0.05)
-    masks = np.stack([ensemble.add(draw) for draw in draws])
-    np.testing.assert_array_equal(masks, draws < 0.05)
+    ensemble = Ensemble(draws.shape[1:], threshold=0.05)
+    labels = np.stack([ensemble.add(draw) for draw in draws])
+    masks = labels > 0
+    np.testing.assert_array_equal(masks, (draws < 0.05).any(axis=1))
+    values = np.take_along_axis(draws, np.maximum(labels, 1)[:, None] - 1, axis=1)[:, 0]
+    np.testing.assert_array_equal(values[masks], draws.min(axis=1)[masks])
     np.testing.assert_allclose(ensemble.mmse, draws.mean(0, dtype=np.float64), atol=1e-6)
-    expected = draws.std(0, ddof=1, dtype=np.float64) if len(draws) > 1 else np.zeros((3, 2))
+    expected = draws.std(0, ddof=1, dtype=np.float64) if len(draws) > 1 else np.zeros(draws.shape[1:])
     np.testing.assert_allclose(ensemble.std, expected, atol=1e-6)
     np.testing.assert_allclose(ensemble.probability, masks.mean(0), atol=1e-6)
     np.testing.assert_allclose(ensemble.mask_std, masks.std(0), atol=1e-3)
-    np.testing.assert_array_equal(ensemble.mask, ensemble.mmse < 0.05)
+    np.testing.assert_array_equal(ensemble.labels > 0, ensemble.mmse.min(axis=0) < 0.05)
 
 
 def test_no_draws_no_statistics() -> None:
     with pytest.raises(ValueError, match="no draws"):
-        _ = Ensemble((2, 2), 0.0).mmse
+        _ = Ensemble((1, 2, 2), 0.0).mmse
 
 
 def test_color_map_colors_and_size() -> None:
@@ -85,7 +94,7 @@ def test_overlay_draws_both_contours_where_they_are() -> None:
     mask[5:7, 5:7] = True
     picture = np.asarray(figures.overlay(image, truth, mask, zoom=8))
     white = np.argwhere((picture == figures.TRUTH_COLOR).all(-1)).mean(0)
-    yellow = np.argwhere((picture == figures.MASK_COLOR).all(-1)).mean(0)
+    yellow = np.argwhere((picture == figures.CLASS_COLORS[0]).all(-1)).mean(0)
     np.testing.assert_allclose(white, [24, 24], atol=1.5)
     np.testing.assert_allclose(yellow, [48, 48], atol=1.5)
 

@@ -94,11 +94,13 @@ def test_other_sizes(size: int) -> None:
 
 
 def test_records_are_split_and_picklable() -> None:
-    listed = records(PhantomOptions(train=5, val=2, test=3))
+    listed = records(PhantomOptions(train=5, val=2, test=3)).records
     assert [r.split for r in listed] == ["train"] * 5 + ["val"] * 2 + ["test"] * 3
     assert len({r.image_id for r in listed}) == 10
     copy = pickle.loads(pickle.dumps(listed[7]))
-    np.testing.assert_array_equal(copy.read().image, draw_sample(PhantomOptions(), 7).image)
+    sample = copy.read()
+    assert sample is not None
+    np.testing.assert_array_equal(sample.image, draw_sample(PhantomOptions(), 7).image)
 
 
 @pytest.mark.parametrize("bad", [{"size": 16}, {"train": -1}, {"raters": -1}, {"objects": "cells"}])

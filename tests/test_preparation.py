@@ -16,13 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data import preparation
-from data.dataset import load_split
+from data.dataset import Reading, load_split
 from data.errors import DataError
-from data.preparation import PrepareOptions, cut_validation, prepare
+from data.preparation import prepare
+from data.processing import FOLDERS, PrepareOptions, write_image
 from data.sdf import signed_distance
 from data.sources import glas
 from data.sources.record import Record, Sample
+from data.splits import cut_split
 from tests.conftest import ROOT, Workspace
 
 REAL_GLAS = ROOT.parent / "shared" / "data" / "glas"
@@ -49,35 +50,35 @@ OPTIONS = PrepareOptions(source="test", size=(16, 24), color="grey", truncation=
 
 @pytest.mark.parametrize("suffix", ["bmp", "png"])
 def test_glas_archive(tmp_path: Path, suffix: str) -> None:
-    records = glas.records(fake_glas(tmp_path / "raw", suffix))
+    records = glas.records(fake_glas(tmp_path / "raw", suffix)).records
     assert [sum(r.split == s for r in records) for s in ("train", "test")] == [85, 80]
     first = next(r for r in records if r.image_id == "train_2")
     assert (first.group, first.attributes["grade"], first.attributes["part"]) == ("2", "malignant", "train")
     sample = first.read()
+    assert sample is not None
     assert sample.instances is not None
     assert set(np.unique(sample.instances)) == {0, 1, 2}
     np.testing.assert_array_equal(sample.mask, sample.instances > 0)
 
 
 def test_validation_is_cut_by_patient(tmp_path: Path) -> None:
-    records = cut_validation(glas.records(fake_glas(tmp_path / "raw")), 0.2, seed=0)
+    records = cut_split(glas.records(fake_glas(tmp_path / "raw")).records, "val", 0.2, seed=0)
     patients = {split: {r.group for r in records if r.split == split} for split in ("train", "val", "test")}
     assert not patients["train"] & patients["val"]
     assert 8 <= sum(r.split == "val" for r in records) <= 17
     assert sum(r.split == "test" for r in records) == 80
-    fresh = glas.records(tmp_path / "raw")
-    splits = [[r.split for r in cut_validation(fresh, 0.2, seed)] for seed in (0, 0, 1, 2, 3)]
+    fresh = glas.records(tmp_path / "raw").records
+    splits = [[r.split for r in cut_split(fresh, "val", 0.2, seed)] for seed in (0, 0, 1, 2, 3)]
     assert splits[0] == splits[1] == [r.split for r in records]
     assert any(split != splits[0] for split in splits[2:])
 
 
 def test_partial_glas_names_expected_and_found(tmp_path: Path) -> None:
     raw = fake_glas(tmp_path / "raw", counts={"train": 5, "testA": 2, "testB": 0})
-    with pytest.raises(
-        DataError, match=r"expected 85 train, 60 testA, 20 testB; found 5 train, 2 testA, 0 testB.*allow_partial"
-    ):
-        glas.records(raw)
-    assert len(glas.records(raw, allow_partial=True)) == 7
+    (problem,) = glas.records(raw).problems
+    assert "expected 85 train, 60 testA, 20 testB; found 5 train, 2 testA, 0 testB" in problem
+    assert "allow_partial" in problem
+    assert len(glas.records(raw, allow_partial=True).records) == 7
 
 
 def test_broken_glas_archives(tmp_path: Path) -> None:
@@ -86,31 +87,30 @@ def test_broken_glas_archives(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found 0 train"):
         glas.records(tmp_path / "empty", allow_partial=True)
-    raw = fake_glas(tmp_path / "raw", counts={"train": 3, "testA": 1, "testB": 0})
+    raw = fake_glas(tmp_path / "raw", counts={"train": 4, "testA": 1, "testB": 0})
     (raw / "train_1_anno.bmp").unlink()
     (raw / "train_3.bmp").unlink()
-    with pytest.raises(DataError, match=r"train_1 \(no annotation\), train_3 \(no image\)"):
-        glas.records(raw, allow_partial=True)
-    raw = fake_glas(tmp_path / "twice", counts={"train": 3, "testA": 1, "testB": 0})
-    shutil.copy(raw / "train_1.bmp", raw / "train_1.png")
-    with pytest.raises(DataError, match="twice"):
-        glas.records(raw, allow_partial=True)
-    raw = fake_glas(tmp_path / "ungraded", counts={"train": 3, "testA": 1, "testB": 0})
+    shutil.copy(raw / "train_2.bmp", raw / "train_2.png")
     (raw / "Grade.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="needs the columns name, patient"):
-        glas.records(raw, allow_partial=True)
+    archive = glas.records(raw, allow_partial=True)
+    twice, unpaired, ungraded = archive.problems
+    assert "train_2.bmp and train_2.png are the same image twice" in twice
+    assert "train_1 (no annotation), train_3 (no image)" in unpaired
+    assert "needs the columns name, patient" in ungraded
     (raw / "Grade.csv").unlink()
-    assert {r.group for r in glas.records(raw, allow_partial=True)} == {"train_1", "train_2", "train_3", "testA_1"}
+    assert {r.group for r in glas.records(raw, allow_partial=True).records} == {"train_2", "train_4", "testA_1"}
+    assert "Grade.csv is missing" in glas.records(raw).problems[-1]
 
 
 @pytest.mark.skipif(not REAL_GLAS.is_dir(), reason="the GlaS archive is not on this machine")
 def test_real_glas(tmp_path: Path) -> None:
-    records = glas.records(REAL_GLAS, allow_partial=True)
-    assert len(records) == 145
-    counts, _ = prepare(records, tmp_path / "p", PrepareOptions("glas", (128, 128), "grey", 15, 0.15), quiet=True)
+    archive = glas.records(REAL_GLAS, allow_partial=True)
+    assert len(archive.records) == 145
+    assert archive.problems == []
+    counts = prepare(archive, tmp_path / "p", PrepareOptions("glas", (128, 128), "grey", 15, 0.15), quiet=True).images
     assert counts["test"] == 60
     assert counts["train"] + counts["val"] == 85
-    patches = load_split(tmp_path / "p", "test", rgb=False, truncation=15)
+    patches = load_split(tmp_path / "p", "test", Reading(rgb=False, truncation=15))
     assert all(patch.image.shape == (128, 128) for patch in patches)
     assert 0.3 < np.mean([patch.mask.mean() for patch in patches]) < 0.7
 
@@ -149,7 +149,7 @@ def test_preparing_again_does_nothing_until_something_changes(tmp_path: Path) ->
     records = glas.records(tmp_path / "raw", True)
 
     def again(options: PrepareOptions = OPTIONS) -> bool:
-        return prepare(records, root, options, workers=1, quiet=True)[1]
+        return prepare(records, root, options, workers=1, quiet=True).written
 
     (root / "notes.txt").write_text("mine")
     stamp = (root / "train.csv").stat().st_mtime_ns
@@ -193,9 +193,9 @@ def test_raters_and_colour_are_written(tmp_path: Path) -> None:
     masks = tuple(rng.random((9, 7)) < 0.5 for _ in range(3))
     sample = Sample(rng.integers(0, 255, (9, 7, 3), dtype=np.uint8), masks[0], None, masks)
     record = Record("x", "test", "x", lambda: sample)
-    for folder in preparation.FOLDERS.values():
+    for folder in FOLDERS.values():
         (tmp_path / folder).mkdir()
-    row = preparation.write_patch(record, tmp_path, PrepareOptions("s", None, "rgb", 3, 0))
+    (row,) = write_image(record, tmp_path, PrepareOptions("s", None, "rgb", 3, 0)).rows
     names = str(row["raternames"]).split(";")
     assert len(names) == 3
     for name, mask in zip(names, masks, strict=True):

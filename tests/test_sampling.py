@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.dataset import Reading, load_split
+from data.scenes import scenes_of
 from evaluation.metrics import count
 from models.unet import ImageEncoder
 from sample import groups, load_denoiser
@@ -137,11 +139,9 @@ def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: p
 
 
 def test_groups_do_not_depend_on_what_is_done(trained: Workspace) -> None:
-    from data.dataset import load_split
-
-    patches = load_split(trained.path / "prepared", "test", rgb=False, truncation=6)
-    assert [len(group) for group in groups(patches, 2)] == [2, 1]
-    assert [patch.key for group in groups(patches, 1) for patch in group] == [patch.key for patch in patches]
+    scenes = scenes_of(load_split(trained.path / "prepared", "test", Reading(rgb=False, truncation=6)))
+    assert [len(group) for group in groups(scenes, 2)] == [2, 1]
+    assert [scene.key for group in groups(scenes, 1) for scene in group] == [scene.key for scene in scenes]
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from data.augment import Augmentation
+from data.dataset import Reading
 from models.denoiser import Denoiser, build_denoiser
 from sde.process import VE, VP, CosineVP, OTFlow, Process
 from sde.samplers import (
@@ -24,7 +26,8 @@ from sde.samplers import (
     rho_grid,
     time_grid,
 )
-from utils.schema import Config, SamplingConfig, SDEConfig
+from utils.errors import UsageError
+from utils.schema import Config, DataConfig, SamplingConfig, SDEConfig
 
 
 class Sampler(Protocol):
@@ -51,6 +54,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
         process_of(config.sde),
         config.sde.prediction,
         image_channels=3 if config.data.color == "rgb" else 1,
+        mask_channels=config.data.channels,
         channels=model.channels,
         multipliers=model.multipliers,
         blocks=model.blocks,
@@ -62,6 +66,27 @@ def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
         dropout=model.dropout,
         sigma_data=sigma_data,
     )
+
+
+def reading_of(data: DataConfig) -> Reading:
+    return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes)
+
+
+def augmentation_of(data: DataConfig) -> Augmentation:
+    return Augmentation(
+        flips=data.flips,
+        rotations=data.rotations,
+        truncation=data.truncation,
+        sdf_scale=data.sdf_scale,
+        **data.augment.model_dump(),
+    )
+
+
+def check_crop(size: tuple[int, int], config: Config) -> None:
+    """Raises UsageError if the prepared images (height, width) are smaller than the crops to train on."""
+    crop = config.data.crop
+    if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+        raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
 
 
 def sampler_of(sampling: SamplingConfig) -> Sampler:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.dataset import Patch, image_array
+from data.scenes import Scene
 from models.denoiser import Denoiser
 from sde.noise import DrawNoise
 from sde.samplers import Callback
@@ -36,14 +38,23 @@ class Drawer:
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor, keys: Sequence[str], draws: int, callback: Callback | None = None
+        self,
+        images: Tensor,
+        keys: Sequence[str],
+        draws: int,
+        callback: Callback | None = None,
+        together: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index of the image, its next draw (1, H, W) on the host in SDF units), image by image.
+        """Yield (index of the image, its next draw (K, H, W) on the host in SDF units), image by image.
 
         images: (N, C, H, W) uint8. keys: names that seed the noise of each image.
         callback: sees the iterates of every batch.
+        together: lengths of runs of images that are parts of one: their d-th draws follow each other.
         """
-        pairs = [(i, d) for i in range(len(keys)) for d in range(draws)]
+        pairs, first = [], 0
+        for length in together or [1] * len(keys):
+            pairs += [(i, d) for d in range(draws) for i in range(first, first + length)]
+            first += length
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             features = self.denoiser.encode(network_image(images.to(self.device), self.channels_last))
         for start in range(0, len(pairs), self.max_batch):
@@ -68,8 +79,21 @@ class Drawer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 return self.denoiser(z, t, features)
 
-        noise = DrawNoise(self.seed, owners, (1, *size), self.device)
+        noise = DrawNoise(self.seed, owners, (self.denoiser.mask_channels, *size), self.device)
         return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
+
+
+def whole_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the scene, its next draw (K, H, W)) of scenes whose parts are of one size."""
+    parts = [part for scene in scenes for part in scene.parts]
+    lengths = [len(scene.parts) for scene in scenes]
+    owner = [i for i, length in enumerate(lengths) for _ in range(length)]
+    pieces: list[np.ndarray] = []
+    for i, draw in drawer(image_tensor(parts), [part.key for part in parts], draws, together=lengths):
+        pieces.append(draw.numpy())
+        if len(pieces) == lengths[owner[i]]:
+            yield owner[i], scenes[owner[i]].assemble(pieces)
+            pieces = []
 
 
 def network_image(images: Tensor, channels_last: bool) -> Tensor:

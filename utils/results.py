@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from data.dataset import Patch
+from data.scenes import Scene
 from evaluation import figures
 from evaluation.ensemble import Ensemble
-from evaluation.metrics import Counts, count
+from evaluation.metrics import Counts, count_classes, mean_f1, mean_iou
 from evaluation.report import render_report
 from utils.config import dump_config
 from utils.errors import UsageError
@@ -30,21 +30,24 @@ from utils.schema import Config
 
 @dataclass
 class ImageResult:
-    """The ensemble of one image and the counts of each of its draws."""
+    """The ensemble of one image and the counts of each of its draws, by class."""
 
-    patch: Patch
+    scene: Scene
+    classes: int
     ensemble: Ensemble
-    draw_counts: list[Counts]
+    draw_counts: list[list[Counts]]
     draws: list[np.ndarray] | None  # only if they are to be kept
 
 
-def start_result(patch: Patch, threshold: float, keep_draws: bool) -> ImageResult:
-    return ImageResult(patch, Ensemble(patch.mask.shape, threshold), [], [] if keep_draws else None)
+def start_result(scene: Scene, classes: int, threshold: float, keep_draws: bool) -> ImageResult:
+    ensemble = Ensemble((classes, *scene.shape), threshold)
+    return ImageResult(scene, classes, ensemble, [], [] if keep_draws else None)
 
 
 def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
-    """Take in one draw (H, W)."""
-    result.draw_counts.append(count(result.ensemble.add(sdf), result.patch.mask))
+    """Take in one draw (K, H, W)."""
+    labels = result.ensemble.add(sdf)
+    result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
     if result.draws is not None:
         result.draws.append(sdf)
 
@@ -59,28 +62,32 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -> None:
     """All files of one image, written beside their place and moved there as a whole."""
-    patch, ensemble = result.patch, result.ensemble
-    partial, final = folder / f".{patch.key}.partial", folder / patch.key
+    scene, ensemble, one = result.scene, result.ensemble, result.classes == 1
+    partial, final = folder / f".{scene.key}.partial", folder / scene.key
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    counts = count(ensemble.mask, patch.mask)
-    zoom = figures.zoom_of(patch.mask.shape)
-    np.save(partial / "mmse.npy", ensemble.mmse)
-    np.save(partial / "std.npy", ensemble.std)
+    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
+    counts = count_classes(labels, scene.labels, result.classes)
+    zoom = figures.zoom_of(scene.shape)
+    np.save(partial / "mmse.npy", mmse[0] if one else mmse)
+    np.save(partial / "std.npy", std[0] if one else std)
     figures.gray_image(ensemble.probability).save(partial / "probability.png")
     figures.gray_image(ensemble.mask_std).save(partial / "mask_std.png")
-    Image.fromarray(ensemble.mask.astype(np.uint8) * 255).save(partial / "mask.png")
-    figures.overlay(patch.image, patch.mask, ensemble.mask, zoom).save(partial / "overlay.png")
-    figures.mmse_map(ensemble.mmse, zoom).save(partial / "mmse.png")
-    figures.std_map(ensemble.std, zoom).save(partial / "std.png")
-    panel = figures.panel(patch.image, patch.mask, ensemble.mmse, ensemble.std, ensemble.mask, counts.f1, zoom)
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(partial / "mask.png")
+    if not one:
+        Image.fromarray(labels).save(partial / "classes.png")
+    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(partial / "overlay.png")
+    figures.mmse_map(mmse.min(axis=0), zoom).save(partial / "mmse.png")
+    figures.std_map(std.max(axis=0), zoom).save(partial / "std.png")
+    panel = figures.panel(scene.image, scene.labels, mmse, std, labels, mean_f1(counts), zoom)
     panel.save(partial / "panel.png")
     if result.draws is not None:
-        np.savez_compressed(partial / "draws.npz", sdf=np.stack(result.draws))
+        draws = np.stack(result.draws)
+        np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if one else draws)
     scores = {
-        "mmse": astuple(counts),
-        "draws": [astuple(c) for c in result.draw_counts],
-        "mean_std": float(ensemble.std.mean()),
+        "mmse": [astuple(c) for c in counts],
+        "draws": [[astuple(c) for c in draw] for draw in result.draw_counts],
+        "mean_std": float(std.mean()),
         **costs,
     }
     write_json(partial / "scores.json", scores)
@@ -111,60 +118,75 @@ def open_folder(run: Path, settings: dict[str, Any], resume: bool) -> Path:
     return folders[-1].parent
 
 
-def _scores(rows: Sequence[Counts], pooled: Counts) -> dict[str, float]:
-    f1 = [row.f1 for row in rows]
+Scored = Sequence[Counts]  # of one image or draw, by class
+
+
+def _scores(scored: Sequence[Scored], f1_std: float) -> dict[str, Any]:
+    """Means over images (or draws) and classes; counts pooled over images, then means over classes."""
+    pooled = [sum(counts, Counts()) for counts in zip(*scored, strict=True)]
     return {
-        "f1": float(np.mean(f1)),
-        "iou": float(np.mean([row.iou for row in rows])),
-        "f1_pooled": pooled.f1,
-        "iou_pooled": pooled.iou,
-        "f1_std": float(np.std(f1)),
+        "f1": float(np.mean([mean_f1(counts) for counts in scored])),
+        "iou": float(np.mean([mean_iou(counts) for counts in scored])),
+        "f1_pooled": mean_f1(pooled),
+        "iou_pooled": mean_iou(pooled),
+        "f1_std": f1_std,
+    }
+
+
+def _by_class(scored: Sequence[Scored], classes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Scores of every class, where there are several."""
+    columns = zip(classes, zip(*scored, strict=True), strict=True)
+    return {str(value): {"f1": mean_f1(counts), "iou": mean_iou(counts)} for value, counts in columns}
+
+
+def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of metrics.csv; pixel counts are sums over classes."""
+    total = sum(whole, Counts())
+    return {
+        "image_id": key,
+        "f1": mean_f1(whole),
+        "iou": mean_iou(whole),
+        "single_f1": float(np.mean([mean_f1(c) for c in draws])),
+        "single_iou": float(np.mean([mean_iou(c) for c in draws])),
+        "true_positive": total.true_positive,
+        "false_positive": total.false_positive,
+        "false_negative": total.false_negative,
+        "mean_std": scores["mean_std"],
+        "draws": len(draws),
+        "nfe_per_draw": scores["nfe"],
+        "seconds": scores["seconds"],
     }
 
 
 def finish(
-    folder: Path, patches: Sequence[Patch], config: Config, facts: Mapping[str, Any]
+    folder: Path, scenes: Sequence[Scene], config: Config, facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
-    rows, mmse, single, seconds, memory = [], [], [], [], []
-    for patch in patches:
-        scores = json.loads((folder / patch.key / "scores.json").read_text())
-        whole, draws = Counts(*scores["mmse"]), [Counts(*c) for c in scores["draws"]]
+    rows, mmse, single, memory = [], [], [], []
+    for scene in scenes:
+        scores = json.loads((folder / scene.key / "scores.json").read_text())
+        whole = [Counts(*c) for c in scores["mmse"]]
+        draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
         mmse.append(whole)
-        single.append(draws)
-        seconds.append(scores["seconds"])
+        single += draws
         memory.append(scores["peak_memory_mib"])
-        rows.append(
-            {
-                "image_id": patch.key,
-                "f1": whole.f1,
-                "iou": whole.iou,
-                "single_f1": float(np.mean([c.f1 for c in draws])),
-                "single_iou": float(np.mean([c.iou for c in draws])),
-                "true_positive": whole.true_positive,
-                "false_positive": whole.false_positive,
-                "false_negative": whole.false_negative,
-                "mean_std": scores["mean_std"],
-                "draws": len(draws),
-                "nfe_per_draw": scores["nfe"],
-                "seconds": scores["seconds"],
-            }
-        )
-    per_image_single = pd.DataFrame(rows)[["single_f1", "single_iou"]]
-    every_draw = [c for draws in single for c in draws]
-    summary = {
+        rows.append(_row(scene.key, whole, draws, scores))
+        if config.data.classes is not None:
+            by_class = zip(config.data.classes, whole, strict=True)
+            rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
+    summary: dict[str, Any] = {
         "images": len(rows),
         "draws": config.sampling.draws,
         "nfe_per_draw": rows[0]["nfe_per_draw"],
-        "mmse": _scores(mmse, sum(mmse, Counts())),
-        "single": {
-            **_scores(every_draw, sum(every_draw, Counts())),
-            "f1_std": float(per_image_single["single_f1"].std(ddof=0)),
-        },
-        "seconds_per_image": float(np.mean(seconds)),
+        "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
+        "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),
+        "seconds_per_image": float(np.mean([row["seconds"] for row in rows])),
         "peak_memory_mib": max(memory),
         **facts,
     }
+    if config.data.classes is not None:
+        summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
+        summary["single"]["classes"] = _by_class(single, config.data.classes)
     table = folder / ".metrics.csv.tmp"
     pd.DataFrame(rows).to_csv(table, index=False)
     os.replace(table, folder / "metrics.csv")

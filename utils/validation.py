@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.dataset import Patch
 from evaluation.ensemble import Ensemble
-from evaluation.metrics import count
+from evaluation.metrics import count_classes, mean_f1, mean_iou
 from models.denoiser import Denoiser
 from sde.samplers import heun
 from utils.build import threshold_of
@@ -31,12 +31,13 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     drawer = drawer_of(config, denoiser, sampler=partial(heun, steps=settings.steps))
     f1, iou, single, pictures = [], [], [], []
     for patch in chosen:
-        ensemble = Ensemble(patch.mask.shape, threshold_of(config))
+        classes = patch.sdf.shape[1]
+        ensemble = Ensemble((classes, *patch.labels.shape), threshold_of(config))
         for _, draw in drawer(image_tensor([patch]), [patch.key], settings.draws):
-            single.append(count(ensemble.add(draw[0].numpy()), patch.mask).f1)
-        counts = count(ensemble.mask, patch.mask)
-        f1.append(counts.f1)
-        iou.append(counts.iou)
+            single.append(mean_f1(count_classes(ensemble.add(draw.numpy()), patch.labels, classes)))
+        counts = count_classes(ensemble.labels, patch.labels, classes)
+        f1.append(mean_f1(counts))
+        iou.append(mean_iou(counts))
         if len(f1) <= 4:
             pictures.append(_pictures(patch, ensemble.mmse))
     denoiser.train(was_training)
@@ -50,5 +51,6 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
 def _pictures(patch: Patch, mmse: np.ndarray) -> Tensor:
     """Image, truth and MMSE SDF, (3, 3, H, W) in [0, 1], dark inside."""
     image = image_tensor([patch])[0].float() / 255.0
-    maps = (torch.from_numpy(np.stack([patch.sdf, mmse])).clamp(-1, 1) + 1.0) / 2.0
+    nearest = patch.sdf.mean(axis=0).min(axis=0), mmse.min(axis=0)  # over raters, over classes
+    maps = (torch.from_numpy(np.stack(nearest)).clamp(-1, 1) + 1.0) / 2.0
     return torch.cat([image.expand(3, -1, -1)[None], maps[:, None].expand(-1, 3, -1, -1)])

@@ -6,26 +6,20 @@ import re
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from data.errors import DataError
-from data.sources.record import Record, Sample
+from data.images import MAX_PIXELS, read_image, read_labels
+from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
 
 EXPECTED = {"train": 85, "testA": 60, "testB": 20}
 _NAME = re.compile(r"(train|testA|testB)_(\d+)(_anno)?\.(bmp|png|tif|tiff)$")
 
 
-def read_sample(image: Path, annotation: Path) -> Sample:
+def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
     """RGB image and instance labels (0 = background)."""
-    with Image.open(image) as file:
-        rgb = np.asarray(file.convert("RGB"))
-    with Image.open(annotation) as file:
-        labels = np.asarray(file)
-    if labels.ndim != 2 or labels.shape != rgb.shape[:2]:
-        raise DataError(f"{annotation}: labels of shape {labels.shape} for an image of {rgb.shape[:2]}")
-    return Sample(image=rgb, mask=labels > 0, instances=labels.astype(np.uint16))
+    labels = number_labels(read_labels(annotation, max_pixels), annotation)
+    return Sample(image=read_image(image, max_pixels), mask=labels > 0, instances=labels)
 
 
 def read_grades(folder: Path, allow_partial: bool) -> dict[str, tuple[str, str]]:
@@ -44,45 +38,58 @@ def read_grades(folder: Path, allow_partial: bool) -> dict[str, tuple[str, str]]
     return {row["name"].strip(): (row[patient].strip(), row[grade].strip()) for _, row in table.iterrows()}
 
 
-def find_files(folder: Path) -> dict[str, dict[str, Path]]:
-    """Stem ('train_1') to its {'image': path, 'anno': path}."""
+def find_files(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Stem ('train_1') to its {'image': path, 'anno': path}, and what is there twice."""
     found: dict[str, dict[str, Path]] = {}
+    problems = []
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
         if match:
             role = "anno" if match[3] else "image"
             parts = found.setdefault(f"{match[1]}_{match[2]}", {})
             if role in parts:
-                raise DataError(f"{folder}: {parts[role].name} and {path.name} are the same image twice")
+                problems.append(f"{folder}: {parts[role].name} and {path.name} are the same image twice")
             parts[role] = path
-    return found
+    return found, problems
 
 
-def records(raw: Path, allow_partial: bool = False) -> list[Record]:
+def check_counts(raw: Path, found: dict[str, dict[str, Path]], allow_partial: bool) -> list[str]:
+    """The official split is complete, or the user said that it need not be."""
+    counts = {part: sum(stem.startswith(part + "_") for stem in found) for part in EXPECTED}
+    if counts == EXPECTED or (found and allow_partial):
+        return []
+    expected = ", ".join(f"{n} {part}" for part, n in EXPECTED.items())
+    got = ", ".join(f"{n} {part}" for part, n in counts.items())
+    hint = "; data.allow_partial: true goes on with what there is" if found else ""
+    return [f"{raw}: expected {expected}; found {got}{hint}"]
+
+
+def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS) -> Archive:
     """All images of the archive, split by name; test A and test B together are the test set.
 
-    Raises DataError if images lack their annotation or, without allow_partial, if a part of the official
-    split is not complete.
+    Images without annotation, an unusable Grade.csv and, without allow_partial, an official split that is not
+    complete are problems. Raises DataError where there is no archive at all.
     """
-    if not raw.is_dir():
-        raise DataError(f"data.raw: {raw} is not a folder (expected the unpacked GlaS archive)")
-    found = find_files(raw)
+    found, problems = find_files(existing_folder(raw, "the unpacked GlaS archive"))
+    problems += check_counts(raw, found, allow_partial)
+    if not found:
+        raise DataError(problems[0])
     incomplete = [
         f"{stem} ({'no annotation' if 'image' in parts else 'no image'})"
         for stem, parts in found.items()
         if len(parts) < 2
     ]
     if incomplete:
-        raise DataError(f"{raw}: images and annotations do not pair up: {', '.join(incomplete)}")
-    counts = {part: sum(stem.startswith(part + "_") for stem in found) for part in EXPECTED}
-    if not found or (counts != EXPECTED and not allow_partial):
-        expected = ", ".join(f"{n} {part}" for part, n in EXPECTED.items())
-        got = ", ".join(f"{n} {part}" for part, n in counts.items())
-        hint = "; data.allow_partial: true goes on with what there is" if found else ""
-        raise DataError(f"{raw}: expected {expected}; found {got}{hint}")
-    grades = read_grades(raw, allow_partial)
+        problems.append(f"{raw}: images and annotations do not pair up: {', '.join(incomplete)}")
+    try:
+        grades = read_grades(raw, allow_partial)
+    except DataError as error:
+        problems.append(str(error))
+        grades = {}
     result = []
     for stem in sorted(found, key=lambda s: (s.split("_")[0], int(s.split("_")[1]))):
+        if len(found[stem]) < 2:
+            continue
         image, annotation = found[stem]["image"], found[stem]["anno"]
         patient, grade = grades.get(stem, (stem, ""))
         result.append(
@@ -90,9 +97,9 @@ def records(raw: Path, allow_partial: bool = False) -> list[Record]:
                 image_id=stem,
                 split="train" if stem.startswith("train") else "test",
                 group=patient,
-                read=partial(read_sample, image, annotation),
+                read=partial(read_sample, image, annotation, max_pixels),
                 files=(image, annotation),
                 attributes={"part": stem.split("_")[0], "patient": patient, "grade": grade},
             )
         )
-    return result
+    return Archive(result, problems)

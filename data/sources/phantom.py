@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, rotate
 
-from data.sources.record import Record, Sample, Split
+from data.sources.record import Archive, Record, Sample, Split
 
-Objects = Literal["glands", "nuclei"]
+Objects = Literal["glands", "nuclei", "glands_and_lumina"]
 
 # Optical density of a unit of stain in red, green and blue (Ruifrok & Johnston 2001).
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
@@ -24,8 +24,8 @@ EOSIN = np.array([0.07, 0.99, 0.11])
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """train, val, test: numbers of images. size: height and width in pixels. objects: what mask and instances show.
-
+    """train, val, test: numbers of images. size: height and width in pixels. objects: what mask and instances show;
+    glands_and_lumina has two classes, 1 for the wall of a gland and 2 for its lumen.
     raters: further masks by annotators who disagree. Raises ValueError for values that make no sense.
     """
 
@@ -55,6 +55,7 @@ class Tissue:
         self.eosin = np.zeros((size, size))
         self.glands = np.zeros((size, size), np.uint16)
         self.depth = np.full((size, size), np.inf)  # radius over border radius of the gland, 1 on its border
+        self.lumina = np.zeros((size, size), bool)
         self.nuclei = np.zeros((size, size), np.uint16)
         self.nuclei_drawn = 0
         self.grid = np.mgrid[0:size, 0:size].astype(float)
@@ -136,6 +137,7 @@ def _paint_glands(tissue: Tissue, count: int) -> None:
         lumen = rng.choice([0.0, rng.uniform(0.25, 0.6)], p=[0.25, 0.75])
         content = rng.choice([0.04, rng.uniform(0.2, 0.5)], p=[0.7, 0.3])
         coverage = np.clip((lumen - tissue.depth) * 6 + 0.5, 0, 1) if lumen else np.zeros_like(tissue.eosin)
+        tissue.lumina |= inside & (coverage > 0.5)
         eosin = (1 - coverage) * (cytoplasm_eosin + mucin) + coverage * content
         haematoxylin = (1 - coverage) * cytoplasm_haematoxylin + coverage * 0.5 * content
         tissue.eosin = np.where(inside, eosin, tissue.eosin)
@@ -232,16 +234,21 @@ def draw_sample(options: PhantomOptions, index: int) -> Sample:
     _paint_glands(tissue, len(glands))
     _paint_nuclei(tissue, glands)
     image = _photograph(tissue)
-    labels = tissue.glands if options.objects == "glands" else tissue.nuclei
+    labels = tissue.nuclei if options.objects == "nuclei" else tissue.glands
     raters = (np.random.default_rng([options.seed, index, 1 + k]) for k in range(options.raters))
-    return Sample(image, labels > 0, labels, tuple(_annotate(labels, rater) for rater in raters))
+    classes = None
+    if options.objects == "glands_and_lumina":
+        classes = (labels > 0).astype(np.uint8) + tissue.lumina
+    return Sample(image, labels > 0, labels, tuple(_annotate(labels, rater) for rater in raters), classes)
 
 
-def records(options: PhantomOptions) -> list[Record]:
+def records(options: PhantomOptions) -> Archive:
     """One record per image, numbered through train, val and test."""
     counts: dict[Split, int] = {"train": options.train, "val": options.val, "test": options.test}
     splits = [split for split, count in counts.items() for _ in range(count)]
-    return [
-        Record(f"phantom_{i:04d}", split, f"phantom_{i:04d}", partial(draw_sample, options, i))
-        for i, split in enumerate(splits)
-    ]
+    return Archive(
+        [
+            Record(f"phantom_{i:04d}", split, f"phantom_{i:04d}", partial(draw_sample, options, i))
+            for i, split in enumerate(splits)
+        ]
+    )

@@ -1,0 +1,224 @@
+"""One raw image to its prepared patches: classes, stain, colour, size, SDFs of the whole picture, windows, files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.errors import DataError
+from data.patches import Window, even_parts, overlapping, random_window
+from data.sdf import signed_distance
+from data.sources.record import Record, Sample
+from data.stain import Stain, StainError, fit_stain, normalise
+
+FOLDERS = {"train": "Training_patches", "val": "Validation_patches", "test": "Test_patches"}
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What decides the prepared files, besides the raw ones.
+
+    source: name of the archive format, for the record.
+    size: (height, width) all images are resized to, or None.
+    color: "grey" or "rgb".
+    truncation: delta of eq. 1 in pixels of the prepared image.
+    validation_fraction, test_fraction: shares of training images moved to val and test, by group, where the archive
+    has no such split.
+    stain: "none", "macenko" or "vahadane". stain_target: image_id or picture file, None for the most typical one.
+    patch, stride: training images are cut into overlapping windows of this size, at most stride apart.
+    test_patch: validation and test images are cut into even parts no larger than this.
+    crop: validation and test images are cut to one window of this size, at a random but fixed place.
+    classes: class values with an SDF of their own.
+    """
+
+    source: str
+    size: tuple[int, int] | None
+    color: str
+    truncation: float
+    validation_fraction: float
+    split_seed: int = 0
+    source_options: str = ""
+    test_fraction: float = 0.0
+    stain: str = "none"
+    stain_target: str | None = None
+    patch: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    test_patch: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    classes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one image: its CSV rows, or why it cannot be used."""
+
+    rows: tuple[dict[str, str | int], ...] = ()
+    notes: tuple[str, ...] = ()
+    warning: str | None = None
+    problem: str | None = None
+
+
+def where(record: Record) -> str:
+    """The name to complain about."""
+    return ", ".join(str(path) for path in record.files[:2]) or record.image_id
+
+
+def read_sample(record: Record) -> Sample | None:
+    """The arrays of one record, all of one size. Raises DataError."""
+    try:
+        sample = record.read()
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        raise DataError(f"{where(record)}: {error}") from None
+    for labels in sample.maps() if sample else ():
+        if labels.shape != sample.image.shape[:2]:  # type: ignore[union-attr]
+            height, width = sample.image.shape[:2]  # type: ignore[union-attr]
+            raise DataError(
+                f"{where(record)}: mask of {labels.shape[1]} x {labels.shape[0]}, image of {width} x {height} pixels"
+            )
+    return sample
+
+
+def select_classes(sample: Sample, classes: tuple[int, ...] | None) -> Sample:
+    """Values that are no class become background. Raises DataError where the archive has no classes."""
+    if classes is None:
+        return replace(sample, classes=None)
+    if sample.classes is None:
+        raise DataError("data.classes: this source has objects of one kind only")
+    values = np.where(np.isin(sample.classes, classes), sample.classes, 0).astype(np.uint8)
+    mask = values > 0
+    instances = None if sample.instances is None else np.where(mask, sample.instances, 0).astype(np.uint16)
+    return replace(sample, mask=mask, instances=instances, classes=values)
+
+
+def normalise_stain(image: np.ndarray, method: str, target: Stain | None) -> tuple[np.ndarray, str | None]:
+    """The normalised image, or the image as it is and why."""
+    if method == "none" or target is None:
+        return image, None
+    try:
+        return normalise(image, fit_stain(image, method), target), None
+    except StainError as error:
+        return image, f"{error}; passed on without stain normalisation"
+
+
+def transform(sample: Sample, options: PrepareOptions) -> Sample:
+    """Colour and size; labels are sampled at pixel centres, images averaged."""
+    image = Image.fromarray(sample.image).convert("L" if options.color == "grey" else "RGB")
+    if options.size is None:
+        return replace(sample, image=np.asarray(image))
+    height, width = options.size
+
+    def nearest(labels: np.ndarray) -> np.ndarray:
+        rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+        return labels[rows[:, None], columns]
+
+    return replace(
+        sample,
+        image=np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)),
+        mask=nearest(sample.mask),
+        instances=None if sample.instances is None else nearest(sample.instances),
+        raters=tuple(nearest(rater) for rater in sample.raters),
+        classes=None if sample.classes is None else nearest(sample.classes),
+    )
+
+
+def windows_of(shape: tuple[int, int], record: Record, options: PrepareOptions) -> list[Window]:
+    """Where an image of this split is cut; ValueError if it is too small for that."""
+    if record.split == "train" and options.patch is not None:
+        stride = options.stride or (max(1, options.patch[0] // 2), max(1, options.patch[1] // 2))
+        return overlapping(shape, options.patch, stride)
+    if record.split != "train" and options.crop is not None:
+        digest = hashlib.sha256(f"{options.split_seed}\0{record.image_id}".encode()).digest()
+        return [random_window(shape, options.crop, np.random.default_rng(list(digest[:8])))]
+    if record.split != "train" and options.test_patch is not None:
+        return even_parts(shape, options.test_patch)
+    return [Window(0, 0, *shape)]
+
+
+class _PatchWriter:
+    """Files of the patches of one image; SDFs are those of the whole picture."""
+
+    def __init__(self, sample: Sample, record: Record, root: Path, options: PrepareOptions) -> None:
+        self.sample, self.record, self.root = sample, record, root
+
+        def sdf(mask: np.ndarray) -> np.ndarray:
+            return signed_distance(mask, options.truncation)
+
+        self.raters = [sdf(rater) for rater in sample.raters]
+        if sample.classes is None or options.classes is None:
+            self.sdf = sdf(sample.mask)
+        else:
+            self.sdf = np.stack([sdf(sample.classes == value) for value in options.classes])
+
+    def _png(self, pixels: np.ndarray, name: str) -> str:
+        if pixels.dtype == np.bool_:
+            pixels = pixels.astype(np.uint8) * 255
+        Image.fromarray(np.ascontiguousarray(pixels)).save(self.root / name)
+        return name
+
+    def _npy(self, array: np.ndarray, name: str) -> str:
+        np.save(self.root / name, np.ascontiguousarray(array))
+        return name
+
+    def write(self, window: Window, stem: str) -> dict[str, str | int]:
+        """The files of one window and their CSV row."""
+        sample, part = self.sample, window.slices
+        row: dict[str, str | int] = {
+            "filename": self._png(sample.image[part], f"{stem}.png"),
+            "maskname": self._png(sample.mask[part], f"{stem}_mask.png"),
+            "maskdtname": self._npy(self.sdf[(..., *part)], f"{stem}_sdf.npy"),
+            "image_id": self.record.image_id,
+            "top": window.top,
+            "left": window.left,
+            "height": window.height,
+            "width": window.width,
+        }
+        if sample.instances is not None:
+            row["instancename"] = self._png(sample.instances[part].astype(np.uint16), f"{stem}_instances.png")
+        if sample.classes is not None:
+            row["classname"] = self._png(sample.classes[part], f"{stem}_classes.png")
+        if sample.raters:
+            names = [f"{stem}_rater{k}" for k in range(len(sample.raters))]
+            masks = zip(sample.raters, names, strict=True)
+            row["raternames"] = ";".join(self._png(mask[part], f"{name}.png") for mask, name in masks)
+            sdfs = zip(self.raters, names, strict=True)
+            row["raterdtnames"] = ";".join(self._npy(sdf[part], f"{name}_sdf.npy") for sdf, name in sdfs)
+        return {**row, **self.record.attributes}
+
+
+def prepare_sample(record: Record, options: PrepareOptions, target: Stain | None) -> tuple[Sample | None, str | None]:
+    """The whole image as it will be cut, None if there is nothing to learn, and a warning. Raises DataError."""
+    sample = read_sample(record)
+    if sample is None:
+        return None, None
+    try:
+        sample = select_classes(sample, options.classes)
+        image, warning = normalise_stain(sample.image, options.stain, target)
+        return transform(replace(sample, image=image), options), warning
+    except (DataError, ValueError, MemoryError) as error:
+        raise DataError(f"{where(record)}: {error}") from None
+
+
+def write_image(record: Record, root: Path, options: PrepareOptions, target: Stain | None = None) -> Written:
+    """Write the patches of one record below root. A DataError is returned, so that others can be found as well."""
+    try:
+        sample, warning = prepare_sample(record, options, target)
+        if sample is None:
+            return Written()
+        try:
+            windows: Sequence[Window] = windows_of(sample.mask.shape, record, options)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise DataError(f"{where(record)}: {error}") from None
+    except DataError as error:
+        return Written(problem=str(error))
+    writer = _PatchWriter(sample, record, root, options)
+    stem = f"{FOLDERS[record.split]}/{record.image_id}"
+    rows = [writer.write(w, stem if len(windows) == 1 else f"{stem}_{w.top}_{w.left}") for w in windows]
+    return Written(tuple(rows), sample.notes, warning)

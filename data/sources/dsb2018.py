@@ -1,0 +1,99 @@
+"""Data Science Bowl 2018 (Caicedo et al. 2019), nuclei in fluorescence and stained tissue.
+
+Packed: `images/<id>.png`, `labels/<id>.png` (16-bit instance labels), `index.csv`. Official: `stage1_train/<id>/` with
+`images/<id>.png` and a file in `masks/` for every nucleus.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.errors import DataError
+from data.images import MAX_PIXELS, read_image, read_labels, safe_id
+from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
+
+COLORED = 8.0  # mean difference of the channels above which a picture counts as stained
+
+
+def read_packed(image: Path, labels: Path, max_pixels: int) -> Sample:
+    instances = number_labels(read_labels(labels, max_pixels), labels)
+    return Sample(read_image(image, max_pixels), instances > 0, instances)
+
+
+def read_official(image: Path, masks: tuple[Path, ...], max_pixels: int) -> Sample:
+    """One mask file per nucleus; the few pixels that two claim stay with the smaller one."""
+    pixels = read_image(image, max_pixels)
+    nuclei = []
+    for path in masks:
+        mask = read_labels(path, max_pixels) > 0
+        if mask.shape != pixels.shape[:2]:
+            raise DataError(f"{path}: {mask.shape} pixels, the image {pixels.shape[:2]}")
+        nuclei.append(np.nonzero(mask))
+    instances = np.zeros(pixels.shape[:2], np.uint16)
+    claimed = np.zeros(pixels.shape[:2], bool)
+    contested = 0
+    for label, where in sorted(enumerate(nuclei, 1), key=lambda item: -len(item[1][0])):
+        contested += int(claimed[where].sum())
+        claimed[where], instances[where] = True, label
+    notes = (f"nuclei overlap in {contested} pixels; the smaller keeps them",) if contested else ()
+    return Sample(pixels, instances > 0, instances, notes=notes)
+
+
+def is_stained(image: Path, max_pixels: int) -> bool:
+    """Whether a picture has colours, as tissue has and fluorescence has not."""
+    pixels = read_image(image, max_pixels)[::8, ::8].astype(int)
+    return pixels.ndim == 3 and float(np.ptp(pixels, axis=2).mean()) > COLORED
+
+
+def _packed(raw: Path, max_pixels: int) -> Archive:
+    modality: dict[str, str] = {}
+    if (raw / "index.csv").is_file():
+        table = pd.read_csv(raw / "index.csv", dtype=str)
+        if {"id", "modality"} <= set(table.columns):
+            modality = dict(zip(table["id"], table["modality"], strict=True))
+    images = {path.stem: path for path in sorted((raw / "images").glob("*.png"))}
+    labels = {path.stem: path for path in sorted((raw / "labels").glob("*.png"))}
+    problems = [f"{images[s]}: no labels {raw / 'labels' / (s + '.png')}" for s in images if s not in labels]
+    problems += [f"{labels[s]}: no image {raw / 'images' / (s + '.png')}" for s in labels if s not in images]
+    problems += [f"{raw / 'index.csv'}: lists {s}, whose image is missing" for s in modality if s not in images]
+    found = []
+    for stem in images.keys() & labels.keys():
+        kind = modality.get(stem, "")
+        read = partial(read_packed, images[stem], labels[stem], max_pixels)
+        found.append(Record(safe_id(stem), "train", stem, read, (images[stem], labels[stem]), {"modality": kind}, kind))
+    return Archive(sorted(found, key=lambda record: record.image_id), problems)
+
+
+def _official(folders: list[Path], max_pixels: int) -> Archive:
+    problems, found = [], []
+    for folder in folders:
+        images, masks = sorted((folder / "images").glob("*.png")), tuple(sorted((folder / "masks").glob("*.png")))
+        if len(images) != 1 or not masks:
+            problems.append(f"{folder}: {len(images)} images and {len(masks)} masks; one image and its masks expected")
+            continue
+        try:
+            kind = "stained_colour" if is_stained(images[0], max_pixels) else "fluorescence"
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        read = partial(read_official, images[0], masks, max_pixels)
+        name = safe_id(folder.name)
+        found.append(Record(name, "train", name, read, (images[0], *masks), {"modality": kind}, kind))
+    return Archive(found, problems)
+
+
+def records(raw: Path, max_pixels: int = MAX_PIXELS) -> Archive:
+    """All images, each a group of its own, strata by modality. Raises DataError where neither form is found."""
+    existing_folder(raw, "DSB 2018, packed or stage1_train")
+    if (raw / "images").is_dir() and (raw / "labels").is_dir():
+        archive = _packed(raw, max_pixels)
+    else:
+        below = raw / "stage1_train" if (raw / "stage1_train").is_dir() else raw
+        archive = _official([p for p in sorted(below.iterdir()) if (p / "images").is_dir()], max_pixels)
+    if not archive.records and not archive.problems:
+        raise DataError(f"{raw}: neither images/ and labels/ nor folders <id>/images and <id>/masks")
+    return archive

@@ -124,7 +124,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-    x = F.pad(image, (reach, reach, reach, reach), mode="reflect").view(1, batch * channels, height + 2 * reach, -1)
+    x = F.pad(image, (reach, reach, reach, reach), mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
     x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
     return F.conv2d(x, kernel[:, None, None, :], groups=batch * channels).view(image.shape)
 
@@ -175,7 +175,7 @@ def deform_sdf(sdf: Tensor, grid: Tensor, zoom: Tensor, truncation: float) -> Te
         nearest = warped.argmin(dim=1, keepdim=True)
         mask &= torch.arange(sdf.shape[1], device=sdf.device).view(1, -1, 1, 1) == nearest
     distance = truncated_distance(mask, truncation)
-    beyond = torch.where(warped.abs() < truncation, warped.abs() * zoom, distance)
+    beyond = warped.abs() * zoom.clamp(min=1)  # times a zoom below 1, truncated distances would end in a step
     distance = torch.where(_border_band(sdf, truncation), torch.minimum(distance, beyond), distance)
     return torch.where(mask, -distance, distance)
 

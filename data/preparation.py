@@ -254,6 +254,7 @@ def _replace_folder(root: Path, new: Path) -> None:
         root.rename(old)
     new.rename(root)
     for path in old.iterdir() if old.exists() else ():
-        if not (root / path.name).exists():  # notes of the user's beside the prepared files stay
+        # Notes of the user's beside the prepared files stay; the inspection of the old files does not.
+        if path.name != "inspection.html" and not (root / path.name).exists():
             path.rename(root / path.name)
     shutil.rmtree(old, ignore_errors=True)

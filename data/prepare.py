@@ -57,6 +57,7 @@ def prepare_options(data: DataConfig, source_options: str) -> PrepareOptions:
         test_fraction=default_test if data.test_fraction is None else data.test_fraction,
         stain=data.stain,
         stain_target=data.stain_target,
+        stretch=data.stretch,
         patch=data.patch,
         stride=data.stride,
         test_patch=data.test_patch,

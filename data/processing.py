@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import DataError
+from data.images import stretch
 from data.patches import Window, even_parts, overlapping, random_window
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample
@@ -30,6 +31,7 @@ class PrepareOptions:
     validation_fraction, test_fraction: shares of training images moved to val and test, by group, where the archive
     has no such split.
     stain: "none", "macenko" or "vahadane". stain_target: image_id or picture file, None for the most typical one.
+    stretch: bring each picture's 0.1th and 99.9th percentile to 0 and 255.
     patch, stride: training images are cut into overlapping windows of this size, at most stride apart.
     test_patch: validation and test images are cut into even parts no larger than this.
     crop: validation and test images are cut to one window of this size, at a random but fixed place.
@@ -46,6 +48,7 @@ class PrepareOptions:
     test_fraction: float = 0.0
     stain: str = "none"
     stain_target: str | None = None
+    stretch: bool = False
     patch: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     test_patch: tuple[int, int] | None = None
@@ -110,6 +113,8 @@ def normalise_stain(image: np.ndarray, method: str, target: Stain | None) -> tup
 def transform(sample: Sample, options: PrepareOptions) -> Sample:
     """Colour and size; labels are sampled at pixel centres, images averaged."""
     image = Image.fromarray(sample.image).convert("L" if options.color == "grey" else "RGB")
+    if options.stretch:
+        image = Image.fromarray(stretch(np.asarray(image), None))
     if options.size is None:
         return replace(sample, image=np.asarray(image))
     height, width = options.size

@@ -42,12 +42,17 @@ def _framed(picture: Image.Image, title: str, extra_width: int = 0) -> Image.Ima
     return canvas
 
 
+def color_pixels(values: np.ndarray, low: float, high: float, cmap: str) -> np.ndarray:
+    """(H, W) values to (H, W, 3) uint8; what lies beyond low and high is cut off."""
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return (matplotlib.colormaps[cmap](share)[..., :3] * 255).astype(np.uint8)
+
+
 def color_map(values: np.ndarray, low: float, high: float, cmap: str, title: str, zoom: int) -> Image.Image:
     """(H, W) values with a colour bar from `low` to `high`, both marked."""
     colors = matplotlib.colormaps[cmap]
     span = max(high - low, 1e-12)
-    pixels = (colors(np.clip((values - low) / span, 0, 1))[..., :3] * 255).astype(np.uint8)
-    picture = _enlarge(pixels, zoom)
+    picture = _enlarge(color_pixels(values, low, high, cmap), zoom)
     canvas = _framed(picture, title, BAR)
     ramp = (colors(np.linspace(1, 0, picture.height))[:, None, :3] * 255).astype(np.uint8).repeat(14, axis=1)
     left = picture.width + 2 * MARGIN
@@ -84,6 +89,14 @@ def label_map(labels: np.ndarray, classes: int) -> np.ndarray:
         return (labels > 0).astype(np.uint8) * 255
     colors = [CLASS_COLORS[k % len(CLASS_COLORS)] for k in range(classes)]
     return np.array([(0, 0, 0), *colors], np.uint8)[labels]
+
+
+def outlined(image: np.ndarray, masks: Sequence[np.ndarray], zoom: int) -> Image.Image:
+    """The image with the contour of each mask in a colour of its own."""
+    picture = _enlarge(image, zoom)
+    for k, mask in enumerate(masks):
+        _draw_contours(picture, mask, zoom, CLASS_COLORS[k % len(CLASS_COLORS)])
+    return picture
 
 
 def overlay(image: np.ndarray, truth: np.ndarray, labels: np.ndarray, zoom: int, classes: int = 1) -> Image.Image:

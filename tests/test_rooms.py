@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 PACKAGES = {"data", "sde", "models", "evaluation", "utils", "bench"}
 # Commands read a config; they are the one place in `data` that knows `utils`.
-COMMANDS = {"data/prepare.py"}
+COMMANDS = {"data/prepare.py", "data/inspect.py"}
 ALLOWED = {"sde": {"sde"}, "models": {"models"}, "data": {"data"}, "evaluation": {"evaluation"},
            "utils": {"utils", "data", "sde", "models", "evaluation"}}  # fmt: skip
 EXTRA = {"models/denoiser.py": {"sde"}}

@@ -68,6 +68,9 @@ class DataConfig(Section):
     stain_target: str | None = Field(
         None, description="image of the archive, or a file, to normalise to; null: the most typical training image"
     )
+    stretch: bool = Field(
+        False, description="bring each image's 0.1th and 99.9th percentile to 0 and 255, as for dark fluorescence"
+    )
     truncation: Float = Field(15.0, gt=0, description="delta of eq. 1, in pixels of the prepared image")
     sdf_scale: Float = Field(1.0, gt=0, description="the model sees the SDF in [-sdf_scale, sdf_scale]")
     patch: Pair | None = Field(None, description="[height, width] of overlapping training patches; null: whole images")

@@ -1,0 +1,250 @@
+"""One page about prepared data: python -m data.inspect --config cfg/glas.yaml"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+from PIL import Image
+
+from data import inspection
+from data.dataset import Patch, image_array, read_split, same_size, sdf_array
+from data.errors import DataError
+from data.inspection import GREY_BINS, SDF_BINS, Facts, Suspicion
+from data.prepare import list_archive
+from data.processing import FOLDERS
+from evaluation import figures
+from utils.build import augmentation_of, reading_of
+from utils.cli import common_parser, read_config, run_command
+from utils.config import dump_config
+from utils.runs import write_text
+from utils.schema import Config
+
+PATCHES, PAIRS, RAW = 24, 16, 24
+SHOWN = 160  # pixels of a picture on the page
+
+
+def all_patches(config: Config) -> Iterator[tuple[str, Patch]]:
+    """(split, patch) of every row of every CSV file that is there."""
+    root = Path(config.data.root)
+    found = [split for split in FOLDERS if (root / f"{split}.csv").is_file()]
+    if not found:
+        raise DataError(f"data.root: no CSV files in {root}; run `python -m data.prepare` with this config first")
+    for split in found:
+        for patch in read_split(root, split, reading_of(config.data)):
+            yield split, patch
+
+
+class Keeper:
+    """Hands patches on and keeps a random few (reservoir sampling), so that memory does not grow with their number."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seen, self.kept = count, 0, list[tuple[str, Patch]]()
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, patches: Iterator[tuple[str, Patch]]) -> Iterator[tuple[str, Patch]]:
+        for item in patches:
+            self.seen += 1
+            if len(self.kept) < self.count:
+                self.kept.append(item)
+            elif (place := int(self.rng.integers(self.seen))) < self.count:
+                self.kept[place] = item
+            yield item
+
+
+def data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _chart(width: float = 5.0) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _chart_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def foreground_chart(table: pd.DataFrame) -> str:
+    figure, axes = _chart()
+    splits = list(table["split"].unique())
+    shares = [table[table["split"] == split]["foreground"] for split in splits]
+    bins = np.linspace(0, max(0.05, table["foreground"].max()), 21)
+    axes.hist(shares, bins=bins.tolist(), label=splits, stacked=True)
+    axes.set(xlabel="share of foreground", ylabel="patches")
+    axes.legend()
+    return _chart_uri(figure)
+
+
+def sdf_chart(facts: Facts, classes: Sequence[int]) -> str:
+    figure, axes = _chart()
+    for k, shares in enumerate(facts.sdf):
+        axes.stairs(shares, SDF_BINS, fill=len(facts.sdf) == 1, label=f"class {classes[k]}" if classes else None)
+    axes.set(xlabel="SDF (negative inside, 1 = truncation)", ylabel="share of pixels", yscale="log")
+    if classes:
+        axes.legend()
+    return _chart_uri(figure)
+
+
+def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
+    """A thin line per picture, a thick one for their mean."""
+    figure, axes = _chart()
+    centres = (GREY_BINS[:-1] + GREY_BINS[1:]) / 2
+    for histogram in histograms:
+        axes.plot(centres, histogram, color="tab:blue", alpha=0.25, linewidth=0.7)
+    axes.plot(centres, np.mean(histograms, axis=0), color="black", linewidth=2)
+    axes.set(xlabel="grey value", ylabel="share of pixels", title=title, ylim=(0, None))
+    return _chart_uri(figure)
+
+
+def raw_histograms(config: Config) -> list[np.ndarray]:
+    """Grey histograms of a few raw images; none where the archive is not at hand."""
+    try:
+        archive, _ = list_archive(config.data)
+        records = archive.records
+        chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, RAW).astype(int))] if records else []
+        samples = (record.read() for record in chosen)
+        return [inspection.grey_histogram(sample.image) for sample in samples if sample is not None]
+    except (DataError, OSError):
+        return []
+
+
+def patch_picture(patch: Patch) -> Image.Image:
+    """The image with the contours of its classes, or of each rater."""
+    zoom = figures.zoom_of(patch.labels.shape, SHOWN)
+    if patch.raters:
+        return figures.outlined(patch.image, list(patch.raters), zoom)
+    classes = patch.sdf.shape[1]
+    return figures.outlined(patch.image, [patch.labels == k for k in range(1, classes + 1)], zoom)
+
+
+def augmented_pairs(config: Config, patches: Sequence[Patch]) -> Image.Image | None:
+    """Sixteen training pairs as the network sees them: image, and below it the SDF (of several classes the least)."""
+    first = [p for p in patches if p.image.shape == patches[0].image.shape and len(p.sdf) == len(patches[0].sdf)]
+    if not first:
+        return None
+    same_size(first, "train.csv")
+    chosen = [first[i % len(first)] for i in range(PAIRS)]
+    generator = torch.Generator().manual_seed(config.seed)
+    augment = replace(augmentation_of(config.data), sdf_scale=1.0)
+    image, sdf = augment(torch.from_numpy(image_array(chosen)), torch.from_numpy(sdf_array(chosen)[:, 0]), generator)
+    zoom = figures.zoom_of(image.shape[-2:], 128)
+    tiles = []
+    for pixels, field in zip(image.float().round().byte().numpy(), sdf.numpy(), strict=True):
+        picture = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+        below = figures.color_pixels(field.min(axis=0), -1.0, 1.0, "RdBu")
+        tiles.append(np.concatenate([_rgb(picture), below], axis=0))
+    rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, PAIRS, 8)]
+    grid = Image.fromarray(np.concatenate(rows, axis=0))
+    return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def split_table(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One line for each split."""
+    lines = []
+    for split, rows in table.groupby("split", sort=False):
+        sizes = sorted({(int(r.height), int(r.width)) for r in rows.itertuples()})
+        lines.append(
+            {
+                "split": split,
+                "images": rows["image_id"].nunique(),
+                "patches": len(rows),
+                "sizes": ", ".join(f"{h} x {w}" for h, w in sizes[:6]) + (" ..." if len(sizes) > 6 else ""),
+                "foreground": rows["foreground"].mean(),
+                "least": rows["foreground"].min(),
+                "most": rows["foreground"].max(),
+                "agreement": rows["agreement"].mean(),
+                "silent": int(rows["silent_raters"].sum()),
+            }
+        )
+    return lines
+
+
+def find_suspicions(config: Config, facts: Facts) -> list[Suspicion]:
+    root = Path(config.data.root)
+    tables = {s: pd.read_csv(root / f"{s}.csv", dtype=str, keep_default_na=False)
+              for s in FOLDERS if (root / f"{s}.csv").is_file()}  # fmt: skip
+    leaks = inspection.leaking_groups(tables, "patient")
+    found = inspection.suspicions(facts.table, config.data.classes or ())
+    return [Suspicion("patients in two splits", leaks, grave=True), *found] if leaks else found
+
+
+def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspicion]:
+    """Write the page; return what is suspicious."""
+    keeper = Keeper(PATCHES, config.seed)
+    facts = inspection.collect(keeper(all_patches(config)))
+    found = find_suspicions(config, facts)
+    training = (patch for split, patch in all_patches(config) if split == "train")
+    pairs = augmented_pairs(config, list(islice(training, 4 * PAIRS))[::4])
+    description = Path(config.data.root) / "dataset.json"
+    described = json.loads(description.read_text()) if description.is_file() else {}
+    raw = raw_histograms(config)
+    after = [facts.greys[key] for key in sorted(facts.greys)]
+    charts = [foreground_chart(facts.table), sdf_chart(facts, config.data.classes or ())] if len(facts.table) else []
+    charts += [intensity_chart(raw, "raw images")] if raw else []
+    charts += [intensity_chart(after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("inspect.html").render(
+        name=config.name,
+        root=config.data.root,
+        lines=split_table(facts.table) if len(facts.table) else [],
+        raters=bool(len(facts.table)) and bool(facts.table["agreement"].notna().any()),
+        suspicions=found,
+        charts=charts,
+        raw=bool(raw),
+        gallery=[(f"{split}/{p.key}", p.mask.mean(), data_uri(patch_picture(p))) for split, p in keeper.kept],
+        pairs=data_uri(pairs) if pairs else None,
+        described=described,
+        notes=described.get("notes", {}),
+        settings=dump_config(config),
+    )
+    write_text(output, page)
+    if pictures is not None and pairs is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        pairs.save(pictures / "augmented.png")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Look at prepared data: one HTML page.")
+    parser.add_argument("--output", type=Path, metavar="HTML", help="default: inspection.html in data.root")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also save the augmented pairs there")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    output = args.output or Path(config.data.root) / "inspection.html"
+    found = inspect(config, output, args.pictures)
+    for suspicion in found:
+        sign = "!!" if suspicion.grave else "--"
+        print(f"{sign} {suspicion.what}: {len(suspicion.where)}, such as {suspicion.where[0]}")
+    print(f"{'nothing suspicious' if not found else 'to look at'}: {output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

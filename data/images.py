@@ -101,6 +101,12 @@ def _is_deep(file: Image.Image) -> bool:
     return file.mode not in _BYTES or any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
 
 
+def _deep_colors(path: Path, file: Image.Image, max_pixels: int) -> np.ndarray:
+    if file.format == "TIFF":
+        return _load_tiff(path, max_pixels)
+    return np.asarray(file).astype(np.uint16) * 257
+
+
 def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
     """The array of a picture file and whether its pixels are wider than a byte; modes: conversions for 8 bits."""
     with readable(path):
@@ -119,6 +125,8 @@ def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarra
             if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":
                 raise DataError(f"{path}: {file.n_frames} pages or frames; one picture is expected")  # type: ignore[attr-defined]
             deep = _is_deep(file)
+            if deep and file.mode in _BYTES:  # Pillow has kept the upper byte of each channel
+                return _deep_colors(path, file, max_pixels), True
             array = np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{path}: has NaN or infinite values")

@@ -146,9 +146,10 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
     records = []
     for stem in sorted(images.keys() & set.intersection(*(set(found) for found in masks))):
         own, group = table.get(stem, (None, ""))
+        name = f"{split}_{stem}" if split else stem  # train/ and test/ may both begin with 1.png
         files = (images[stem], *(found[stem] for found in masks))
         read = partial(read_sample, files[0], files[1:], options)
-        records.append(Record(safe_id(stem), split or own or "train", group or stem, read, files))
+        records.append(Record(safe_id(name), split or own or "train", group or name, read, files))
     return records
 
 
@@ -174,5 +175,5 @@ def records(raw: Path, options: FolderOptions) -> Archive:
     for record in found:
         if record.image_id in by_id:
             problems.append(f"{record.files[0]}: the same name as {by_id[record.image_id].files[0]}")
-        by_id[record.image_id] = record
+        by_id.setdefault(record.image_id, record)
     return Archive(list(by_id.values()), problems)

@@ -1,0 +1,118 @@
+"""Stain normalisation: known stains are found, structure stays, pictures without tissue are left alone."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from scipy.optimize import nnls
+
+from data.images import read_image
+from data.stain import METHODS, StainError, central_stain, fit_stain, normalise, optical_density, stain_densities
+from tests.conftest import ROOT
+
+STAINS = np.array([[0.60, 0.72, 0.35], [0.12, 0.95, 0.28]])
+STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
+OTHER = np.array([[0.72, 0.62, 0.31], [0.22, 0.90, 0.38]])
+OTHER /= np.linalg.norm(OTHER, axis=1, keepdims=True)
+TISSUE_IMAGES = ROOT.parent / "shared" / "data" / "monuseg" / "Training" / "Tissue Images"
+
+
+def densities(seed: int = 0, size: int = 160) -> np.ndarray:
+    """Nuclei of haematoxylin on fibres of eosin, (size, size, 2)."""
+    rng = np.random.default_rng(seed)
+    fields = [gaussian_filter(rng.standard_normal((size, size)), sigma) for sigma in (3, 5)]
+    nuclei, fibres = ((f - f.mean()) / f.std() for f in fields)
+    return np.stack([1.4 * (nuclei > 1.0) + 0.05, np.where(nuclei > 1.0, 0.1, 0.5 + 0.2 * fibres).clip(0)], axis=-1)
+
+
+def photograph(amounts: np.ndarray, stains: np.ndarray = STAINS) -> np.ndarray:
+    noise = np.random.default_rng(9).normal(0, 1.0, (*amounts.shape[:2], 3))
+    return (255 * np.exp(-amounts @ stains) + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip((a * b).sum(axis=1), -1, 1)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stains", [STAINS, OTHER], ids=["one scanner", "another"])
+def test_known_stains_are_found_in_order(method: str, stains: np.ndarray) -> None:
+    found = fit_stain(photograph(densities(), stains), method)
+    assert degrees(found.matrix, stains).max() < 6
+    assert (found.matrix >= 0).all()
+    np.testing.assert_allclose(np.linalg.norm(found.matrix, axis=1), 1, atol=1e-6)
+
+
+@given(st.lists(st.floats(0, 3), min_size=3, max_size=3))
+def test_densities_are_the_non_negative_least_squares(density: list[float]) -> None:
+    expected, _ = nnls(STAINS.T, np.array(density))
+    found = stain_densities(np.array(density, np.float32), STAINS)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_tissue_from_two_scanners_becomes_alike(method: str) -> None:
+    amounts = densities()
+    one, two = photograph(amounts), photograph(amounts * [0.7, 1.3], OTHER)
+    target = fit_stain(one, method)
+    mapped = normalise(two, fit_stain(two, method), target)
+    assert np.abs(mapped.astype(int) - one).mean() < 0.35 * np.abs(two.astype(int) - one).mean()
+    itself = normalise(one, target, target)
+    assert np.abs(itself.astype(int) - one).mean() < 3
+
+
+def test_structure_and_background_stay() -> None:
+    amounts = densities()
+    amounts[:40] = 0
+    image = photograph(amounts, OTHER)
+    source, target = fit_stain(image, "vahadane"), fit_stain(photograph(densities(1)), "vahadane")
+    mapped = normalise(image, source, target)
+    assert mapped[:40].mean() > 250
+    before, after = (optical_density(i)[40:].sum(axis=-1).ravel() for i in (image, mapped))
+    assert np.corrcoef(before, after)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_too_little_tissue_is_said(method: str) -> None:
+    with pytest.raises(StainError, match="too little tissue"):
+        fit_stain(np.full((50, 50, 3), 250, np.uint8), method)
+    with pytest.raises(StainError, match="grey"):
+        fit_stain(np.zeros((50, 50), np.uint8), method)
+    for value in (0, 60):
+        with pytest.raises(StainError, match="one stain"):
+            fit_stain(np.full((50, 50, 3), value, np.uint8), method)
+    one = photograph(densities() * [1, 0])
+    with pytest.raises(StainError, match="one stain"):
+        fit_stain(one, method)
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(ValueError, match="vahadane, macenko"):
+        fit_stain(np.zeros((50, 50, 3), np.uint8), "reinhard")
+
+
+def test_the_same_picture_gives_the_same_stains() -> None:
+    image = photograph(densities())
+    one, two = fit_stain(image, "vahadane"), fit_stain(image, "vahadane")
+    np.testing.assert_array_equal(one.matrix, two.matrix)
+
+
+def test_the_central_stain_is_no_outlier() -> None:
+    stains = [fit_stain(photograph(densities(seed)), "macenko") for seed in range(3)]
+    stains.insert(1, fit_stain(photograph(densities(), OTHER), "macenko"))
+    assert central_stain(stains) != 1
+
+
+@pytest.mark.skipif(not TISSUE_IMAGES.is_dir(), reason="the MoNuSeg archive is not on this machine")
+def test_real_tiles_come_closer_to_each_other() -> None:
+    images = [read_image(TISSUE_IMAGES / name) for name in sorted(os.listdir(TISSUE_IMAGES))]
+    stains = [fit_stain(image, "vahadane") for image in images]
+    target = stains[central_stain(stains)]
+    after = [normalise(image, stain, target) for image, stain in zip(images, stains, strict=True)]
+    spread = [np.array([i.reshape(-1, 3).mean(axis=0) for i in x]).std(axis=0).mean() for x in (images, after)]
+    assert spread[1] < 0.9 * spread[0]

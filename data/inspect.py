@@ -117,6 +117,8 @@ def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
 
 def raw_histograms(config: Config) -> list[np.ndarray]:
     """Grey histograms of a few raw images; none where the archive is not at hand."""
+    if config.data.source == "prepared":
+        return []
     try:
         archive, _ = list_archive(config.data)
         records = archive.records

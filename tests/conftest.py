@@ -15,6 +15,7 @@ import yaml
 
 import main as training_command
 import sample as sampling_command
+from data import inspect as inspect_command
 from data import prepare as prepare_command
 from utils.cli import run_command
 
@@ -46,6 +47,7 @@ TINY = {
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare_command.main,
+    "inspect": inspect_command.main,
     "main": training_command.main,
     "sample": sampling_command.main,
 }

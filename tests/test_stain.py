@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import nnls
 
 from data.images import read_image
 from data.stain import METHODS, StainError, central_stain, fit_stain, normalise, optical_density, stain_densities
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Workspace
 
 STAINS = np.array([[0.60, 0.72, 0.35], [0.12, 0.95, 0.28]])
 STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
@@ -106,6 +108,60 @@ def test_the_central_stain_is_no_outlier() -> None:
     stains = [fit_stain(photograph(densities(seed)), "macenko") for seed in range(3)]
     stains.insert(1, fit_stain(photograph(densities(), OTHER), "macenko"))
     assert central_stain(stains) != 1
+
+
+def tissue_folder(workspace: Workspace) -> list[str]:
+    """Three pictures of tissue, one of them from another scanner, and an empty slide; the options to prepare them."""
+    for folder in ("images", "masks"):
+        (workspace.path / "raw" / folder).mkdir(parents=True)
+    pictures = {name: photograph(densities(seed, 96)) for seed, name in enumerate(("one", "two"))}
+    pictures["other"] = photograph(densities(2, 96) * 0.6, OTHER)
+    pictures["white"] = np.full((96, 96, 3), 245, np.uint8)
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(workspace.path / "raw" / "images" / f"{name}.png")
+        Image.fromarray((pixels[..., 0] < 90).astype(np.uint8) * 255).save(
+            workspace.path / "raw" / "masks" / f"{name}.png"
+        )
+    options = ["source=folder", "raw=raw", "color=rgb", "stain=vahadane", "validation_fraction=0", "test_fraction=0"]
+    return [a for option in options for a in ("--set", f"data.{option}")]
+
+
+def test_preparation_normalises_and_names_what_it_cannot(workspace: Workspace) -> None:
+    options = tissue_folder(workspace)
+    result = workspace("prepare", *options)
+    assert result.code == 0
+    assert result.err.splitlines() == [
+        "warning: white: too little tissue (0.0% of the pixels); passed on without stain normalisation"
+    ]
+    described = json.loads((workspace.path / "prepared" / "dataset.json").read_text())
+    target = described["stain_target"]["image"]
+    assert target in ("one", "two")
+    assert list(described["notes"]) == ["white"]
+    pictures = {
+        n: read_image(workspace.path / "prepared/Training_patches" / f"{n}.png") for n in ("other", "white", target)
+    }
+    raw = {n: read_image(workspace.path / "raw/images" / f"{n}.png") for n in pictures}
+    np.testing.assert_array_equal(pictures["white"], raw["white"])
+    means = {n: p.reshape(-1, 3).mean(axis=0) for n, p in pictures.items()}
+    before = np.abs(raw["other"].reshape(-1, 3).mean(axis=0) - raw[target].reshape(-1, 3).mean(axis=0)).mean()
+    assert np.abs(means["other"] - means[target]).mean() < 0.5 * before
+    assert "up to date" in workspace("prepare", *options).out
+
+
+def test_the_target_can_be_chosen(workspace: Workspace) -> None:
+    options = tissue_folder(workspace)
+    for target in ("other", "raw/images/two.png"):
+        assert workspace("prepare", *options, "--set", f"data.stain_target={target}").code == 0
+        described = json.loads((workspace.path / "prepared" / "dataset.json").read_text())
+        assert described["stain_target"]["image"] == target
+    message = workspace.fails("prepare", *options, "--set", "data.stain_target=three")
+    assert "three is neither a file nor an image of the archive (one, other, two, ...)" in message
+    message = workspace.fails("prepare", *options, "--set", "data.stain_target=white")
+    assert "too little tissue" in message
+    for name in ("one", "two", "other"):
+        (workspace.path / "raw" / "images" / f"{name}.png").unlink()
+        (workspace.path / "raw" / "masks" / f"{name}.png").unlink()
+    assert "none of white can be read and has enough tissue" in workspace.fails("prepare", *options)
 
 
 @pytest.mark.skipif(not TISSUE_IMAGES.is_dir(), reason="the MoNuSeg archive is not on this machine")

@@ -1,0 +1,127 @@
+"""The page on prepared data: it says what is there and finds what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from data import inspection
+from data.dataset import Patch
+from data.sdf import signed_distance
+from tests.conftest import Workspace
+
+
+def patch(key: str, mask: np.ndarray, image: np.ndarray | None = None) -> tuple[str, Patch]:
+    split, name = key.split("/")
+    pixels = np.random.default_rng(list(key.encode())).integers(0, 256, mask.shape, dtype=np.uint8)
+    sdf = signed_distance(mask, 5)[None, None]
+    return split, Patch(name, name, name, pixels if image is None else image, sdf, mask.astype(np.uint8))
+
+
+def square(size: int = 20) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[4:9, 5:12] = True
+    return mask
+
+
+GOOD = [patch(f"{split}/{i}{split}", square()) for split in ("train", "val", "test") for i in range(3)]
+
+
+def found(*more: tuple[str, Patch], classes: tuple[int, ...] = ()) -> dict[str, list[str]]:
+    facts = inspection.collect([*GOOD, *more])
+    return {s.what: s.where for s in inspection.suspicions(facts.table, classes)}
+
+
+def test_good_data_are_not_suspicious() -> None:
+    assert found() == {}
+
+
+def test_everything_suspicious_is_found() -> None:
+    full, empty, inverted = np.ones((20, 20), bool), np.zeros((20, 20), bool), ~square()
+    twin = np.random.default_rng(5).integers(0, 256, (20, 20), dtype=np.uint8)
+    result = found(
+        patch("train/full", full),
+        patch("val/empty", empty),
+        patch("test/inverted", inverted),
+        patch("train/flat", square(), np.full((20, 20), 7, np.uint8)),
+        patch("train/huge", square(50)),
+        patch("train/a", square(), twin),
+        patch("test/b", square(), twin),
+        patch("test/c", square(), twin),
+        patch("val/0train", square()),
+    )
+    assert result == {
+        "the same picture in two splits": ["train/a = test/b = test/c"],
+        "parts of one image in two splits": ["0train"],
+        "constant images": ["train/flat"],
+        "empty masks": ["val/empty"],
+        "masks that fill the picture": ["train/full"],
+        "one object touches every border, as in an inverted mask": ["test/inverted"],
+        "sizes far from the others'": ["train/huge"],
+    }
+    assert "the same picture twice in a split" in found(
+        patch("train/a", square(), twin), patch("train/b", square(), twin)
+    )
+    assert found(classes=(4, 9))["classes that no training image has"] == ["class 9"]
+    assert {s.what for s in inspection.suspicions(pd.DataFrame())} == {"no images at all"}
+
+
+def test_histograms_are_shares() -> None:
+    facts = inspection.collect(GOOD)
+    assert facts.sdf.sum() == pytest.approx(1)
+    assert all(histogram.sum() == pytest.approx(1) for histogram in facts.greys.values())
+    assert inspection.grey_histogram(np.full((3, 4, 3), 255, np.uint8))[-1] == 1
+
+
+def test_patients_in_two_splits() -> None:
+    tables = {"train": pd.DataFrame({"patient": ["p", "q"]}), "test": pd.DataFrame({"patient": ["q", ""]})}
+    assert inspection.leaking_groups(tables, "patient") == ["q (test, train)"]
+
+
+def test_the_page_says_it(workspace: Workspace) -> None:
+    assert workspace("prepare").code == 0
+    result = workspace("inspect", "--pictures", "pictures")
+    assert result.code == 0
+    page = (workspace.path / "prepared" / "inspection.html").read_text()
+    assert page.count("<figure>") == 13
+    assert page.count('class="charts"') == 1
+    assert page.count("Histogram") == 4
+    assert "http" not in page.replace("http-equiv", "")
+    assert Image.open(workspace.path / "pictures" / "augmented.png").size == (8 * 128, 4 * 128)
+    root = workspace.path / "prepared"
+    shutil.copy(root / "Training_patches" / "phantom_0001.png", root / "Test_patches" / "phantom_0010.png")
+    out = workspace("inspect", "--output", "page.html").out
+    assert "!! the same picture in two splits: 1, such as train/phantom_0001 = test/phantom_0010" in out
+    assert "the same picture in two splits: 1" in Path("page.html").read_text()
+
+
+def test_the_page_of_classes_raters_and_parts(workspace: Workspace) -> None:
+    classes = ["--set", "data.classes=[1, 2]", "--set", "data.phantom.objects=glands_and_lumina"]
+    for options in (classes, ["--set", "data.phantom.raters=3"], ["--set", "data.test_patch=[16, 16]"]):
+        assert workspace("prepare", *options).code == 0
+        assert workspace("inspect", *options).code == 0
+    assert not any(path.name.startswith(".") for path in (workspace.path / "prepared").iterdir())
+
+
+def test_hand_made_folders_and_empty_ones(workspace: Workspace) -> None:
+    assert workspace("prepare").code == 0
+    root = workspace.path / "prepared"
+    (root / "dataset.json").unlink()
+    (root / "val.csv").write_text("filename,maskname\n")
+    (root / "test.csv").unlink()
+    out = workspace("inspect", "--set", "data.source=prepared").out
+    assert "splits without images: 2, such as val" in out
+    assert "The raw images are not at hand" in (root / "inspection.html").read_text()
+    assert "no CSV files" in workspace.fails("inspect", "--set", "data.root=nowhere")
+
+
+def test_preparing_anew_drops_the_old_page(workspace: Workspace) -> None:
+    for command in ("prepare", "inspect"):
+        assert workspace(command).code == 0
+    assert workspace("prepare", "--set", "data.truncation=5").code == 0
+    assert not (workspace.path / "prepared" / "inspection.html").exists()

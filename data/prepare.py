@@ -15,8 +15,8 @@ from data.processing import PrepareOptions
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive
 from utils.cli import common_parser, log_to_console, read_config, run_command
+from utils.data_schema import DataConfig
 from utils.errors import Stopped, UsageError
-from utils.schema import DataConfig
 
 log = logging.getLogger("prepare")
 

@@ -26,8 +26,9 @@ from sde.samplers import (
     rho_grid,
     time_grid,
 )
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
-from utils.schema import Config, DataConfig, SamplingConfig, SDEConfig
+from utils.schema import Config, SamplingConfig, SDEConfig
 
 
 class Sampler(Protocol):

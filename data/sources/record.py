@@ -85,7 +85,7 @@ def number_labels(labels: np.ndarray, path: Path) -> np.ndarray:
 def existing_folder(raw: Path, what: str) -> Path:
     """Raises DataError where data.raw is not the folder it should be."""
     if raw.is_file():
-        raise DataError(f"data.raw: {raw} is a file; unpack it and give the folder ({what})")
+        raise DataError(f"data.raw: {raw} is a file; unpack it and give the folder (expected: {what})")
     if not raw.is_dir():
-        raise DataError(f"data.raw: {raw} is not a folder ({what} is expected)")
+        raise DataError(f"data.raw: {raw} is not a folder (expected: {what})")
     return raw

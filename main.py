@@ -20,7 +20,15 @@ from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
 from models.denoiser import Denoiser
 from sde.loss import denoising_loss, sample_times
-from utils.build import augmentation_of, check_crop, denoiser_of, reading_of, use_bfloat16
+from utils.build import (
+    augmentation_of,
+    check_crop,
+    denoiser_of,
+    reading_of,
+    representation_of,
+    use_bfloat16,
+    weighting_of,
+)
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
 from utils.draws import network_image
@@ -48,7 +56,8 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     check_crop(same_size(patches, "train.csv"), config)
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
-    model = denoiser_of(config, sigma_data=float((sdfs.astype("float64") ** 2).mean() ** 0.5))
+    binary = config.data.representation == "binary"
+    model = denoiser_of(config, config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5))
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     batches = Batches(
@@ -80,7 +89,7 @@ def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, co
             m,
             t,
             eps,
-            config.sde.weighting,
+            weighting_of(config.sde),
             model.sigma_data,
         )
     return losses, t
@@ -88,8 +97,8 @@ def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, co
 
 def training_step(state: TrainingState, config: Config, patches: list[Patch], run: Path) -> dict[str, Tensor]:
     """One optimiser step. Raises UsageError if the loss or its gradient is not finite; nothing is updated then."""
-    images, m, indices = state.batches.next()
-    losses, t = loss_of(state.model, images, m, state, config)
+    images, sdf, indices = state.batches.next()
+    losses, t = loss_of(state.model, images, representation_of(sdf, config.data), state, config)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -34,7 +34,7 @@ log = logging.getLogger("sample")
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
            "sde.prediction",
-           "data.color", "data.sdf_scale", "data.classes")  # fmt: skip
+           "data.color", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
 
 
 def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:

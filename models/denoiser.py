@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
 from sde.process import Process
 
-Prediction = Literal["edm", "x", "eps", "v", "velocity", "score", "score_raw"]
+Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+
+
+def channels_per_mask(prediction: str) -> int:
+    """Output channels for each channel of m."""
+    return 2 if prediction == "both" else 1
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Coefficients of the table, each of the shape of t."""
+    """Coefficients of the table, each of the shape of t. out_eps: of the second half of the channels, for both."""
 
     skip: Tensor
     out: Tensor
     inp: Tensor
     noise: Tensor
+    out_eps: Tensor | None = None
 
 
 def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Tensor) -> Scaling:
@@ -37,6 +43,7 @@ def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Te
     eps        F = eps
     v          F = alpha eps - sigma m (Salimans & Ho 2022)
     velocity   F = dz/dt along the path = alpha' m + sigma' eps (Lipman et al. 2023)
+    both       F = (m / sigma_data, eps), weighed so that m counts at much noise and eps at little (Salimans & Ho)
     score      F = sigma * score, network input and output otherwise unscaled
     score_raw  F = score: the published parametrisation, kept for comparison
     """
@@ -53,6 +60,9 @@ def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Te
     if prediction == "v":
         norm = alpha**2 + sigma**2
         return Scaling(alpha / norm, -sigma / norm, 1.0 / total, noise)
+    if prediction == "both":
+        signal = alpha**2 / (alpha**2 + sigma**2)
+        return Scaling(signal / alpha, (1.0 - signal) * sigma_data, 1.0 / total, noise, -signal * sigma / alpha)
     if prediction == "velocity":
         drift = process.drift(t)
         growth = 0.5 * process.diffusion_squared(t) / sigma**2 + drift  # sigma' / sigma
@@ -69,6 +79,7 @@ class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
     sigma_data: root mean square of m over the training data; kept in the state dict.
+    limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
     """
 
     sigma_data: Tensor
@@ -80,8 +91,10 @@ class Denoiser(nn.Module):
         encoder: ImageEncoder,
         network: ConditionalUNet,
         sigma_data: float = 0.5,
+        limit: float | None = None,
     ) -> None:
         super().__init__()
+        self.limit = limit
         self.process = process
         self.prediction = prediction
         self.encoder = encoder
@@ -91,7 +104,7 @@ class Denoiser(nn.Module):
     @property
     def mask_channels(self) -> int:
         """K, the SDF channels of m: one for each class."""
-        return self.network.out_channels
+        return self.network.out_channels // channels_per_mask(self.prediction)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features of images (B, C, H, W) in [-1, 1], to be computed once and passed to every evaluation."""
@@ -104,8 +117,16 @@ class Denoiser(nn.Module):
         t = t.to(wide).to(z.device).expand(z.shape[0])
         c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
-        raw = self.network(inp * z, c.noise.float(), features)
-        return skip * z + out * raw.float()
+        raw = self.network(inp * z, c.noise.float(), features).float()
+        if c.out_eps is None:
+            return skip * z + out * self._bounded(raw)
+        raw, eps = raw.chunk(2, dim=1)
+        return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps
+
+    def _bounded(self, raw: Tensor) -> Tensor:
+        if self.limit is None:
+            return raw
+        return torch.tanh(raw) * self.limit / self.sigma_data
 
 
 def build_denoiser(
@@ -124,6 +145,7 @@ def build_denoiser(
     encoder_attention: Sequence[int],
     dropout: float,
     sigma_data: float = 0.5,
+    limit: float | None = None,
 ) -> Denoiser:
     """A denoiser from sizes; see `Trunk` for their meaning."""
     width = 4 * channels
@@ -132,4 +154,5 @@ def build_denoiser(
         image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
     )
     encoder = ImageEncoder(encoder_trunk, trunk.widths)
-    return Denoiser(process, prediction, encoder, ConditionalUNet(trunk, width, mask_channels), sigma_data)
+    network = ConditionalUNet(trunk, width, mask_channels * channels_per_mask(prediction))
+    return Denoiser(process, prediction, encoder, network, sigma_data, limit)

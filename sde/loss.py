@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sde.process import Process
 
-Weighting = Literal["score", "uniform", "edm"]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+WEIGHTINGS = ("score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid")
 
 
-def weight(weighting: str, process: Process, t: Tensor, sigma_data: float | Tensor) -> Tensor:
-    """w(t) of the loss w(t) |D - m|^2, of the shape of t.
+@dataclass(frozen=True)
+class Weighting:
+    """w(t) of the loss w(t) |D - m|^2, with SNR = (alpha / sigma)^2.
 
-    score    eq. 4: sigma^2 |s - grad log p_0t|^2 = (alpha / sigma)^2 |D - m|^2
-    uniform  the plain error of the posterior mean, in units of sigma_data^2
-    edm      unit loss at initialisation for every t (Karras et al. 2022, table 1)
+    score         SNR, eq. 4: sigma^2 |s - grad log p_0t|^2; the plain loss of eps
+    uniform       1 / sigma_data^2, the plain loss of x
+    edm           SNR + 1 / sigma_data^2, unit loss at initialisation for every t (Karras et al. 2022, table 1)
+    snr_plus_one  SNR + 1, the plain loss of v where alpha^2 + sigma^2 = 1 (Salimans & Ho 2022)
+    max_snr_one   max(SNR, 1), their truncated SNR
+    min_snr       min(SNR, 5) (Hang et al. 2023)
+    sigmoid       sigmoid(log-SNR - shift) (Kingma & Gao 2023, in terms of x)
+
+    per_logsnr: times -d log-SNR / dt, so that the loss is an integral over log-SNR whatever the schedule.
     """
-    inverse_ratio_squared = process.noise_ratio(t) ** -2
-    if weighting == "score":
-        return inverse_ratio_squared
-    if weighting == "uniform":
-        return torch.ones_like(t) * sigma_data**-2
-    if weighting == "edm":
-        return inverse_ratio_squared + sigma_data**-2
-    raise ValueError(f"unknown weighting {weighting!r}; one of {', '.join(WEIGHTINGS)}")
+
+    name: str = "score"
+    shift: float = 4.0
+    per_logsnr: bool = False
+
+    def __call__(self, process: Process, t: Tensor, sigma_data: float | Tensor) -> Tensor:
+        """The weight, of the shape of t. Raises ValueError for an unknown name."""
+        w = self._plain(process.noise_ratio(t) ** -2, sigma_data)
+        if self.per_logsnr:
+            w = w * process.diffusion_squared(t) / process.sigma(t) ** 2
+        return w
+
+    def _plain(self, snr: Tensor, sigma_data: float | Tensor) -> Tensor:
+        weights: dict[str, Callable[[], Tensor]] = {
+            "score": lambda: snr,
+            "uniform": lambda: torch.ones_like(snr) * sigma_data**-2,
+            "edm": lambda: snr + sigma_data**-2,
+            "snr_plus_one": lambda: snr + 1.0,
+            "max_snr_one": lambda: snr.clamp(min=1.0),
+            "min_snr": lambda: snr.clamp(max=5.0),
+            "sigmoid": lambda: torch.sigmoid(torch.log(snr) - self.shift),
+        }
+        if self.name not in weights:
+            raise ValueError(f"unknown weighting {self.name!r}; one of {', '.join(WEIGHTINGS)}")
+        return weights[self.name]()
 
 
 def sample_times(count: int, process: Process, generator: torch.Generator, prior_share: float = 0.0) -> Tensor:
@@ -49,7 +72,7 @@ def denoising_loss(
     m: Tensor,
     t: Tensor,
     eps: Tensor,
-    weighting: str,
+    weighting: Weighting,
     sigma_data: float | Tensor,
 ) -> Tensor:
     """Weighted squared error of D at z_t = alpha m + sigma eps, a mean over pixels for each element, (B,).
@@ -59,4 +82,4 @@ def denoising_loss(
     shape = (-1, *[1] * (m.ndim - 1))
     z = process.alpha(t).to(m.dtype).view(shape) * m + process.sigma(t).to(m.dtype).view(shape) * eps
     error = (denoise(z, t) - m).square().flatten(1).mean(dim=1)
-    return weight(weighting, process, t, sigma_data).to(error.dtype) * error
+    return weighting(process, t, sigma_data).to(error.dtype) * error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -125,43 +126,100 @@ class VP(Process):
 
 
 @dataclass(frozen=True)
-class CosineVP(Process):
-    """Cosine schedule (Nichol & Dhariwal 2021) with input scaling b: log-SNR -2 ln tan(pi t' / 2) + 2 ln b.
+class Schedule:
+    """A curve gamma(t) = alpha^2 of a variance-preserving process, from about 1 at t = 0 to about 0 at t = 1.
 
-    t' runs over the part of [0, 1] where the unscaled log-SNR is within [-20, 20]. b < 1 makes every time noisier,
-    as the ambiguous-segmentation paper does for masks, which large objects betray even at much noise.
+    rest: 1 - gamma, where the difference would cost accuracy. slope: d gamma / dt. inverse: t of gamma.
     """
 
+    gamma: Callable[[Tensor], Tensor]
+    rest: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+
+
+_HALF_PI = 0.5 * math.pi
+
+# Nichol & Dhariwal 2021; DDPM's linear beta in continuous time; Chen 2023; the ambiguous-segmentation paper's code.
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": Schedule(
+        lambda t: torch.cos(_HALF_PI * t) ** 2,
+        lambda t: torch.sin(_HALF_PI * t) ** 2,
+        lambda t: -_HALF_PI * torch.sin(math.pi * t),
+        lambda gamma: torch.acos(torch.sqrt(gamma)) / _HALF_PI,
+    ),
+    "linear": Schedule(
+        lambda t: torch.exp(-1e-4 - 10 * t**2),
+        lambda t: -torch.expm1(-1e-4 - 10 * t**2),
+        lambda t: -20 * t * torch.exp(-1e-4 - 10 * t**2),
+        lambda gamma: torch.sqrt((-torch.log(gamma) - 1e-4).clamp(min=0) / 10),
+    ),
+    "linear_simple": Schedule(
+        lambda t: 1 - t,
+        lambda t: t,
+        lambda t: -torch.ones_like(t),
+        lambda gamma: 1 - gamma,
+    ),
+    "parabola": Schedule(
+        lambda t: (1 - t**2) ** 2,
+        lambda t: t**2 * (2 - t**2),
+        lambda t: -4 * t * (1 - t**2),
+        lambda gamma: torch.sqrt((1 - torch.sqrt(gamma)).clamp(min=0)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ScheduledVP(Process):
+    """Variance preserving along a schedule, with input scaling b (ambiguous-segmentation paper).
+
+    b < 1 adds 2 ln b to the log-SNR at every time: noisier, as masks need it, which large objects betray even at much
+    noise. alpha^2 is then mapped linearly so that the log-SNR runs from 20 to -20 exactly.
+    """
+
+    schedule: str = "cosine"
     input_scale: float = 1.0
     t_min: float = 0.0
     t_max: float = 1.0
 
-    def _angle(self, t: Tensor) -> Tensor:
-        """pi t' / 2, between the angles whose log-SNR is 20 and -20."""
-        first = math.atan(math.exp(-10.0))
-        return first + (0.5 * math.pi - 2.0 * first) * t
+    @property
+    def curve(self) -> Schedule:
+        return SCHEDULES[self.schedule]
 
-    def noise_ratio(self, t: Tensor) -> Tensor:
-        return torch.tan(self._angle(t)) / self.input_scale
+    def _scaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma with log-SNR + 2 ln b, 1 minus it, and its derivative in t."""
+        b2 = self.input_scale**2
+        gamma, rest = self.curve.gamma(t), self.curve.rest(t)
+        norm = b2 * gamma + rest
+        return b2 * gamma / norm, rest / norm, b2 * self.curve.slope(t) / norm**2
+
+    def _map(self) -> tuple[float, float, float]:
+        """(stretch, low, high) of alpha^2 = stretch gamma + low and sigma^2 = stretch (1 - gamma) + high."""
+        ends = self._scaled(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        first, last = ends[0].tolist()
+        least = 1.0 / (1.0 + math.exp(20.0))
+        stretch = (1.0 - 2.0 * least) / (first - last)
+        return stretch, least - stretch * last, least - stretch * ends[1][0].item()
 
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.rsqrt(1.0 + self.noise_ratio(t) ** 2)
+        stretch, low, _ = self._map()
+        return torch.sqrt((stretch * self._scaled(t)[0] + low).clamp(min=1e-9))
 
     def sigma(self, t: Tensor) -> Tensor:
-        ratio = self.noise_ratio(t)
-        return ratio * torch.rsqrt(1.0 + ratio**2)
+        stretch, _, high = self._map()
+        return torch.sqrt((stretch * self._scaled(t)[1] + high).clamp(min=1e-9))
 
     def drift(self, t: Tensor) -> Tensor:
         return -0.5 * self.diffusion_squared(t)
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        # Variance preserving: g^2 = -2 d log(alpha)/dt = sigma^2 d log(ratio^2)/dt, and tan' / tan = 2 / sin(2 angle).
-        speed = 0.5 * math.pi - 2.0 * math.atan(math.exp(-10.0))
-        return self.sigma(t) ** 2 * 4.0 * speed / torch.sin(2.0 * self._angle(t))
+        return -self._map()[0] * self._scaled(t)[2] / self.alpha(t) ** 2  # g^2 = -d log(alpha^2)/dt
 
     def time_of_noise_ratio(self, ratio: Tensor) -> Tensor:
-        first = math.atan(math.exp(-10.0))
-        return (torch.atan(ratio * self.input_scale) - first) / (0.5 * math.pi - 2.0 * first)
+        stretch, low, _ = self._map()
+        gamma = (1.0 / (1.0 + ratio**2) - low) / stretch
+        unscaled = gamma / (gamma + self.input_scale**2 * (1.0 - gamma))
+        return self.curve.inverse(unscaled.clamp(0.0, 1.0)).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)

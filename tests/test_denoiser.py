@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from models.denoiser import PREDICTIONS, Denoiser, build_denoiser, scaling
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
-from sde.loss import denoising_loss, sample_times, weight
-from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.loss import WEIGHTINGS, Weighting, denoising_loss, sample_times
+from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.conftest import ROOT
 from utils.build import denoiser_of
 from utils.config import load_config
 
-PROCESSES: list[Process] = [VE(), VP(), CosineVP(0.3), OTFlow()]
+PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp", "cosine", "flow"])
 
 
@@ -74,6 +74,7 @@ def test_a_perfect_network_gives_the_mask(process: Process, prediction: str) -> 
         "eps": eps,
         "v": alpha * eps - sigma * m,
         "velocity": slope_alpha * m + slope_sigma * eps,
+        "both": torch.cat([m / sigma_data, eps], dim=1),
         "score": -eps,
         "score_raw": -eps / sigma,
         "edm": (m - c.skip.float().view(-1, 1, 1, 1) * z) / c.out.float().view(-1, 1, 1, 1),
@@ -83,6 +84,63 @@ def test_a_perfect_network_gives_the_mask(process: Process, prediction: str) -> 
     model.sigma_data.fill_(sigma_data)
     model.network = Told(answers[prediction])  # type: ignore[assignment]
     torch.testing.assert_close(model(z, t, []), m, atol=1e-3, rtol=0)
+
+
+@each_process
+def test_predictions_of_one_denoiser_agree(process: Process) -> None:
+    """What each prediction says of an imperfect guess D, turned back into D, over all times."""
+    generator = torch.Generator().manual_seed(0)
+    count = 200
+    t = torch.linspace(process.t_min, process.t_max, count, dtype=torch.float64)
+    z, guess = (torch.randn(count, 1, 2, 2, generator=generator) for _ in range(2))
+    alpha, sigma = (x(t).view(-1, 1, 1, 1) for x in (process.alpha, process.sigma))
+    z = (z * torch.sqrt(alpha**2 + sigma**2)).float()  # as large as z_t is
+    wide = z.double()
+    eps = (wide - alpha * guess) / sigma
+    drift = process.drift(t).view(-1, 1, 1, 1)
+    growth = 0.5 * process.diffusion_squared(t).view(-1, 1, 1, 1) / sigma**2 + drift
+    answers = {
+        "x": guess.double() / 0.5,
+        "eps": eps,
+        "v": alpha * eps - sigma * guess,
+        "velocity": drift * alpha * guess + growth * sigma * eps,
+        "both": torch.cat([guess.double() / 0.5, eps], dim=1),
+    }
+    model = small(process)
+    if isinstance(process, ScheduledVP):
+        del answers["velocity"]  # its curves stand still at t = 0; the config refuses it
+    for prediction, answer in answers.items():
+        model.prediction = prediction
+        model.sigma_data.fill_(0.5)
+        model.network = Told(answer.float())  # type: ignore[assignment]
+        error = (model(z, t, []) - guess).abs().flatten(1).amax(dim=1).double()
+        # Float32 rounding of eps comes back times sigma / alpha; that of z, times 1 / alpha.
+        allowed = 4e-6 * (1 + (sigma + eps.abs().amax(dim=(1, 2, 3), keepdim=True) * sigma + 1) / alpha).flatten()
+        assert (error <= allowed).all(), prediction
+
+
+def test_v_is_the_velocity_of_the_circular_path() -> None:
+    """On alpha = cos, sigma = sin of an angle proportional to t, dz/dt is the angle's speed times v."""
+    process = ScheduledVP("cosine")
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    m, eps = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-1.3, dtype=torch.float64)
+    velocity = process.drift(t) * process.alpha(t) * m
+    velocity = (
+        velocity + (0.5 * process.diffusion_squared(t) / process.sigma(t) + process.drift(t) * process.sigma(t)) * eps
+    )
+    v = process.alpha(t) * eps - process.sigma(t) * m
+    torch.testing.assert_close(velocity, 0.5 * math.pi * v, atol=1e-6, rtol=1e-6)
+
+
+def test_tanh_bounds_the_mask() -> None:
+    model = small(VE(), limit=0.2)
+    model.prediction = "x"
+    shake(model)
+    model.network = Told(torch.linspace(-50, 50, 16).view(1, 1, 4, 4))  # type: ignore[assignment]
+    m = model(torch.zeros(1, 1, 4, 4), torch.tensor(0.5), [])
+    assert m.min().item() == pytest.approx(-0.2)
+    assert m.max().item() == pytest.approx(0.2)
+    assert (m.diff() >= 0).all()
 
 
 @each_process
@@ -113,7 +171,7 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="one of edm, x"):
         scaling("epsilon", VE(), one, 1.0)
     with pytest.raises(ValueError, match="one of score"):
-        weight("snr", VE(), one, 1.0)
+        Weighting("snr")(VE(), one, 1.0)
 
 
 @each_process
@@ -126,7 +184,9 @@ def test_score_weighting_is_equation_four(process: Process) -> None:
     z = alpha * m + sigma * eps
     score, true_score = (alpha * guess - z) / sigma**2, -eps / sigma
     expected = (sigma**2 * (score - true_score) ** 2).flatten(1).mean(1)
-    torch.testing.assert_close(denoising_loss(lambda z, t: guess, process, m, t, eps, "score", 0.5), expected)
+    torch.testing.assert_close(
+        denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("score"), 0.5), expected
+    )
 
 
 @each_process
@@ -138,9 +198,47 @@ def test_edm_weighting_starts_at_one_for_every_time(process: Process) -> None:
     eps = torch.randn(m.shape, generator=generator)
     features = model.encode(torch.zeros(64, 1, 16, 16))
     t = torch.linspace(0.02, process.t_max, 64, dtype=torch.float64)
-    losses = denoising_loss(lambda z, t: model(z, t, features), process, m, t, eps, "edm", 0.4)
+    losses = denoising_loss(lambda z, t: model(z, t, features), process, m, t, eps, Weighting("edm"), 0.4)
     torch.testing.assert_close(losses, torch.ones(64), atol=0.35, rtol=0)
     assert losses.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_snr_plus_one_on_x_is_the_v_loss() -> None:
+    process, generator = ScheduledVP("cosine"), torch.Generator().manual_seed(0)
+    m, eps, guess = (torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    alpha, sigma = process.alpha(t).view(-1, 1, 1, 1), process.sigma(t).view(-1, 1, 1, 1)
+    z = alpha * m + sigma * eps
+    v, guessed = alpha * eps - sigma * m, alpha * (z - alpha * guess) / sigma - sigma * guess
+    expected = (v - guessed).square().flatten(1).mean(1)
+    found = denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("snr_plus_one"), 0.5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weightings_by_hand() -> None:
+    """SNR 4 for VE with sigma = 1/2."""
+    process = VE()
+    t = process.time_of_noise_ratio(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    expected: dict[str, list[float]] = {
+        "score": [4, 0.25], "uniform": [16, 16], "edm": [20, 16.25], "snr_plus_one": [5, 1.25], "max_snr_one": [4, 1],
+        "min_snr": [4, 0.25], "sigmoid": [1 / (1 + math.exp(4) / 4), 1 / (1 + math.exp(4) * 4)],
+    }  # fmt: skip
+    assert set(expected) == set(WEIGHTINGS)
+    for name, values in expected.items():
+        assert Weighting(name)(process, t, 0.25).tolist() == pytest.approx(values)
+        slope = 2 * math.log(5000)  # -d log-SNR / dt of VE
+        assert Weighting(name, per_logsnr=True)(process, t, 0.25).tolist() == pytest.approx([v * slope for v in values])
+    assert Weighting("min_snr")(process, torch.zeros(1, dtype=torch.float64), 1.0).item() == 5
+
+
+@each_process
+def test_weights_per_log_snr_do_not_depend_on_the_schedule(process: Process) -> None:
+    """The integral over t of w(t) (-d log-SNR / dt) is that of w over log-SNR."""
+    t = process.time_of_noise_ratio(torch.exp(-0.5 * torch.linspace(8, -3, 4001, dtype=torch.float64)))
+    low, high = process.logsnr(t[-1]).item(), process.logsnr(t[0]).item()
+    w = Weighting("sigmoid", shift=2.0, per_logsnr=True)(process, t, 1.0)
+    expected = math.log1p(math.exp(high - 2)) - math.log1p(math.exp(low - 2))
+    assert torch.trapezoid(w, t).item() == pytest.approx(expected, rel=2e-3)
 
 
 def test_times_are_stratified_uniform_and_at_the_prior() -> None:

@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sde.noise import DrawNoise, draw_seed
-from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP
 
-PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0), CosineVP(), CosineVP(0.1), OTFlow()]
-IDS = ["ve", "ve narrow", "vp", "vp constant beta", "vp slow", "cosine", "cosine hard", "flow"]
+SCALES = (1.0, 0.6, 0.3, 0.2, 0.1, 0.06, 0.03)
+SCHEDULED = [ScheduledVP(name, b) for name in SCHEDULES for b in (1.0, 0.1)]
+PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0), OTFlow(), *SCHEDULED]
+IDS = [
+    "ve",
+    "ve narrow",
+    "vp",
+    "vp constant beta",
+    "vp slow",
+    "flow",
+    *(f"{p.schedule} {p.input_scale}" for p in SCHEDULED),
+]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 
 
@@ -83,3 +93,30 @@ def test_draw_noise_is_normal_and_moves_on() -> None:
     assert first.std().item() == pytest.approx(1.0, abs=0.02)
     assert first.abs().max().item() > 3.0  # not clipped
     assert torch.corrcoef(first.flatten(1))[0, 1].abs().item() < 0.03
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("b", SCALES)
+def test_schedules_run_from_log_snr_20_to_minus_20(schedule: str, b: float) -> None:
+    process = ScheduledVP(schedule, b)
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    logsnr = process.logsnr(t)
+    assert logsnr[0].item() == pytest.approx(20, abs=1e-3)
+    assert logsnr[-1].item() == pytest.approx(-20, abs=1e-3)
+    assert (logsnr.diff() < 0).all()
+    torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_input_scaling_adds_two_log_b(schedule: str) -> None:
+    """Between the ends, where the mapping to [-20, 20] hardly moves anything."""
+    t = torch.linspace(0.1, 0.8, 15, dtype=torch.float64)
+    easy, hard = (ScheduledVP(schedule, b).logsnr(t) for b in (1.0, 0.3))
+    torch.testing.assert_close(hard - easy, torch.full_like(t, 2 * math.log(0.3)), atol=0.02, rtol=0)
+
+
+def test_schedules_by_hand() -> None:
+    t = torch.tensor(0.5, dtype=torch.float64)
+    expected = {"cosine": 0.5, "linear": math.exp(-2.5001), "linear_simple": 0.5, "parabola": 0.5625}
+    for name, gamma in expected.items():
+        assert ScheduledVP(name).alpha(t).item() ** 2 == pytest.approx(gamma, abs=2e-4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde.noise import DrawNoise
-from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import (
     Denoise,
     ddim,
@@ -25,7 +25,7 @@ from sde.samplers import (
 )
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
-PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), CosineVP(0.5), OTFlow()]
+PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), ScheduledVP("cosine", 0.5), OTFlow()]
 IDS = ["ve", "vp", "cosine", "flow"]
 MEAN = torch.tensor([0.3, -0.4])
 COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.20]])

@@ -12,7 +12,8 @@ from torch import Tensor
 from data.augment import Augmentation
 from data.dataset import Reading
 from models.denoiser import Denoiser, build_denoiser
-from sde.process import VE, VP, CosineVP, OTFlow, Process
+from sde.loss import Weighting
+from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import (
     Callback,
     Denoise,
@@ -40,10 +41,11 @@ class Sampler(Protocol):
 
 
 def process_of(sde: SDEConfig) -> Process:
+    if sde.process in SCHEDULES:
+        return ScheduledVP(sde.process, sde.input_scale)
     processes: dict[str, Process] = {
         "ve": VE(sde.sigma_min, sde.sigma_max),
         "vp": VP(sde.beta_min, sde.beta_max),
-        "cosine": CosineVP(sde.input_scale),
         "flow": OTFlow(sde.sigma_min),
     }
     return processes[sde.process]
@@ -66,7 +68,19 @@ def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
         encoder_attention=encoder.attention,
         dropout=model.dropout,
         sigma_data=sigma_data,
+        limit=config.data.sdf_scale if config.sde.tanh else None,
     )
+
+
+def weighting_of(sde: SDEConfig) -> Weighting:
+    return Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr)
+
+
+def representation_of(sdf: Tensor, data: DataConfig) -> Tensor:
+    """What the process carries: the SDF, or -1 inside and +1 outside, times sdf_scale."""
+    if data.representation == "sdf":
+        return sdf
+    return torch.where(sdf <= 0, -data.sdf_scale, data.sdf_scale)
 
 
 def reading_of(data: DataConfig) -> Reading:
@@ -110,9 +124,12 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
 
 
 def threshold_of(config: Config) -> float:
-    """Foreground is below this, in SDF units: given, or 3 times the noise that the process leaves (paper, sec. 3.4)."""
+    """Foreground is below this, in SDF units: given, or 3 times the noise that the process leaves (paper, sec. 3.4);
+    half-way for binary masks."""
     if config.sampling.threshold is not None:
         return config.sampling.threshold
+    if config.data.representation == "binary":
+        return 0.0
     return 3.0 * process_of(config.sde).residual_noise() / config.data.sdf_scale
 
 

@@ -73,6 +73,9 @@ class DataConfig(Section):
     )
     truncation: Float = Field(15.0, gt=0, description="delta of eq. 1, in pixels of the prepared image")
     sdf_scale: Float = Field(1.0, gt=0, description="the model sees the SDF in [-sdf_scale, sdf_scale]")
+    representation: Literal["sdf", "binary"] = Field(
+        "sdf", description="what is carried by the process: the SDF, or its sign as the papers' ablation (-1 inside)"
+    )
     patch: Pair | None = Field(None, description="[height, width] of overlapping training patches; null: whole images")
     stride: Pair | None = Field(None, description="largest distance of training patches; null: half of patch")
     test_patch: Pair | None = Field(

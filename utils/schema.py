@@ -48,19 +48,25 @@ class ModelConfig(EncoderConfig):
 class SDEConfig(Section):
     """The process, what the network predicts, how errors are weighted."""
 
-    process: Literal["ve", "vp", "cosine", "flow"] = Field(
+    process: Literal["ve", "vp", "cosine", "linear", "linear_simple", "parabola", "flow"] = Field(
         "ve",
-        description="variance exploding, variance preserving with linear or cosine schedule, optimal-transport flow",
+        description="variance exploding; variance preserving with linear beta, or along a schedule from log-SNR 20 to "
+        "-20; optimal-transport flow",
     )
     sigma_min: Float = Field(1e-3, gt=0, description="VE, flow: least noise")
     sigma_max: Float = Field(5.0, gt=0, description="VE: most noise")
     beta_min: Float = Field(0.1, gt=0, description="VP: beta at t = 0")
     beta_max: Float = Field(20.0, gt=0, description="VP: beta at t = 1")
-    input_scale: Float = Field(1.0, gt=0, le=1, description="cosine: b, the data's scale; less is more noise")
-    prediction: Literal["edm", "x", "eps", "v", "velocity", "score", "score_raw"] = Field(
+    input_scale: Float = Field(1.0, gt=0, le=1, description="schedules: b, the data's scale; less is more noise")
+    prediction: Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"] = Field(
         "edm", description="meaning of the raw network output (models/denoiser.py)"
     )
-    weighting: Literal["score", "uniform", "edm"] = Field("score", description="w(t) of the loss (sde/loss.py)")
+    tanh: bool = Field(False, description="x, both: bound the predicted mask to [-sdf_scale, sdf_scale]")
+    weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid"] = Field(
+        "score", description="w(t) of the loss (sde/loss.py); score is the SNR"
+    )
+    sigmoid_shift: Float = Field(4.0, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
+    per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
     prior_share: Float = Field(0.0, ge=0, le=1, description="share of every batch trained at t = 1")
 
     @model_validator(mode="after")
@@ -69,6 +75,19 @@ class SDEConfig(Section):
             raise ValueError(f"sigma_min: {self.sigma_min} must be below sigma_max: {self.sigma_max}")
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min: {self.beta_min} must not exceed beta_max: {self.beta_max}")
+        scheduled = self.process not in ("ve", "vp", "flow")
+        if self.input_scale != 1 and not scheduled:
+            raise ValueError(
+                f"input_scale: {self.input_scale} is for the schedules cosine to parabola, not {self.process}"
+            )
+        if self.prediction == "velocity" and scheduled:
+            raise ValueError(
+                f"prediction: velocity: {self.process} stands still at t = 0, where it says nothing; use v"
+            )
+        if self.tanh and self.prediction not in ("x", "both"):
+            raise ValueError(
+                f"tanh: bounds a predicted mask, which prediction: {self.prediction} is not; use x or both"
+            )
         return self
 
 

@@ -76,7 +76,7 @@ def sample_group(drawer: Drawer, scenes: list[Scene], config: Config, folder: Pa
     begin = time.perf_counter()
     classes, threshold = drawer.denoiser.mask_channels, threshold_of(config)
     results = [start_result(scene, classes, threshold, config.sampling.save_draws) for scene in scenes]
-    for i, sdf in whole_draws(drawer, scenes, config.sampling.draws):
+    for i, sdf in whole_draws(drawer, scenes, config.sampling.draws_per_image):
         add_draw(results[i], sdf)
     costs = {
         "nfe": drawer.evaluations,
@@ -121,9 +121,9 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         "seed": config.seed,
     }
     folder = open_folder(run, settings, args.resume)
-    log.info("%s: %d images, %d draws each", folder, len(scenes), config.sampling.draws)
+    log.info("%s: %d images, %d draws each", folder, len(scenes), config.sampling.draws_per_image)
     bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
-    for group in groups(scenes, max(1, drawer.max_batch // config.sampling.draws)):
+    for group in groups(scenes, max(1, drawer.max_batch // config.sampling.draws_per_image)):
         stop.raise_if_set()
         if not all(is_done(folder, scene.key) for scene in group):
             sample_group(drawer, group, config, folder)

@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
 from sde.process import Process
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -28,102 +29,9 @@ def score_of(denoised: Tensor, z: Tensor, alpha: float, sigma: float) -> Tensor:
     return (alpha * denoised - z) / sigma**2
 
 
-def draw_norm(x: Tensor) -> Tensor:
-    """L2 norm of every draw on its own, (B, 1, 1, 1)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
-
-
 def accurate(x: Tensor) -> Tensor:
     """x in float64 where the device has it (MPS does not)."""
     return x if x.device.type == "mps" else x.double()
-
-
-def _ends(process: Process) -> Tensor:
-    return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-
-
-def time_grid(process: Process, points: int) -> Tensor:
-    """`points` times from t_max down to t_min, even in t (Algorithm 1)."""
-    ends = _ends(process)
-    return torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
-
-
-def rho_grid(process: Process, points: int, rho: float = 7.0) -> Tensor:
-    """`points` times from t_max down to t_min, even in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
-    ends = process.noise_ratio(_ends(process)) ** (1.0 / rho)
-    even = torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
-    return process.time_of_noise_ratio(even**rho)
-
-
-def logsnr_grid(process: Process, points: int) -> Tensor:
-    """`points` times from t_max down to t_min, even in log-SNR."""
-    ends = process.logsnr(_ends(process))
-    even = torch.lerp(ends[0], ends[1], torch.linspace(0.0, 1.0, points, dtype=torch.float64))
-    return process.time_of_noise_ratio(torch.exp(-0.5 * even))
-
-
-Grid = Callable[[Process, int], Tensor]
-
-
-@torch.no_grad()
-def predictor_corrector(
-    denoise: Denoise,
-    process: Process,
-    noise: Noise,
-    steps: int,
-    *,
-    corrector_steps: int = 1,
-    r: float = 0.15,
-    denoise_last: bool = False,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Algorithm 1 of the paper, for any process: K = steps / (1 + corrector_steps) predictor steps.
-
-    For VE (alpha = 1) the predictor is line 5 to the letter; otherwise it is the same step taken on z / alpha.
-    Norms in line 9 are those of each draw. `denoise_last` leaves out the noise of the very last update, as the
-    released code does; Algorithm 1 keeps it.
-    Raises ValueError if `steps` is not a multiple of 1 + corrector_steps.
-    """
-    if steps < 1 or steps % (1 + corrector_steps):
-        raise ValueError(f"{steps} evaluations cannot be split into steps of 1 predictor + {corrector_steps} corrector")
-    predictor_steps = steps // (1 + corrector_steps)
-    times = time_grid(process, predictor_steps + 1)
-    z = process.prior(noise())  # line 2
-
-    def show(z: Tensor, t: Tensor) -> None:
-        if callback is not None:
-            callback(z / process.alpha(t).item(), process.noise_ratio(t).item())
-
-    show(z, times[0])
-    for k in range(predictor_steps):  # line 3
-        last = denoise_last and k == predictor_steps - 1
-        z = _predict(denoise, process, z, noise(), times[k], times[k + 1], last and corrector_steps == 0)
-        for j in range(corrector_steps):  # line 6
-            z = _correct(denoise, process, z, noise(), times[k + 1], r, last and j == corrector_steps - 1)
-        show(z, times[k + 1])
-    return z / process.alpha(times[-1]).item()
-
-
-def _predict(
-    denoise: Denoise, process: Process, z: Tensor, eps: Tensor, t: Tensor, t_next: Tensor, noise_free: bool
-) -> Tensor:
-    """Line 5 of Algorithm 1 from t down to t_next."""
-    alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
-    scale = process.alpha(t_next).item() / alpha
-    # sigma_{k+1}^2 - sigma_k^2 for VE.
-    variance = sigma**2 - (process.sigma(t_next).item() / scale) ** 2
-    mean = scale * (z + variance * score_of(denoise(z, t), z, alpha, sigma))
-    return mean if noise_free else mean + scale * math.sqrt(variance) * eps
-
-
-def _correct(
-    denoise: Denoise, process: Process, z: Tensor, eps: Tensor, t: Tensor, r: float, noise_free: bool
-) -> Tensor:
-    """Lines 8 to 10: one Langevin step whose size is set for each draw."""
-    g = score_of(denoise(z, t), z, process.alpha(t).item(), process.sigma(t).item())  # line 8
-    step = 2.0 * (r * draw_norm(eps) / draw_norm(g).clamp_min(1e-12)) ** 2  # line 9
-    mean = z + step * g
-    return mean if noise_free else mean + torch.sqrt(2.0 * step) * eps  # line 10
 
 
 class _Scaled:
@@ -187,6 +95,38 @@ def heun(
 
 
 @torch.no_grad()
+def euler_maruyama(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int,
+    *,
+    grid: Grid = logsnr_grid,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The reverse SDE dz = (f z - g^2 score) dt + g dw by Euler-Maruyama (Song et al. 2021, eq. 6).
+
+    The last evaluation is at t_min, where the denoiser's mean is taken. Raises ValueError if steps < 1.
+    """
+    _at_least_one(steps)
+    times = grid(process, steps)
+    alphas, sigmas = process.alpha(times).tolist(), process.sigma(times).tolist()
+    drifts, diffusions = process.drift(times).tolist(), process.diffusion_squared(times).tolist()
+    z = accurate(process.prior(noise()))
+    for i, (t, t_next) in enumerate(pairwise(times.tolist())):
+        if callback is not None:
+            callback((z / alphas[i]).float(), sigmas[i] / alphas[i])
+        denoised = denoise(z.float(), times[i]).to(z.dtype)
+        velocity = drifts[i] * z - diffusions[i] * score_of(denoised, z, alphas[i], sigmas[i])
+        z = z + (t_next - t) * velocity + math.sqrt(diffusions[i] * (t - t_next)) * noise()
+    m = denoise(z.float(), times[-1])
+    if callback is not None:
+        callback((z / alphas[-1]).float(), sigmas[-1] / alphas[-1])
+        callback(m.float(), 0.0)
+    return m.float()
+
+
+@torch.no_grad()
 def ddim(
     denoise: Denoise,
     process: Process,
@@ -217,20 +157,59 @@ def ddim(
 
 
 @torch.no_grad()
+def ancestral(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int,
+    *,
+    variance: str = "small",
+    grid: Grid = time_grid,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDPM (Ho et al. 2020, section 3.2): the mean of q(z_s | z_t, m = D) and one of two variances.
+
+    small: that of q(z_s | z_t, m), the same as ddim with eta = 1. large: that of q(z_t | z_s), right for data that are
+    noise themselves. Raises ValueError if steps < 1 or for another variance.
+    """
+    _at_least_one(steps)
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance is {variance!r}; small or large")
+    frame = _Scaled(denoise, process, grid(process, steps))
+    alphas = frame.alphas
+    u = frame.start(noise)
+    frame.show(callback, u, 0)
+    for i, (s, s_next) in enumerate(pairwise(frame.ratios)):
+        denoised = frame.denoised(u, i)
+        u = denoised + (s_next / s) ** 2 * (u - denoised)
+        if s_next > 0:
+            fresh = s_next / s if variance == "small" else alphas[i] / alphas[i + 1]
+            u = u + fresh * math.sqrt(s**2 - s_next**2) * noise()
+        frame.show(callback, u, i + 1)
+    return u.float()
+
+
+@torch.no_grad()
 def dpm_solver(
     denoise: Denoise,
     process: Process,
     noise: Noise,
     steps: int,
     *,
+    order: int = 2,
+    stochastic: bool = False,
     grid: Grid = logsnr_grid,
     callback: Callback | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order in log s at one evaluation a step.
 
-    The first step and the last, to noise 0, are of first order. Raises ValueError if steps < 1.
+    order: 1 leaves out the previous evaluation; without noise that is ddim's rule. stochastic: SDE-DPM-Solver++ (their
+    appendix), which follows the reverse SDE. The first step and the last, to noise 0, are of first order.
+    Raises ValueError if steps < 1 or for another order.
     """
     _at_least_one(steps)
+    if order not in (1, 2):
+        raise ValueError(f"order is {order}; 1 or 2")
     frame = _Scaled(denoise, process, grid(process, steps))
     u = frame.start(noise)
     frame.show(callback, u, 0)
@@ -240,9 +219,60 @@ def dpm_solver(
         denoised = frame.denoised(u, i)
         extrapolated = denoised
         h = math.log(s / s_next) if s_next > 0 else math.inf
-        if previous is not None and s_next > 0:
+        if previous is not None and s_next > 0 and order == 2:
             extrapolated = denoised + h / (2.0 * h_previous) * (denoised - previous)
-        u = s_next / s * u + (1.0 - s_next / s) * extrapolated
+        kept = (s_next / s) ** (2 if stochastic else 1)  # of u; the rest is the denoiser's
+        u = kept * u + (1.0 - kept) * extrapolated
+        if stochastic and s_next > 0:
+            u = u + s_next * math.sqrt(1.0 - (s_next / s) ** 2) * noise()
         previous, h_previous = denoised, h
         frame.show(callback, u, i + 1)
     return u.float()
+
+
+@torch.no_grad()
+def posterior_mean(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int = 1,
+    *,
+    callback: Callback | None = None,
+) -> Tensor:
+    """E[m | x] in one evaluation: the denoiser at t_max, at the prior's mean. Raises ValueError unless steps is 1."""
+    if steps != 1:
+        raise ValueError(f"the posterior mean takes one evaluation, not {steps}")
+    m = denoise(torch.zeros_like(noise()), torch.tensor(process.t_max, dtype=torch.float64))
+    if callback is not None:
+        callback(m, 0.0)
+    return m.float()
+
+
+@torch.no_grad()
+def flowsdf_released(
+    denoise: Denoise,
+    process: Process,
+    noise: Noise,
+    steps: int,
+    *,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The sampler of FlowSDF's released code, for comparison: a velocity of the OT path, taken at the wrong place.
+
+    With its time, tau = 1 - t, it takes Euler steps of m by the velocity at (1 - (1 - sigma_min) tau) m_0 + tau m, as
+    if m were the mask already. `steps` evaluations are its steps + 1 grid points. With a perfect velocity three steps
+    overshoot by 26 %. Raises ValueError if steps < 1.
+    """
+    _at_least_one(steps)
+    start = accurate(noise())
+    m = start
+    for i in range(steps):
+        t = torch.tensor(min(1.0 - i / steps, process.t_max), dtype=torch.float64)
+        alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
+        z = sigma * start + alpha * m
+        denoised = denoise(z.float(), t).to(m.dtype)
+        eps = (z - alpha * denoised) / sigma
+        m = m + (denoised - (1.0 - process.residual_noise()) * eps) / steps  # dz / d tau = m - (1 - sigma_min) eps
+        if callback is not None:
+            callback(m.float(), 1.0 - (i + 1) / steps)
+    return m.float()

@@ -11,18 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde.grids import logsnr_grid, rho_grid, time_grid
 from sde.noise import DrawNoise
+from sde.predictor_corrector import predictor_corrector
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import (
     Denoise,
+    ancestral,
     ddim,
     dpm_solver,
+    euler_maruyama,
+    flowsdf_released,
     heun,
-    logsnr_grid,
-    predictor_corrector,
-    rho_grid,
-    time_grid,
+    posterior_mean,
 )
+from utils.adaptive import adaptive
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
 PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), ScheduledVP("cosine", 0.5), OTFlow()]
@@ -69,6 +72,11 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": partial(ddim, steps=400, grid=logsnr_grid),
     "ancestral": partial(ddim, steps=400, eta=1.0, grid=logsnr_grid),
     "dpm solver": partial(dpm_solver, steps=120),
+    "euler maruyama": partial(euler_maruyama, steps=800),
+    "ddpm large": partial(ancestral, steps=1600, variance="large", grid=logsnr_grid),
+    "ddpm small": partial(ancestral, steps=400, grid=logsnr_grid),
+    "dpm solver of order 1": partial(dpm_solver, steps=400, order=1),
+    "stochastic dpm solver": partial(dpm_solver, steps=200, stochastic=True),
 }
 
 
@@ -100,8 +108,13 @@ def test_mixture_weights_and_widths(name: str, process: Process) -> None:
 @pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 @pytest.mark.parametrize(
     ("sampler", "steps", "least"),
-    [(heun, 31, 3.3), (partial(dpm_solver), 30, 3.0), (partial(ddim, grid=rho_grid), 60, 1.8)],
-    ids=["heun", "dpm solver", "ddim"],
+    [
+        (heun, 31, 3.3),
+        (partial(dpm_solver), 30, 3.0),
+        (partial(ddim, grid=rho_grid), 60, 1.8),
+        (partial(dpm_solver, order=1), 60, 1.8),
+    ],
+    ids=["heun", "dpm solver", "ddim", "dpm solver of order 1"],
 )
 def test_order_of_convergence(sampler: Callable[..., Tensor], steps: int, least: float, process: Process) -> None:
     """The error falls by 2^order from n to 2n steps; on a Gaussian the flow is known:
@@ -141,6 +154,9 @@ SHORT: dict[str, Callable[..., Tensor]] = {
     "heun": partial(heun, steps=10),
     "ancestral": partial(ddim, steps=10, eta=1.0),
     "dpm solver": partial(dpm_solver, steps=10),
+    "stochastic dpm solver": partial(dpm_solver, steps=10, stochastic=True),
+    "ddpm large": partial(ancestral, steps=40, variance="large", grid=logsnr_grid),
+    "euler maruyama": partial(euler_maruyama, steps=40),
 }
 
 
@@ -274,3 +290,92 @@ def test_callback_sees_the_way_from_noise_to_data() -> None:
         # For m = 0 the spread of an iterate is its noise; coarse Langevin steps leave a little more.
         assert spreads == pytest.approx(levels, rel=0.4, abs=0.005)
         assert spreads[-1] == pytest.approx(m.std().item())
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+def test_stochastic_dpm_solver_converges_in_order_two_in_mean(process: Process) -> None:
+    """Without its noise the mean of the Gaussian obeys a recursion of its own; its error falls faster than 1 / n."""
+    mean, variance = torch.tensor([0.2, 0.2]), torch.eye(2) * 0.09
+    silent = torch.zeros(1, 2, 1, 1)
+    denoise = gaussian_denoiser(process, mean, variance)
+    first = torch.tensor(process.t_max, dtype=torch.float64)
+    top = process.noise_ratio(first).item()
+    low = process.residual_noise()
+    # du / ds = 2 (u - D) / s, so that (u - mean) / (v + s^2) stays, but for the last step, which takes D.
+    exact = 0.2 + -0.2 / (0.09 + top**2) * (0.09 + low**2) * 0.09 / (0.09 + low**2)
+    errors = []
+    for n in (40, 80, 160):
+        u = dpm_solver(denoise, process, lambda: silent, n, stochastic=True)
+        errors.append((u - exact).abs().max().item())
+    assert all(later < 1e-6 or earlier / later > 2.5 for earlier, later in pairwise(errors))
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+def test_adaptive_solver_is_the_limit_of_the_others(process: Process) -> None:
+    pytest.importorskip("torchdiffeq")
+    weights, means = torch.tensor([0.3, 0.7]), torch.tensor([-0.8, 0.6])
+    denoise = mixture_denoiser(process, weights, means, 0.1)
+    reference = adaptive(denoise, process, draws(7, 3, (1, 4, 4)), tolerance=1e-6)
+    fine = heun(denoise, process, draws(7, 3, (1, 4, 4)), 801)
+    torch.testing.assert_close(reference, fine, atol=2e-3, rtol=0)
+
+
+def test_ancestral_small_is_ddim_with_eta_one() -> None:
+    denoise = gaussian_denoiser(VP())
+    one = ancestral(denoise, VP(), draws(5, 2, (2, 4, 4)), 20)
+    two = ddim(denoise, VP(), draws(5, 2, (2, 4, 4)), 20, eta=1.0)
+    torch.testing.assert_close(one, two)
+
+
+def test_large_variance_is_ddpms() -> None:
+    """q(z_s | z_t) of DDPM's fixed large variance: beta = 1 - (alpha_t / alpha_s)^2, in z_s."""
+    process = VP()
+    times = time_grid(process, 2)
+    z = torch.full((1, 1, 1, 1), 0.4)
+    values = iter([z / process.sigma(times[0]).item(), torch.ones(1, 1, 1, 1)])
+    seen: list[Tensor] = []
+
+    def look(u: Tensor, s: float) -> None:
+        seen.append(u)
+
+    ancestral(
+        lambda z, t: 0 * z + 0.1,
+        process,
+        lambda: next(values),
+        2,
+        variance="large",
+        callback=lambda u, s: seen.append(u),
+    )
+    alpha_t, alpha_s = process.alpha(times).tolist()
+    sigma2_t, sigma2_s = (process.sigma(times) ** 2).tolist()
+    ratio = alpha_t / alpha_s
+    beta = 1 - ratio**2
+    posterior = (ratio * sigma2_s * 0.4 + alpha_s * beta * 0.1) / sigma2_t
+    assert (seen[1] * alpha_s).item() == pytest.approx(posterior + math.sqrt(beta), rel=1e-4)
+
+
+def test_the_mean_is_the_denoiser_at_the_priors_mean() -> None:
+    process = VE(1e-3, 50.0)
+    m = posterior_mean(gaussian_denoiser(process), process, draws(1, 3, (2, 4, 4)))
+    torch.testing.assert_close(m, MEAN.view(1, 2, 1, 1).expand(3, -1, 4, 4), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="one evaluation"):
+        posterior_mean(gaussian_denoiser(process), process, draws(1, 3, (2, 4, 4)), 2)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(1, 0.0), (2, 0.25), (3, 7 / 27)])
+def test_the_released_flow_sampler_overshoots(steps: int, error: float) -> None:
+    """With a perfect velocity, as a share of the way from the noise to the mask (worked by hand for sigma_min = 0)."""
+    process = OTFlow(sigma_min=1e-6, t_max=1 - 1e-6)
+    mask = torch.full((2, 1, 4, 4), -0.6)
+    noise = draws(8, 2, (1, 4, 4))()
+    m = flowsdf_released(lambda z, t: mask, process, lambda: noise, steps)
+    torch.testing.assert_close((m - noise) / (mask - noise), torch.full_like(m, 1 + error), atol=2e-3, rtol=0)
+    ours = ddim(lambda z, t: mask, process, lambda: noise, steps)
+    torch.testing.assert_close(ours, mask)
+
+
+def test_unknown_orders_and_variances() -> None:
+    with pytest.raises(ValueError, match="order is 3"):
+        dpm_solver(gaussian_denoiser(VE()), VE(), draws(1, 1, (2, 2, 2)), 3, order=3)
+    with pytest.raises(ValueError, match="small or large"):
+        ancestral(gaussian_denoiser(VE()), VE(), draws(1, 1, (2, 2, 2)), 3, variance="medium")

@@ -12,21 +12,23 @@ from torch import Tensor
 from data.augment import Augmentation
 from data.dataset import Reading
 from models.denoiser import Denoiser, build_denoiser
+from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
 from sde.loss import Weighting
+from sde.predictor_corrector import predictor_corrector
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import (
     Callback,
     Denoise,
-    Grid,
     Noise,
+    ancestral,
     ddim,
     dpm_solver,
+    euler_maruyama,
+    flowsdf_released,
     heun,
-    logsnr_grid,
-    predictor_corrector,
-    rho_grid,
-    time_grid,
+    posterior_mean,
 )
+from utils.adaptive import adaptive
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.schema import Config, SamplingConfig, SDEConfig
@@ -113,14 +115,23 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
             r=sampling.r,
             denoise_last=sampling.denoise_last,
         )
-    samplers: dict[str, Callable[..., Tensor]] = {
-        "heun": heun,
-        "ddim": partial(ddim, eta=sampling.eta),
-        "dpm_solver": dpm_solver,
+    if sampling.sampler == "adaptive":
+        return partial(adaptive, tolerance=sampling.tolerance)
+    if sampling.sampler == "mean":
+        return posterior_mean
+    if sampling.sampler == "flowsdf_released":
+        return partial(flowsdf_released, steps=sampling.steps)
+    samplers: dict[str, tuple[Callable[..., Tensor], str]] = {
+        "euler_maruyama": (euler_maruyama, "logsnr"),
+        "ancestral": (partial(ancestral, variance=sampling.variance), "time"),
+        "ddim": (partial(ddim, eta=sampling.eta), "time"),
+        "euler": (ddim, "rho"),
+        "heun": (heun, "rho"),
+        "dpm_solver": (partial(dpm_solver, order=sampling.order, stochastic=sampling.stochastic), "logsnr"),
     }
     grids: dict[str, Grid] = {"time": time_grid, "logsnr": logsnr_grid, "rho": partial(rho_grid, rho=sampling.rho)}
-    grid = sampling.grid or {"heun": "rho", "ddim": "time", "dpm_solver": "logsnr"}[sampling.sampler]
-    return partial(samplers[sampling.sampler], steps=sampling.steps, grid=grids[grid])
+    sampler, usual = samplers[sampling.sampler]
+    return partial(sampler, steps=sampling.steps, grid=grids[sampling.grid or usual])
 
 
 def threshold_of(config: Config) -> float:
@@ -135,6 +146,8 @@ def threshold_of(config: Config) -> float:
 
 def max_batch_of(sampling: SamplingConfig, device: torch.device) -> int:
     """Draws evaluated at once: on a CPU more of them spend their time on fresh memory (docs/results/speed.md)."""
+    if sampling.sampler == "adaptive":
+        return 1
     return sampling.max_batch or (16 if device.type == "cpu" else 64)
 
 

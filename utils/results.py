@@ -176,7 +176,7 @@ def finish(
             rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
     summary: dict[str, Any] = {
         "images": len(rows),
-        "draws": config.sampling.draws,
+        "draws": config.sampling.draws_per_image,
         "nfe_per_draw": rows[0]["nfe_per_draw"],
         "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
         "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),

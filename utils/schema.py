@@ -131,16 +131,33 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """How draws are made and turned into maps."""
 
-    sampler: Literal["pc", "heun", "ddim", "dpm_solver"] = Field(
-        "pc", description="predictor-corrector, probability-flow Heun, DDIM, DPM-Solver++(2M)"
+    sampler: Literal[
+        "pc",
+        "euler_maruyama",
+        "ancestral",
+        "ddim",
+        "euler",
+        "heun",
+        "dpm_solver",
+        "adaptive",
+        "mean",
+        "flowsdf_released",
+    ] = Field("pc", description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation")
+    steps: Int = Field(
+        400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
     )
-    steps: Int = Field(400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps)")
     corrector_steps: Int = Field(1, ge=0, description="pc: J, corrector steps per predictor step")
     r: Float = Field(0.15, gt=0, description="pc: signal-to-noise ratio of the corrector step")
     denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
     eta: Float = Field(0.0, ge=0, le=1, description="ddim: 0 is the flow's Euler rule, 1 ancestral DDPM")
+    variance: Literal["small", "large"] = Field("small", description="ancestral: which of DDPM's two variances")
+    order: Literal[1, 2] = Field(2, description="dpm_solver: 2 uses the evaluation before")
+    stochastic: bool = Field(False, description="dpm_solver: follow the reverse SDE")
+    tolerance: Float = Field(1e-4, gt=0, lt=1, description="adaptive: relative and absolute error of a step")
     grid: Literal["time", "logsnr", "rho"] | None = Field(
-        None, description="not pc: what is even between steps; null: rho for heun, time for ddim, logsnr for dpm_solver"
+        None,
+        description="what is even between steps; null: rho for heun and euler, time for ddim and ancestral, logsnr for "
+        "dpm_solver and euler_maruyama; pc has time",
     )
     rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
     draws: Int = Field(128, ge=1, description="draws per image")
@@ -158,9 +175,19 @@ class SamplingConfig(Section):
             raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
         if self.sampler == "pc" and self.grid not in (None, "time"):
             raise ValueError(f"grid: {self.grid} is not for sampler: pc, whose steps are even in time (Algorithm 1)")
-        if self.sampler != "ddim" and self.eta:
-            raise ValueError(f"eta: {self.eta} is for sampler: ddim, not {self.sampler}")
+        if self.sampler in ("adaptive", "mean", "flowsdf_released") and self.grid is not None:
+            raise ValueError(f"grid: {self.grid} is not for sampler: {self.sampler}, which has its own")
+        owners = {"eta": "ddim", "variance": "ancestral", "order": "dpm_solver", "stochastic": "dpm_solver"}
+        for name, owner in owners.items():
+            value = getattr(self, name)
+            if self.sampler != owner and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {value} is for sampler: {owner}, not {self.sampler}")
         return self
+
+    @property
+    def draws_per_image(self) -> int:
+        """1 for the mean, which is the same every time."""
+        return 1 if self.sampler == "mean" else self.draws
 
 
 class EvaluationConfig(Section):
@@ -182,3 +209,9 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _fits_the_process(self) -> Config:
+        if self.sampling.sampler == "flowsdf_released" and self.sde.process != "flow":
+            raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {self.sde.process}")
+        return self

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from models.rrdb import RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
 from sde.process import Process
 
@@ -88,7 +89,7 @@ class Denoiser(nn.Module):
         self,
         process: Process,
         prediction: str,
-        encoder: ImageEncoder,
+        encoder: nn.Module,
         network: ConditionalUNet,
         sigma_data: float = 0.5,
         limit: float | None = None,
@@ -139,6 +140,7 @@ def build_denoiser(
     multipliers: Sequence[int],
     blocks: int,
     attention: Sequence[int],
+    encoder_kind: str = "unet",
     encoder_channels: int,
     encoder_multipliers: Sequence[int],
     encoder_blocks: int,
@@ -147,12 +149,19 @@ def build_denoiser(
     sigma_data: float = 0.5,
     limit: float | None = None,
 ) -> Denoiser:
-    """A denoiser from sizes; see `Trunk` for their meaning."""
+    """A denoiser from sizes; see `Trunk` for their meaning.
+
+    encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
+    """
     width = 4 * channels
     trunk = Trunk(mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
-    encoder_trunk = Trunk(
-        image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
-    )
-    encoder = ImageEncoder(encoder_trunk, trunk.widths)
+    encoder: nn.Module
+    if encoder_kind == "rrdb":
+        encoder = RRDBEncoder(image_channels, encoder_channels, encoder_blocks, trunk.widths)
+    else:
+        encoder_trunk = Trunk(
+            image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
+        )
+        encoder = ImageEncoder(encoder_trunk, trunk.widths)
     network = ConditionalUNet(trunk, width, mask_channels * channels_per_mask(prediction))
     return Denoiser(process, prediction, encoder, network, sigma_data, limit)

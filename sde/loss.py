@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sde.process import Process
 
-WEIGHTINGS = ("score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid")
+WEIGHTINGS = ("score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Weighting:
     max_snr_one   max(SNR, 1), their truncated SNR
     min_snr       min(SNR, 5) (Hang et al. 2023)
     sigmoid       sigmoid(log-SNR - shift) (Kingma & Gao 2023, in terms of x)
+    velocity      (alpha g^2 / (2 sigma^2))^2, the plain loss of dz/dt; 1 / sigma^2 on the OT path (flow matching)
 
     per_logsnr: times -d log-SNR / dt, so that the loss is an integral over log-SNR whatever the schedule.
     """
@@ -34,10 +35,12 @@ class Weighting:
 
     def __call__(self, process: Process, t: Tensor, sigma_data: float | Tensor) -> Tensor:
         """The weight, of the shape of t. Raises ValueError for an unknown name."""
-        w = self._plain(process.noise_ratio(t) ** -2, sigma_data)
-        if self.per_logsnr:
-            w = w * process.diffusion_squared(t) / process.sigma(t) ** 2
-        return w
+        speed = process.diffusion_squared(t) / process.sigma(t) ** 2  # -d log-SNR / dt
+        if self.name == "velocity":
+            w = (process.alpha(t) * 0.5 * speed) ** 2
+        else:
+            w = self._plain(process.noise_ratio(t) ** -2, sigma_data)
+        return w * speed if self.per_logsnr else w
 
     def _plain(self, snr: Tensor, sigma_data: float | Tensor) -> Tensor:
         weights: dict[str, Callable[[], Tensor]] = {

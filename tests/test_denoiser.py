@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.denoiser import PREDICTIONS, Denoiser, build_denoiser, scaling
+from models.rrdb import RRDB, RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
 from sde.loss import WEIGHTINGS, Weighting, denoising_loss, sample_times
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
@@ -215,6 +216,18 @@ def test_snr_plus_one_on_x_is_the_v_loss() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_velocity_weighting_is_the_flow_matching_loss() -> None:
+    process, generator = OTFlow(), torch.Generator().manual_seed(0)
+    m, eps, guess = (torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    alpha, sigma = process.alpha(t).view(-1, 1, 1, 1), process.sigma(t).view(-1, 1, 1, 1)
+    z = alpha * m + sigma * eps
+    velocity, guessed = (1 - 1e-3) * eps - m, (1 - 1e-3) * (z - alpha * guess) / sigma - guess
+    expected = (velocity - guessed).square().flatten(1).mean(1)
+    found = denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("velocity"), 0.5)
+    torch.testing.assert_close(found, expected)
+
+
 def test_weightings_by_hand() -> None:
     """SNR 4 for VE with sigma = 1/2."""
     process = VE()
@@ -222,6 +235,7 @@ def test_weightings_by_hand() -> None:
     expected: dict[str, list[float]] = {
         "score": [4, 0.25], "uniform": [16, 16], "edm": [20, 16.25], "snr_plus_one": [5, 1.25], "max_snr_one": [4, 1],
         "min_snr": [4, 0.25], "sigmoid": [1 / (1 + math.exp(4) / 4), 1 / (1 + math.exp(4) * 4)],
+        "velocity": [math.log(5000) ** 2] * 2,
     }  # fmt: skip
     assert set(expected) == set(WEIGHTINGS)
     for name, values in expected.items():
@@ -335,3 +349,23 @@ def test_encoder_must_reach_the_networks_resolutions() -> None:
     with pytest.raises(ValueError, match="attention heads"):
         Trunk(1, 129, [1], 1, attention=[1])
     assert ConditionalUNet(Trunk(1, 4, [1], 1, embedding=8), 8).trunk.widths == [4]
+
+
+def test_dense_encoder_gives_a_map_for_every_level() -> None:
+    encoder = RRDBEncoder(3, 8, 2, [8, 16, 16])
+    image = torch.rand(2, 3, 18, 22)
+    assert [tuple(x.shape) for x in encoder(image)] == [(2, 8, 20, 24), (2, 16, 10, 12), (2, 16, 5, 6)]
+    model = small(encoder_kind="rrdb", encoder_multipliers=())
+    shake(model)
+    z = torch.randn(2, 1, 18, 22)
+    one, two = (
+        model(z, torch.tensor(0.5), model.encode(x)) for x in (torch.zeros(2, 1, 18, 22), torch.rand(2, 1, 18, 22))
+    )
+    assert one.shape == z.shape
+    assert (one - two).abs().max() > 1e-3
+
+
+def test_dense_block_grows_as_published() -> None:
+    """Five convolutions of 8 + 4 i to 4 channels, the last to 8."""
+    count = sum(p.numel() for p in RRDB(8, 4).parameters())
+    assert count == 3 * (sum(9 * (8 + 4 * i) * 4 + 4 for i in range(4)) + 9 * 24 * 8 + 8)

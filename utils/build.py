@@ -64,6 +64,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
         multipliers=model.multipliers,
         blocks=model.blocks,
         attention=model.attention,
+        encoder_kind=encoder.kind,
         encoder_channels=encoder.channels,
         encoder_multipliers=encoder.multipliers,
         encoder_blocks=encoder.blocks,

@@ -28,16 +28,24 @@ class EncoderConfig(Section):
         return self
 
 
+class ImageEncoderConfig(EncoderConfig):
+    """The image encoder, run once per image."""
+
+    kind: Literal["unet", "rrdb"] = Field(
+        "unet", description="U-Net; or FlowSDF's dense blocks at full resolution, which have channels and blocks only"
+    )
+
+
 class ModelConfig(EncoderConfig):
     """The network that runs at every evaluation; its encoder below."""
 
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="the image encoder")
+    encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
 
     @model_validator(mode="after")
     def _encoder_depth(self) -> ModelConfig:
-        if len(self.encoder.multipliers) < len(self.multipliers):
+        if self.encoder.kind == "unet" and len(self.encoder.multipliers) < len(self.multipliers):
             raise ValueError(
                 f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
                 f"the network needs at least its own {len(self.multipliers)}"
@@ -62,8 +70,8 @@ class SDEConfig(Section):
         "edm", description="meaning of the raw network output (models/denoiser.py)"
     )
     tanh: bool = Field(False, description="x, both: bound the predicted mask to [-sdf_scale, sdf_scale]")
-    weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid"] = Field(
-        "score", description="w(t) of the loss (sde/loss.py); score is the SNR"
+    weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"] = (
+        Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
     )
     sigmoid_shift: Float = Field(4.0, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")

@@ -1,0 +1,183 @@
+"""What each evaluation of the network buys: scores over evaluations per draw, for every sampler.
+
+    python -m bench.nfe --config cfg/glas_small.yaml --run runs/glas_small/20261121-115251 --split val
+
+Writes nfe.csv, nfe.png and nfe.md into the run, a row as soon as it is there, and goes on where it was stopped. Choose
+on val; look at test once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import ValidationError
+
+from data.dataset import load_split
+from data.scenes import Scene, scenes_of
+from evaluation.ensemble import Ensemble
+from evaluation.metrics import count_classes, mean_f1
+from evaluation.raters import ged
+from sample import checkpoint_path, groups, load_denoiser
+from utils.build import reading_of, sampler_of, threshold_of
+from utils.cli import StopFlag, common_parser, read_config, run_command
+from utils.draws import Drawer, drawer_of, whole_draws
+from utils.errors import UsageError
+from utils.runs import choose_device, newest_run
+from utils.schema import Config, SamplingConfig
+
+NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "pc": {"sampler": "pc"},
+    "euler_maruyama": {"sampler": "euler_maruyama"},
+    "ancestral": {"sampler": "ancestral", "grid": "logsnr"},
+    "euler": {"sampler": "euler"},
+    "heun": {"sampler": "heun"},
+    "dpm_solver": {"sampler": "dpm_solver"},
+    "dpm_solver_sde": {"sampler": "dpm_solver", "stochastic": True},
+    "flowsdf_released": {"sampler": "flowsdf_released"},
+    "mean": {"sampler": "mean"},
+}
+
+
+def settings_of(name: str, nfe: int, config: Config) -> SamplingConfig | None:
+    """The sampler at that cost, None where it cannot have it."""
+    if (name == "mean" and nfe > 1) or (name == "flowsdf_released" and config.sde.process != "flow"):
+        return None
+    common = {"draws": config.sampling.draws, "r": config.sampling.r, "threshold": config.sampling.threshold}
+    try:
+        return SamplingConfig(**common, max_batch=config.sampling.max_batch, steps=nfe, **SAMPLERS[name])
+    except ValidationError:
+        return None  # PC takes an even number
+
+
+class Totals:
+    """Scores of one sampler at one cost, image by image."""
+
+    def __init__(self) -> None:
+        self.single: list[float] = []
+        self.mmse: list[float] = []
+        self.ged: list[float] = []
+        self.errors: list[np.ndarray] = []
+        self.stds: list[np.ndarray] = []
+
+    def add(self, scene: Scene, draws: Sequence[np.ndarray], threshold: float) -> None:
+        """All draws (K, H, W) of one image."""
+        classes = len(draws[0])
+        ensemble = Ensemble((classes, *scene.shape), threshold)
+        labels = [ensemble.add(draw) for draw in draws]
+        self.single += [mean_f1(count_classes(own, scene.labels, classes)) for own in labels]
+        self.mmse.append(mean_f1(count_classes(ensemble.labels, scene.labels, classes)))
+        truth = scene.assemble([part.sdf.mean(axis=0) for part in scene.parts])
+        self.errors.append(np.abs(ensemble.mmse - truth).ravel())
+        self.stds.append(ensemble.std.ravel())
+        if scene.parts[0].raters:
+            raters = scene.assemble([np.stack(part.raters) for part in scene.parts])
+            self.ged.append(ged(np.stack(labels) > 0, raters))
+
+    def row(self) -> dict[str, float]:
+        error, std = np.concatenate(self.errors), np.concatenate(self.stds)
+        varied = error.std() > 0 and std.std() > 0
+        return {
+            "single_f1": float(np.mean(self.single)),
+            "mmse_f1": float(np.mean(self.mmse)),
+            "mean_error": float(error.mean()),
+            "error_std_correlation": float(np.corrcoef(error, std)[0, 1]) if varied else float("nan"),
+            "ged": float(np.mean(self.ged)) if self.ged else float("nan"),
+        }
+
+
+def score(drawer: Drawer, scenes: Sequence[Scene], draws: int, threshold: float) -> dict[str, float]:
+    """One row: all draws of all images."""
+    totals, begin = Totals(), time.perf_counter()
+    for group in groups(scenes, max(1, drawer.max_batch // draws)):
+        collected: list[list[np.ndarray]] = [[] for _ in group]
+        for i, draw in whole_draws(drawer, group, draws):
+            collected[i].append(draw)
+        for scene, own in zip(group, collected, strict=True):
+            totals.add(scene, own, threshold)
+    return {**totals.row(), "seconds_per_image": (time.perf_counter() - begin) / len(scenes)}
+
+
+def plan(samplers: Sequence[str], nfes: Sequence[int], config: Config) -> Iterator[tuple[str, int, SamplingConfig]]:
+    """Cheap rows first."""
+    for nfe in nfes:
+        for name in samplers:
+            settings = settings_of(name, nfe, config)
+            if settings is not None:
+                yield name, nfe, settings
+
+
+def chart(table: pd.DataFrame, title: str, path: Path) -> None:
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, column, name in zip(
+        figure.subplots(1, 2, sharey=True), ("mmse_f1", "single_f1"), ("mean of the draws", "single draws"), strict=True
+    ):
+        for sampler, rows in table.groupby("sampler", sort=False):
+            rows = rows.sort_values("nfe")
+            axes.plot(rows["nfe"], rows[column], marker="o", markersize=4, label=str(sampler))
+        axes.set(xscale="log", xlabel="evaluations per draw", ylabel="F1", title=name)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table, a row for each sampler and cost."""
+    columns = [c for c in table.columns if c in ("sampler", "nfe", "draws", "images") or table[c].notna().any()]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in table[columns].to_dict("records"):
+        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Score every sampler over its evaluations per draw.")
+    parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--split", default="val", choices=("val", "test"), help="default: val")
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS), metavar="NAME")
+    parser.add_argument("--nfe", nargs="+", type=int, default=list(NFE), metavar="N")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="the first N images; default: all")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    run = Path(args.run) if args.run else newest_run(config.name)
+    if not run.is_dir():
+        raise UsageError(f"--run {run}: no such folder")
+    if min(args.nfe) < 1 or args.images < 0:
+        raise UsageError("--nfe and --images: positive numbers are expected")
+    stop = StopFlag()
+    scenes = scenes_of(load_split(Path(config.data.root), args.split, reading_of(config.data)))
+    scenes = scenes[: args.images or None]
+    denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
+    path = run / f"nfe_{args.split}.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["sampler", "nfe", "draws", "images"])
+    for name, nfe, settings in plan(args.samplers, args.nfe, config):
+        key = {"sampler": name, "nfe": nfe, "draws": settings.draws_per_image, "images": len(scenes)}
+        if (table[list(key)] == pd.Series(key)).all(axis=1).any():
+            continue
+        drawer = drawer_of(config.model_copy(update={"sampling": settings}), denoiser, sampler_of(settings))
+        drawer.before_evaluation = stop.raise_if_set
+        row = score(drawer, scenes, settings.draws_per_image, threshold_of(config))
+        line = pd.DataFrame([{**key, **row}])
+        table = pd.concat([table, line], ignore_index=True) if len(table) else line
+        table.to_csv(path, index=False)
+        print(f"{name:16} {nfe:4d} evaluations: MMSE F1 {row['mmse_f1']:.4f}, single {row['single_f1']:.4f}, "
+              f"{row['seconds_per_image']:.2f} s per image", flush=True)  # fmt: skip
+    chart(table, f"{config.name}, {args.split}, {len(scenes)} images", path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(markdown(table))
+    print(f"chart: {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -4,11 +4,12 @@ import json
 import re
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from bench import nfe, speed
+from bench import ensembles, nfe, speed
 from models.unet import ImageEncoder
 from tests.conftest import Workspace
 from utils.cli import run_command
@@ -64,3 +65,22 @@ def test_nfe_scores_every_sampler_and_goes_on(trained: Workspace) -> None:
     assert table["mmse_f1"][1] == pytest.approx(summary["mmse"]["f1"], abs=1e-6)
     assert table["single_f1"][1] == pytest.approx(summary["single"]["f1"], abs=1e-6)
     assert run("--nfe", "0") == 2
+
+
+def test_ensembles_compares_every_design(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    ensembles.main(["--config", "config.yaml", "--device", "cpu", "--images", "1", "--many", "20"])
+    out = capsys.readouterr().out
+    for design in ("independent", "antithetic", "sobol"):
+        assert re.search(rf"^{design} +4 draws 0\.\d+ \(\d\.\d\d\)  ", out, re.MULTILINE)
+    assert "one evaluation: 0." in out
+
+
+def test_designed_draws_are_sampled(trained: Workspace) -> None:
+    options = ["--set", "sampling.save_draws=true", "--set", "sampling.animate=false"]
+    folders = []
+    for design in ("independent", "antithetic"):
+        assert trained("sample", *options, "--set", f"sampling.noise={design}").code == 0
+        folders.append(sorted((trained.run_folder() / "samples").iterdir())[-1])
+    one, two = (np.load(folder / "phantom_0010" / "draws.npz")["sdf"] for folder in folders)
+    np.testing.assert_allclose(one[0::2], two[0::2], atol=2e-4)
+    assert not np.allclose(one[1], two[1])

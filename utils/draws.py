@@ -33,6 +33,7 @@ class Drawer:
     device: torch.device
     channels_last: bool
     bfloat16: bool
+    design: str = "independent"  # of the first noise (sde/noise.py)
     evaluations: int = 0  # network evaluations of the latest batch
     before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
 
@@ -79,7 +80,8 @@ class Drawer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 return self.denoiser(z, t, features)
 
-        noise = DrawNoise(self.seed, owners, (self.denoiser.mask_channels, *size), self.device)
+        shape = (self.denoiser.mask_channels, *size)
+        noise = DrawNoise(self.seed, owners, shape, self.device, self.design)
         return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
 
 
@@ -119,4 +121,5 @@ def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
         device=device,
         channels_last=config.training.channels_last,
         bfloat16=use_bfloat16(config.training.precision, device),
+        design=config.sampling.noise,
     )

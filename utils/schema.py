@@ -168,6 +168,9 @@ class SamplingConfig(Section):
         "dpm_solver and euler_maruyama; pc has time",
     )
     rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
+    noise: Literal["independent", "antithetic", "sobol"] = Field(
+        "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
+    )
     draws: Int = Field(128, ge=1, description="draws per image")
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"

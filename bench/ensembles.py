@@ -1,0 +1,87 @@
+"""How far the mean of few draws is from the mean of many, for each way to spread the first noise.
+
+    python -m bench.ensembles --config cfg/quickstart.yaml --run runs/quickstart/20261121-131111
+
+Prints the root mean squared error of the MMSE map (SDF units) against the mean of many draws of another seed, and its
+square as a share of independent draws': .5 means that half as many draws do. The posterior mean at t = 1, one
+evaluation, is measured against the same reference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data.dataset import load_split
+from data.scenes import Scene, scenes_of
+from sample import checkpoint_path, load_denoiser
+from sde.noise import DESIGNS
+from sde.samplers import posterior_mean
+from utils.build import reading_of, sampler_of
+from utils.cli import common_parser, read_config, run_command
+from utils.draws import Drawer, drawer_of, whole_draws
+from utils.runs import choose_device, device_name, newest_run
+
+COUNTS = (4, 8, 16)
+REPEATS = 2  # seeds for each design
+
+
+def draws_of(drawer: Drawer, scene: Scene, count: int) -> np.ndarray:
+    """(count, K, H, W)."""
+    return np.stack([draw for _, draw in whole_draws(drawer, [scene], count)])
+
+
+def squared_errors(drawer: Drawer, scene: Scene, reference: np.ndarray) -> list[float]:
+    """Mean squared error of the mean of the first 4, 8 and 16 draws, over seeds."""
+    totals = np.zeros(len(COUNTS))
+    for repeat in range(REPEATS):
+        draws = draws_of(replace(drawer, seed=drawer.seed + 1 + repeat), scene, max(COUNTS))
+        totals += [float(np.square(draws[:n].mean(axis=0) - reference).mean()) for n in COUNTS]
+    return (totals / REPEATS).tolist()
+
+
+def measure(drawer: Drawer, scenes: Sequence[Scene], many: int) -> tuple[dict[str, np.ndarray], float]:
+    """Mean squared errors for each design, (len(COUNTS),), and that of the posterior mean in one evaluation."""
+    designs: dict[str, list[list[float]]] = {design: [] for design in DESIGNS}
+    direct = []
+    for scene in scenes:
+        reference = draws_of(drawer, scene, many).mean(axis=0)
+        direct.append(np.square(draws_of(replace(drawer, sampler=posterior_mean), scene, 1)[0] - reference).mean())
+        for design, errors in designs.items():
+            errors.append(squared_errors(replace(drawer, design=design), scene, reference))
+    return {design: np.mean(errors, axis=0) for design, errors in designs.items()}, float(np.mean(direct))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Compare ways to spread the noise of few draws.")
+    parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--images", type=int, default=20, metavar="N", help="validation images; default: 20")
+    parser.add_argument("--many", type=int, default=128, metavar="N", help="draws of the reference; default: 128")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    run = Path(args.run) if args.run else newest_run(config.name)
+    device = choose_device(args.device)
+    scenes = scenes_of(load_split(Path(config.data.root), "val", reading_of(config.data)))[: args.images]
+    denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), device)
+    drawer = replace(drawer_of(config, denoiser, sampler_of(config.sampling)), design="independent")
+    errors, direct = measure(drawer, scenes, args.many)
+    print(f"{device_name(device)}, {len(scenes)} images, {config.sampling.sampler} at {config.sampling.steps}; "
+          f"root mean squared error against {args.many} draws")  # fmt: skip
+    for design in DESIGNS:
+        cells = [
+            f"{n:3d} draws {error**0.5:.4f} ({error / plain:.2f})"
+            for n, error, plain in zip(COUNTS, errors[design], errors["independent"], strict=True)
+        ]
+        print(f"{design:12} {'  '.join(cells)}")
+    print(f"posterior mean, one evaluation: {direct**0.5:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

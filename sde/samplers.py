@@ -239,10 +239,14 @@ def posterior_mean(
     *,
     callback: Callback | None = None,
 ) -> Tensor:
-    """E[m | x] in one evaluation: the denoiser at t_max, at the prior's mean. Raises ValueError unless steps is 1."""
+    """E[m | x] in one evaluation: the denoiser at t_max.
+
+    On noise, not on the prior's mean: a network has never seen z = 0 and is worse there (docs/results/nfe.md).
+    Raises ValueError unless steps is 1.
+    """
     if steps != 1:
         raise ValueError(f"the posterior mean takes one evaluation, not {steps}")
-    m = denoise(torch.zeros_like(noise()), torch.tensor(process.t_max, dtype=torch.float64))
+    m = denoise(process.prior(noise()), torch.tensor(process.t_max, dtype=torch.float64))
     if callback is not None:
         callback(m, 0.0)
     return m.float()

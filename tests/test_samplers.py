@@ -354,8 +354,8 @@ def test_large_variance_is_ddpms() -> None:
     assert (seen[1] * alpha_s).item() == pytest.approx(posterior + math.sqrt(beta), rel=1e-4)
 
 
-def test_the_mean_is_the_denoiser_at_the_priors_mean() -> None:
-    process = VE(1e-3, 50.0)
+def test_the_mean_is_the_denoiser_at_the_prior() -> None:
+    process = VE(1e-3, 5000.0)
     m = posterior_mean(gaussian_denoiser(process), process, draws(1, 3, (2, 4, 4)))
     torch.testing.assert_close(m, MEAN.view(1, 2, 1, 1).expand(3, -1, 4, 4), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="one evaluation"):

@@ -197,7 +197,7 @@ class SamplingConfig(Section):
 
     @property
     def draws_per_image(self) -> int:
-        """1 for the mean, which is the same every time."""
+        """1 for the posterior mean, which takes one evaluation."""
         return 1 if self.sampler == "mean" else self.draws
 
 

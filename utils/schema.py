@@ -206,7 +206,7 @@ class EvaluationConfig(Section):
 
     images: Int = Field(16, ge=1, description="validation images drawn at each validation")
     draws: Int = Field(2, ge=1, description="draws per validation image")
-    steps: Int = Field(9, ge=1, description="Heun evaluations per validation draw")
+    steps: Int = Field(9, ge=1, description="evaluations per validation draw, ancestral and even in log-SNR")
 
 
 class Config(Section):

@@ -12,7 +12,8 @@ from data.dataset import Patch
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
 from models.denoiser import Denoiser
-from sde.samplers import heun
+from sde.grids import logsnr_grid
+from sde.samplers import ancestral
 from utils.build import threshold_of
 from utils.draws import drawer_of, image_tensor
 from utils.schema import Config
@@ -28,7 +29,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     chosen = [patches[i] for i in np.linspace(0, len(patches) - 1, min(settings.images, len(patches))).astype(int)]
     was_training = denoiser.training
     denoiser.eval()
-    drawer = drawer_of(config, denoiser, sampler=partial(heun, steps=settings.steps))
+    drawer = drawer_of(config, denoiser, sampler=partial(ancestral, steps=settings.steps, grid=logsnr_grid))
     f1, iou, single, pictures = [], [], [], []
     for patch in chosen:
         classes = patch.sdf.shape[1]

@@ -60,13 +60,13 @@ class Patch:
         return np.asarray(self.labels > 0)
 
 
-def _inside(root: Path, name: str, where: str) -> Path:
+def _inside(root: Path, name: str) -> Path:
     """The file `name` below root. The published layout starts its paths with '/', which is root here."""
     path = (root / name.lstrip("/")).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise DataError(f"{where}: {name} leads out of {root}")
+        raise DataError(f"{name} leads out of {root}")
     if not path.is_file():
-        raise DataError(f"{where}: no file {name} under {root}")
+        raise DataError(f"no file {name} under {root}")
     return path
 
 
@@ -116,7 +116,7 @@ class _RowReader:
         self.classes = reading.classes or (1,)
 
     def path(self, name: str) -> Path:
-        return _inside(self.root, name, self.root.name)
+        return _inside(self.root, name)
 
     def image(self) -> np.ndarray:
         pixels = read_image(self.path(self.row["filename"]))

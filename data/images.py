@@ -56,6 +56,11 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({reason})") from None
 
 
+def _check_shape(path: Path, array: np.ndarray) -> None:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise DataError(f"{path}: an array of shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected")
+
+
 def _load_npy(path: Path, max_pixels: int) -> np.ndarray:
     with path.open("rb") as file:
         if not file.read(6).startswith(b"\x93NUMPY"):
@@ -70,15 +75,11 @@ def _load_npy(path: Path, max_pixels: int) -> np.ndarray:
         array = array[0]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(f"{path}: an array of shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected")
+    _check_shape(path, array)
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: an array of {array.dtype}; numbers are expected")
     check_size(path, array.shape[0], array.shape[1], max_pixels)
-    array = np.array(array)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{path}: has NaN or infinite values")
-    return array
+    return np.array(array)
 
 
 def _load_tiff(path: Path, max_pixels: int) -> np.ndarray:
@@ -89,10 +90,7 @@ def _load_tiff(path: Path, max_pixels: int) -> np.ndarray:
         page = file.pages[0]
         check_size(path, page.imagelength, page.imagewidth, max_pixels)  # type: ignore[union-attr]
         array = page.asarray()
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(f"{path}: an array of shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{path}: has NaN or infinite values")
+    _check_shape(path, array)
     return array
 
 
@@ -109,6 +107,13 @@ def _deep_colors(path: Path, file: Image.Image, max_pixels: int) -> np.ndarray:
 
 def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
     """The array of a picture file and whether its pixels are wider than a byte; modes: conversions for 8 bits."""
+    array, deep = _decode(path, max_pixels, modes)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path}: has NaN or infinite values")
+    return array, deep
+
+
+def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
     with readable(path):
         if path.suffix.lower() == ".npy":
             array = _load_npy(path, max_pixels)
@@ -127,10 +132,7 @@ def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarra
             deep = _is_deep(file)
             if deep and file.mode in _BYTES:  # Pillow has kept the upper byte of each channel
                 return _deep_colors(path, file, max_pixels), True
-            array = np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{path}: has NaN or infinite values")
-    return array, deep
+            return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file), deep
 
 
 def stretch(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:

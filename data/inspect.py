@@ -64,10 +64,14 @@ class Keeper:
             yield item
 
 
+def _png_uri(png: io.BytesIO) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
 def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _png_uri(buffer)
 
 
 def _chart(width: float = 5.0) -> tuple[Figure, Any]:
@@ -80,7 +84,7 @@ def _chart(width: float = 5.0) -> tuple[Figure, Any]:
 def _chart_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _png_uri(buffer)
 
 
 def foreground_chart(table: pd.DataFrame) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -29,8 +28,6 @@ from data.stain import Stain, StainError, central_stain, fit_stain
 
 FORMAT = 2  # raise when the prepared files change for the same options
 CANDIDATES = 9  # training images among which the most typical stain is looked for
-
-log = logging.getLogger(__name__)
 
 
 @dataclass

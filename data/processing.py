@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,9 +78,11 @@ def read_sample(record: Record) -> Sample | None:
         raise
     except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise DataError(f"{where(record)}: {error}") from None
-    for labels in sample.maps() if sample else ():
-        if labels.shape != sample.image.shape[:2]:  # type: ignore[union-attr]
-            height, width = sample.image.shape[:2]  # type: ignore[union-attr]
+    if sample is None:
+        return None
+    height, width = sample.image.shape[:2]
+    for labels in sample.maps():
+        if labels.shape != (height, width):
             raise DataError(
                 f"{where(record)}: mask of {labels.shape[1]} x {labels.shape[0]}, image of {width} x {height} pixels"
             )
@@ -217,12 +218,12 @@ def write_image(record: Record, root: Path, options: PrepareOptions, target: Sta
         sample, warning = prepare_sample(record, options, target)
         if sample is None:
             return Written()
-        try:
-            windows: Sequence[Window] = windows_of(sample.mask.shape, record, options)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise DataError(f"{where(record)}: {error}") from None
+        height, width = sample.mask.shape
+        windows = windows_of((height, width), record, options)
     except DataError as error:
         return Written(problem=str(error))
+    except ValueError as error:
+        return Written(problem=f"{where(record)}: {error}")
     writer = _PatchWriter(sample, record, root, options)
     stem = f"{FOLDERS[record.split]}/{record.image_id}"
     rows = [writer.write(w, stem if len(windows) == 1 else f"{stem}_{w.top}_{w.left}") for w in windows]

@@ -18,7 +18,16 @@ import pandas as pd
 
 from data.errors import DataError
 from data.images import MAX_PIXELS, SUFFIXES, read_image, read_labels, safe_id
-from data.sources.record import Archive, Record, Sample, Split, consensus, existing_folder, number_labels
+from data.sources.record import (
+    Archive,
+    Record,
+    Sample,
+    Split,
+    consensus,
+    existing_folder,
+    files_by_stem,
+    number_labels,
+)
 
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
@@ -110,16 +119,6 @@ def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict
     return rows
 
 
-def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                problems.append(f"{folder}: {found[path.stem].name} and {path.name} have the same stem")
-            found[path.stem] = path
-    return found
-
-
 def mask_folders(folder: Path) -> list[Path]:
     """The one folder of masks, or those of the raters. Raises DataError where there is none, or both kinds."""
     below = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -138,8 +137,8 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
     annotations = mask_folders(folder)
     if len(annotations) > 1 and options.classes is not None:
         raise DataError(f"{folder}: several raters and data.classes do not go together; use data.foreground")
-    images = _by_stem(folder / "images", problems)
-    masks = [_by_stem(path, problems) for path in annotations]
+    images = files_by_stem(folder / "images", SUFFIXES, problems, "have the same stem")
+    masks = [files_by_stem(path, SUFFIXES, problems, "have the same stem") for path in annotations]
     for path, found in zip(annotations, masks, strict=True):
         problems += [f"{found[stem]}: no image of that name in images/" for stem in sorted(found.keys() - images)]
         problems += [f"{images[stem]}: no partner in {path.name}/" for stem in sorted(images.keys() - found)]

@@ -18,7 +18,7 @@ from skimage.draw import polygon
 
 from data.errors import DataError
 from data.images import MAX_PIXELS, read_image, read_labels, safe_id
-from data.sources.record import Archive, Record, Sample, Split, existing_folder
+from data.sources.record import Archive, Record, Sample, Split, existing_folder, files_by_stem
 
 # The challenge's training archive had 30 tiles at first and has 37 since its test set was published.
 EXPECTED: dict[Split, tuple[int, ...]] = {"train": (30, 37), "test": (14,)}
@@ -117,20 +117,12 @@ def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
     return Sample(rgb, mask, notes=(f"no XML: {annotation.parent.name}/{annotation.name} is used, without instances",))
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...], problems: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in found:
-                problems.append(f"{folder}: {found[path.stem].name} and {path.name} are the same image twice")
-            found[path.stem] = path
-    return found
-
-
 def _list_folder(images: Path, annotations: Path, masks: Path, split: Split, problems: list[str],
                  max_pixels: int) -> list[Record]:  # fmt: skip
-    pictures = _by_stem(images, IMAGES, problems)
-    outlines, binaries = _by_stem(annotations, (".xml",), problems), _by_stem(masks, IMAGES, problems)
+    pictures, outlines, binaries = (
+        files_by_stem(folder, suffixes, problems, "are the same image twice")
+        for folder, suffixes in ((images, IMAGES), (annotations, (".xml",)), (masks, IMAGES))
+    )
     for stem in sorted(outlines.keys() - pictures.keys()):
         problems.append(f"{outlines[stem]}: no image of that name in {images}")
     result = []

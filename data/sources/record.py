@@ -89,3 +89,17 @@ def existing_folder(raw: Path, what: str) -> Path:
     if not raw.is_dir():
         raise DataError(f"data.raw: {raw} is not a folder (expected: {what})")
     return raw
+
+
+def files_by_stem(folder: Path, suffixes: tuple[str, ...], problems: list[str], complaint: str) -> dict[str, Path]:
+    """The visible files of these suffixes by their stem; a stem that is there twice goes into `problems`.
+
+    A folder that does not exist has no files.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                problems.append(f"{folder}: {found[path.stem].name} and {path.name} {complaint}")
+            found[path.stem] = path
+    return found

@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
 from models.denoiser import Denoiser
-from sde.loss import denoising_loss, sample_times
+from sde.loss import denoising_loss, perturbed, sample_times, second_moment_loss
 from utils.build import (
     augmentation_of,
     check_crop,
@@ -83,15 +83,10 @@ def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, co
         # Several noise levels share the features of an image.
         features = model.encode(network_image(images, config.training.channels_last))
         features = [f.repeat_interleave(copies, dim=0) for f in features]
-        losses = denoising_loss(
-            lambda z, t: model(z, t, features),
-            model.process,
-            m,
-            t,
-            eps,
-            weighting_of(config.sde),
-            model.sigma_data,
-        )
+        mean, variance = model.moments(perturbed(model.process, m, t, eps), t, features)
+    losses = denoising_loss(mean, model.process, m, t, weighting_of(config.sde), model.sigma_data)
+    if variance is not None:
+        losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
     return losses, t
 
 

@@ -17,23 +17,36 @@ from tqdm import tqdm
 from data.dataset import Patch, load_split
 from data.preparation import file_hash
 from data.scenes import Scene, scenes_of
+from evaluation.ensemble import StandardError
 from evaluation.figures import trajectory
 from models.denoiser import Denoiser
 from utils.build import denoiser_of, reading_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import parse_config
-from utils.draws import Drawer, drawer_of, image_tensor, whole_draws
+from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
-from utils.results import add_draw, finish, is_done, open_folder, peak_memory_mib, start_result, write_image
+from utils.results import (
+    ImageResult,
+    add_draw,
+    finish,
+    is_done,
+    open_folder,
+    peak_memory_mib,
+    set_moments,
+    start_result,
+    write_image,
+)
 from utils.runs import choose_device, device_name, environment, newest_run, write_json
-from utils.schema import Config
+from utils.schema import Config, SamplingConfig
 
 log = logging.getLogger("sample")
 
+ROUND = 4  # draws of an image between two looks at its standard error
+
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
-           "sde.prediction",
+           "sde.prediction", "sde.prior_share",
            "data.color", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
 
 
@@ -71,13 +84,32 @@ def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
         yield group
 
 
+def draw_until_sure(drawer: Drawer, results: list[ImageResult], sampling: SamplingConfig) -> None:
+    """Rounds of a few draws for every image whose MMSE map's standard error is above the tolerance."""
+    errors = [StandardError(group=2 if sampling.noise == "antithetic" else 1) for _ in results]
+
+    def sure(i: int) -> bool:
+        return errors[i].value <= sampling.standard_error
+
+    scenes = [result.scene for result in results]
+    for i, sdf in whole_draws(drawer, scenes, sampling.draws_per_image, sure, at_once=ROUND):
+        add_draw(results[i], sdf)
+        errors[i].add(sdf)
+
+
 def sample_group(drawer: Drawer, scenes: list[Scene], config: Config, folder: Path) -> None:
     """All draws of a few images, and their files."""
     begin = time.perf_counter()
     classes, threshold = drawer.denoiser.mask_channels, threshold_of(config)
     results = [start_result(scene, classes, threshold, config.sampling.save_draws) for scene in scenes]
-    for i, sdf in whole_draws(drawer, scenes, config.sampling.draws_per_image):
-        add_draw(results[i], sdf)
+    if config.sampling.sampler == "mean" and drawer.denoiser.second_moment:
+        for result in results:
+            set_moments(result, *whole_moments(drawer, result.scene))
+    elif config.sampling.draws == "auto":
+        draw_until_sure(drawer, results, config.sampling)
+    else:
+        for i, sdf in whole_draws(drawer, scenes, config.sampling.draws_per_image):
+            add_draw(results[i], sdf)
     costs = {
         "nfe": drawer.evaluations,
         "seconds": (time.perf_counter() - begin) / len(scenes),
@@ -121,9 +153,10 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         "seed": config.seed,
     }
     folder = open_folder(run, settings, args.resume)
-    log.info("%s: %d images, %d draws each", folder, len(scenes), config.sampling.draws_per_image)
+    log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
     bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
-    for group in groups(scenes, max(1, drawer.max_batch // config.sampling.draws_per_image)):
+    at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
+    for group in groups(scenes, max(1, drawer.max_batch // at_once)):
         stop.raise_if_set()
         if not all(is_done(folder, scene.key) for scene in group):
             sample_group(drawer, group, config, folder)
@@ -142,7 +175,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     }
     summary, report = finish(folder, scenes, config, facts)
     print(
-        f"MMSE of {summary['draws']} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
+        f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
         f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
         f"{summary['images']} images, {summary['nfe_per_draw']} evaluations per draw, "
         f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"

@@ -12,19 +12,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from data.dataset import load_split
-from data.scenes import Scene, scenes_of
-from sample import checkpoint_path, load_denoiser
+from bench.trained import parser_of, trained_of
+from data.scenes import Scene
 from sde.noise import DESIGNS
 from sde.samplers import posterior_mean
-from utils.build import reading_of, sampler_of
-from utils.cli import common_parser, read_config, run_command
+from utils.build import sampler_of
+from utils.cli import run_command
 from utils.draws import Drawer, drawer_of, whole_draws
-from utils.runs import choose_device, device_name, newest_run
+from utils.runs import device_name
 
 COUNTS = (4, 8, 16)
 REPEATS = 2  # seeds for each design
@@ -57,22 +55,16 @@ def measure(drawer: Drawer, scenes: Sequence[Scene], many: int) -> tuple[dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common_parser("Compare ways to spread the noise of few draws.")
-    parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
-    parser.add_argument("--images", type=int, default=20, metavar="N", help="validation images; default: 20")
+    parser = parser_of("Compare ways to spread the noise of few draws.", images=20)
     parser.add_argument("--many", type=int, default=128, metavar="N", help="draws of the reference; default: 128")
     args = parser.parse_args(argv)
-    config = read_config(args)
-    if config is None:
+    trained = trained_of(args)
+    if trained is None:
         return
-    run = Path(args.run) if args.run else newest_run(config.name)
-    device = choose_device(args.device)
-    scenes = scenes_of(load_split(Path(config.data.root), "val", reading_of(config.data)))[: args.images]
-    denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), device)
-    drawer = replace(drawer_of(config, denoiser, sampler_of(config.sampling)), design="independent")
+    config, scenes = trained.config, trained.scenes
+    drawer = replace(drawer_of(config, trained.denoiser, sampler_of(config.sampling)), design="independent")
     errors, direct = measure(drawer, scenes, args.many)
-    print(f"{device_name(device)}, {len(scenes)} images, {config.sampling.sampler} at {config.sampling.steps}; "
+    print(f"{device_name(drawer.device)}, {len(scenes)} images, {config.sampling.sampler} at {config.sampling.steps}; "
           f"root mean squared error against {args.many} draws")  # fmt: skip
     for design in DESIGNS:
         cells = [

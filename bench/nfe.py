@@ -19,17 +19,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from data.dataset import load_split
-from data.scenes import Scene, scenes_of
+from bench.trained import parser_of, trained_of
+from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged
-from sample import checkpoint_path, groups, load_denoiser
-from utils.build import reading_of, sampler_of, threshold_of
-from utils.cli import StopFlag, common_parser, read_config, run_command
+from sample import groups
+from utils.build import sampler_of, threshold_of
+from utils.cli import StopFlag, run_command
 from utils.draws import Drawer, drawer_of, whole_draws
 from utils.errors import UsageError
-from utils.runs import choose_device, newest_run
 from utils.schema import Config, SamplingConfig
 
 NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
@@ -140,26 +139,17 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common_parser("Score every sampler over its evaluations per draw.")
-    parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
-    parser.add_argument("--split", default="val", choices=("val", "test"), help="default: val")
+    parser = parser_of("Score every sampler over its evaluations per draw.")
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--nfe", nargs="+", type=int, default=list(NFE), metavar="N")
-    parser.add_argument("--images", type=int, default=0, metavar="N", help="the first N images; default: all")
     args = parser.parse_args(argv)
-    config = read_config(args)
-    if config is None:
+    if min(args.nfe) < 1:
+        raise UsageError("--nfe: positive numbers are expected")
+    trained = trained_of(args)
+    if trained is None:
         return
-    run = Path(args.run) if args.run else newest_run(config.name)
-    if not run.is_dir():
-        raise UsageError(f"--run {run}: no such folder")
-    if min(args.nfe) < 1 or args.images < 0:
-        raise UsageError("--nfe and --images: positive numbers are expected")
+    config, run, scenes, denoiser = trained.config, trained.run, trained.scenes, trained.denoiser
     stop = StopFlag()
-    scenes = scenes_of(load_split(Path(config.data.root), args.split, reading_of(config.data)))
-    scenes = scenes[: args.images or None]
-    denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
     path = run / f"nfe_{args.split}.csv"
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["sampler", "nfe", "draws", "images"])
     for name, nfe, settings in plan(args.samplers, args.nfe, config):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,9 +46,9 @@ class Uncached(Denoiser):
         self.image = image
         return super().encode(image)
 
-    def forward(self, z: torch.Tensor, t: torch.Tensor, features: object) -> torch.Tensor:
-        repeats = len(z) // len(self.image)
-        return super().forward(z, t, super().encode(self.image.repeat_interleave(repeats, dim=0)))
+    def forward(self, z: torch.Tensor, t: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        fresh = self.encoder(self.image.repeat_interleave(len(z) // len(self.image), dim=0))
+        return super().moments(z, t, [*fresh, *features[len(fresh) :]])[0]
 
 
 def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtr
 
 
 def classify(sdf: np.ndarray, threshold: float) -> np.ndarray:
@@ -67,3 +68,62 @@ class Ensemble:
         """Standard deviation of the thresholded draws, sqrt(p (1 - p)); (H, W) float32 in [0, 0.5]."""
         p = self.probability
         return np.sqrt(p * (1 - p))
+
+
+class Moments:
+    """The maps of an `Ensemble` from a mean and a standard deviation alone, by a normal distribution at every pixel.
+
+    mmse, std: (K, H, W) float32 in SDF units. threshold: as in `Ensemble`.
+    """
+
+    def __init__(self, mmse: np.ndarray, std: np.ndarray, threshold: float) -> None:
+        self.mmse, self.std, self.threshold = mmse, std, threshold
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes of the mean; (H, W) uint8."""
+        return classify(self.mmse, self.threshold)
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Probability that an SDF is below the threshold, classes taken as independent; (H, W) float32 in [0, 1]."""
+        background = ndtr((self.mmse - self.threshold) / np.maximum(self.std, 1e-6))
+        return (1.0 - background.prod(axis=0)).astype(np.float32)
+
+    @property
+    def mask_std(self) -> np.ndarray:
+        """Standard deviation of the mask, sqrt(p (1 - p)); (H, W) float32 in [0, 0.5]."""
+        p = self.probability
+        return np.sqrt(p * (1 - p))
+
+
+class StandardError:
+    """Of a mean map, from draws one at a time: how far it is from the mean of infinitely many.
+
+    group: draws that depend on each other come in groups of this size (2 for antithetic pairs); whole groups count.
+    """
+
+    def __init__(self, group: int = 1) -> None:
+        self.group, self.groups = group, 0
+        self._pending: list[np.ndarray] = []
+        self._mean: np.ndarray | float = 0.0
+        self._squares: np.ndarray | float = 0.0  # over groups (Welford)
+
+    def add(self, sdf: np.ndarray) -> None:
+        """Take in the next draw, any shape."""
+        self._pending.append(sdf)
+        if len(self._pending) < self.group:
+            return
+        value = np.mean(self._pending, axis=0, dtype=np.float64)
+        self._pending = []
+        self.groups += 1
+        delta = value - self._mean
+        self._mean = self._mean + delta / self.groups
+        self._squares = self._squares + delta * (value - self._mean)
+
+    @property
+    def value(self) -> float:
+        """Root mean square over pixels, in the draws' units; infinite before the second group."""
+        if self.groups < 2:
+            return float("inf")
+        return float(np.sqrt(np.mean(self._squares) / (self.groups - 1) / self.groups))

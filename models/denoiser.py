@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.rrdb import RRDBEncoder
@@ -81,6 +82,9 @@ class Denoiser(nn.Module):
 
     sigma_data: root mean square of m over the training data; kept in the state dict.
     limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
+    direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
+    anchored: that mean is one more input of the network at every other time.
+    second_moment: the network has K more outputs, which at t_max are the variance of m given x.
     """
 
     sigma_data: Tensor
@@ -93,6 +97,10 @@ class Denoiser(nn.Module):
         network: ConditionalUNet,
         sigma_data: float = 0.5,
         limit: float | None = None,
+        *,
+        direct: bool = False,
+        anchored: bool = False,
+        second_moment: bool = False,
     ) -> None:
         super().__init__()
         self.limit = limit
@@ -100,29 +108,74 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.encoder = encoder
         self.network = network
+        self.direct, self.anchored, self.second_moment = direct, anchored, second_moment
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
 
     @property
     def mask_channels(self) -> int:
         """K, the SDF channels of m: one for each class."""
-        return self.network.out_channels // channels_per_mask(self.prediction)
+        return self.network.out_channels // (channels_per_mask(self.prediction) + self.second_moment)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Features of images (B, C, H, W) in [-1, 1], to be computed once and passed to every evaluation."""
-        return self.encoder(image)
+        """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
+
+        Feature maps, finest first; then, where an evaluation has a use for it, the direct mean (B, K, H, W): as anchor,
+        or as the value at t_max when draws are made. It carries no gradient.
+        """
+        features = self.encoder(image)
+        if self.anchored or (self.direct and not self.training):
+            with torch.no_grad():
+                features = [*features, self.direct_moments(features, image.shape[-2:])[0]]
+        return features
+
+    def direct_moments(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """E[m | x] and Var[m | x] (None without second_moment), (B, K, H, W), in one evaluation at t_max; size: (H, W).
+
+        Raises ValueError if the denoiser is not direct.
+        """
+        if not self.direct:
+            raise ValueError("this denoiser has not learned the direct mean")
+        z = features[0].new_zeros((len(features[0]), self.mask_channels, *size), dtype=torch.float32)
+        t = torch.full((len(z),), self.process.t_max, device=z.device)
+        return self.moments(z, t, features)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         """E[m | z_t = z, x], (B, K, H, W) float32, for z (B, K, H, W) and t a scalar or (B,)."""
+        if self.direct and self._has_mean(features) and t.ndim == 0 and self.process.at_end(t):
+            return features[-1]
+        return self.moments(z, t, features)[0]
+
+    def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
         # float64 for the time algebra, except on MPS, which has none.
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         t = t.to(wide).to(z.device).expand(z.shape[0])
         c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
-        raw = self.network(inp * z, c.noise.float(), features).float()
+        blank = self.process.at_end(t).view(-1, 1, 1, 1)
+        if self.direct:
+            z = z.masked_fill(blank, 0.0)
+        inputs = inp * z
+        if self.anchored:
+            inputs = torch.cat([inputs, self._anchor(z, features, blank)], dim=1)
+        raw = self.network(inputs, c.noise.float(), features).float()
+        variance = None
+        if self.second_moment:
+            raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
+            variance = self.sigma_data**2 * F.softplus(spread)
         if c.out_eps is None:
-            return skip * z + out * self._bounded(raw)
+            return skip * z + out * self._bounded(raw), variance
         raw, eps = raw.chunk(2, dim=1)
-        return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps
+        return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps, variance
+
+    def _anchor(self, z: Tensor, features: Sequence[Tensor], blank: Tensor) -> Tensor:
+        """The direct mean with unit variance; nothing where it is what is computed."""
+        if not self._has_mean(features):
+            return torch.zeros_like(z)
+        return features[-1].masked_fill(blank, 0.0) / self.sigma_data
+
+    def _has_mean(self, features: Sequence[Tensor]) -> bool:
+        return len(features) > len(self.network.trunk.widths)
 
     def _bounded(self, raw: Tensor) -> Tensor:
         if self.limit is None:
@@ -148,13 +201,17 @@ def build_denoiser(
     dropout: float,
     sigma_data: float = 0.5,
     limit: float | None = None,
+    direct: bool = False,
+    anchored: bool = False,
+    second_moment: bool = False,
 ) -> Denoiser:
-    """A denoiser from sizes; see `Trunk` for their meaning.
+    """A denoiser from sizes; see `Trunk` and `Denoiser` for their meaning.
 
     encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
     """
     width = 4 * channels
-    trunk = Trunk(mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
+    inputs, outputs = 1 + anchored, channels_per_mask(prediction) + second_moment
+    trunk = Trunk(inputs * mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
     encoder: nn.Module
     if encoder_kind == "rrdb":
         encoder = RRDBEncoder(image_channels, encoder_channels, encoder_blocks, trunk.widths)
@@ -163,5 +220,6 @@ def build_denoiser(
             image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
         )
         encoder = ImageEncoder(encoder_trunk, trunk.widths)
-    network = ConditionalUNet(trunk, width, mask_channels * channels_per_mask(prediction))
-    return Denoiser(process, prediction, encoder, network, sigma_data, limit)
+    network = ConditionalUNet(trunk, width, outputs * mask_channels)
+    return Denoiser(process, prediction, encoder, network, sigma_data, limit, direct=direct, anchored=anchored,
+                    second_moment=second_moment)  # fmt: skip

@@ -60,7 +60,7 @@ class Weighting:
 def sample_times(count: int, process: Process, generator: torch.Generator, prior_share: float = 0.0) -> Tensor:
     """(count,) float64 times, uniform on [t_min, t_max] and stratified: one in each of `count` equal parts, shuffled.
 
-    prior_share: the expected share of times that are set to t_max, where the denoiser is E[m | x].
+    prior_share: the expected share of times that are set to t_max, where the denoiser is E[m | x]; 1 for all.
     """
     offsets = torch.rand(count, generator=generator, dtype=torch.float64)
     parts = torch.randperm(count, generator=generator)
@@ -69,20 +69,30 @@ def sample_times(count: int, process: Process, generator: torch.Generator, prior
     return torch.where(at_prior, torch.full_like(t, process.t_max), t)
 
 
-def denoising_loss(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    process: Process,
-    m: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    weighting: Weighting,
-    sigma_data: float | Tensor,
-) -> Tensor:
-    """Weighted squared error of D at z_t = alpha m + sigma eps, a mean over pixels for each element, (B,).
-
-    m, eps: (B, C, H, W); t: (B,).
-    """
+def perturbed(process: Process, m: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """z_t = alpha m + sigma eps for m, eps (B, K, H, W) and t (B,)."""
     shape = (-1, *[1] * (m.ndim - 1))
-    z = process.alpha(t).to(m.dtype).view(shape) * m + process.sigma(t).to(m.dtype).view(shape) * eps
-    error = (denoise(z, t) - m).square().flatten(1).mean(dim=1)
-    return weighting(process, t, sigma_data).to(error.dtype) * error
+    return process.alpha(t).to(m.dtype).view(shape) * m + process.sigma(t).to(m.dtype).view(shape) * eps
+
+
+def denoising_loss(
+    denoised: Tensor, process: Process, m: Tensor, t: Tensor, weighting: Weighting, sigma_data: float | Tensor
+) -> Tensor:
+    """Weighted squared error of D at z_t, a mean over pixels for each element, (B,).
+
+    denoised, m: (B, K, H, W); t: (B,). At t_max, where D is the regression of m on x and some weightings vanish, the
+    weight is 1 / sigma_data^2.
+    """
+    error = (denoised - m).square().flatten(1).mean(dim=1)
+    weight = weighting(process, t, sigma_data)
+    weight = torch.where(process.at_end(t), torch.ones_like(weight) * sigma_data**-2, weight)
+    return weight.to(error.dtype) * error
+
+
+def second_moment_loss(variance: Tensor, mean: Tensor, m: Tensor, sigma_data: float | Tensor) -> Tensor:
+    """Squared error of Var[m | x] against the squared residual of the mean, in units of sigma_data^2, (B,).
+
+    Its minimiser is E[(m - mean)^2 | x]. The mean gets no gradient. All (B, K, H, W).
+    """
+    residual = (m - mean.detach()).square()
+    return ((variance - residual) / sigma_data**2).square().flatten(1).mean(dim=1)

@@ -57,6 +57,10 @@ class Process(ABC):
         """Noise that is left in m at the end of sampling, sigma(t_min) / alpha(t_min), in units of m."""
         return float(self.noise_ratio(torch.tensor(self.t_min, dtype=torch.float64)))
 
+    def at_end(self, t: Tensor) -> Tensor:
+        """Whether t is t_max, where nothing is left of the data, but for rounding."""
+        return t >= self.t_max - 1e-6
+
     def prior(self, noise: Tensor) -> Tensor:
         """z at t_max from standard normal `noise`: the data's own contribution there is left out."""
         return noise * float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.denoiser import PREDICTIONS, Denoiser, build_denoiser, scaling
 from models.rrdb import RRDB, RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Trunk
-from sde.loss import WEIGHTINGS, Weighting, denoising_loss, sample_times
+from sde.loss import WEIGHTINGS, Weighting, denoising_loss, perturbed, sample_times
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.conftest import ROOT
 from utils.build import denoiser_of
@@ -185,9 +185,7 @@ def test_score_weighting_is_equation_four(process: Process) -> None:
     z = alpha * m + sigma * eps
     score, true_score = (alpha * guess - z) / sigma**2, -eps / sigma
     expected = (sigma**2 * (score - true_score) ** 2).flatten(1).mean(1)
-    torch.testing.assert_close(
-        denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("score"), 0.5), expected
-    )
+    torch.testing.assert_close(denoising_loss(guess, process, m, t, Weighting("score"), 0.5), expected)
 
 
 @each_process
@@ -199,7 +197,8 @@ def test_edm_weighting_starts_at_one_for_every_time(process: Process) -> None:
     eps = torch.randn(m.shape, generator=generator)
     features = model.encode(torch.zeros(64, 1, 16, 16))
     t = torch.linspace(0.02, process.t_max, 64, dtype=torch.float64)
-    losses = denoising_loss(lambda z, t: model(z, t, features), process, m, t, eps, Weighting("edm"), 0.4)
+    denoised = model(perturbed(process, m, t, eps), t, features)
+    losses = denoising_loss(denoised, process, m, t, Weighting("edm"), 0.4)
     torch.testing.assert_close(losses, torch.ones(64), atol=0.35, rtol=0)
     assert losses.mean().item() == pytest.approx(1.0, abs=0.05)
 
@@ -212,7 +211,7 @@ def test_snr_plus_one_on_x_is_the_v_loss() -> None:
     z = alpha * m + sigma * eps
     v, guessed = alpha * eps - sigma * m, alpha * (z - alpha * guess) / sigma - sigma * guess
     expected = (v - guessed).square().flatten(1).mean(1)
-    found = denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("snr_plus_one"), 0.5)
+    found = denoising_loss(guess, process, m, t, Weighting("snr_plus_one"), 0.5)
     torch.testing.assert_close(found, expected)
 
 
@@ -224,7 +223,7 @@ def test_velocity_weighting_is_the_flow_matching_loss() -> None:
     z = alpha * m + sigma * eps
     velocity, guessed = (1 - 1e-3) * eps - m, (1 - 1e-3) * (z - alpha * guess) / sigma - guess
     expected = (velocity - guessed).square().flatten(1).mean(1)
-    found = denoising_loss(lambda z, t: guess, process, m, t, eps, Weighting("velocity"), 0.5)
+    found = denoising_loss(guess, process, m, t, Weighting("velocity"), 0.5)
     torch.testing.assert_close(found, expected)
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from evaluation import figures
-from evaluation.ensemble import Ensemble
+from evaluation.ensemble import Ensemble, Moments, StandardError
 from evaluation.metrics import Counts, count
 from evaluation.raters import ged, iou_matrix
 from evaluation.report import render_report
@@ -133,3 +133,55 @@ def test_ged_by_hand() -> None:
     assert ged(raters, raters) == 0
     empty = np.zeros((3, 2, 2), bool)
     assert ged(empty, empty) == 0
+
+
+def test_moments_give_the_maps_of_a_normal_distribution() -> None:
+    mean, std = np.array([[[-1.0, 0.03, 0.13]]], np.float32), np.array([[[0.0, 0.2, 0.1]]], np.float32)
+    moments = Moments(mean, std, 0.03)
+    assert moments.labels.tolist() == [[1, 0, 0]]
+    np.testing.assert_allclose(moments.probability, [[1.0, 0.5, 0.158655]], atol=1e-5)
+    np.testing.assert_allclose(moments.mask_std, [[0.0, 0.5, 0.365353]], atol=1e-5)
+
+
+def test_moments_of_two_classes_are_foreground_of_either() -> None:
+    moments = Moments(np.full((2, 1, 1), 0.0, np.float32), np.full((2, 1, 1), 1.0, np.float32), 0.0)
+    assert moments.probability == pytest.approx(0.75)
+
+
+def test_moments_agree_with_many_normal_draws() -> None:
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(0, 0.3, (1, 4, 5)).astype(np.float32), rng.uniform(0.05, 0.4, (1, 4, 5)).astype(np.float32)
+    ensemble, moments = Ensemble((1, 4, 5), 0.03), Moments(mean, std, 0.03)
+    for _ in range(4000):
+        ensemble.add((mean + std * rng.normal(size=mean.shape)).astype(np.float32))
+    np.testing.assert_allclose(ensemble.probability, moments.probability, atol=0.04)
+    np.testing.assert_allclose(ensemble.mask_std, moments.mask_std, atol=0.04)
+
+
+def test_standard_error_by_hand() -> None:
+    error = StandardError()
+    assert error.value == np.inf
+    for value in (0.0, 2.0, 4.0):  # variance 4, of the mean 4 / 3
+        error.add(np.full((1, 2, 2), value))
+    assert error.value == pytest.approx((4 / 3) ** 0.5)
+
+
+def test_standard_error_of_pairs_counts_pairs() -> None:
+    """Antithetic pairs whose means are equal leave no error, whatever their spread."""
+    error = StandardError(group=2)
+    for value in (-3.0, 3.0, -1.0, 1.0, 5.0):
+        error.add(np.full((1, 2, 2), value))
+    assert (error.groups, error.value) == (2, 0.0)
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_standard_error_is_the_error_of_the_mean(count: int) -> None:
+    rng, estimates, errors = np.random.default_rng(0), [], []
+    for _ in range(60):
+        draws = rng.normal(size=(count, 40))
+        error = StandardError()
+        for draw in draws:
+            error.add(draw)
+        estimates.append(error.value**2)
+        errors.append(np.mean(draws.mean(axis=0) ** 2))
+    assert np.mean(estimates) == pytest.approx(np.mean(errors), rel=0.1)

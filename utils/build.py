@@ -72,6 +72,9 @@ def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
         dropout=model.dropout,
         sigma_data=sigma_data,
         limit=config.data.sdf_scale if config.sde.tanh else None,
+        direct=config.sde.prior_share > 0,
+        anchored=model.anchored,
+        second_moment=model.second_moment,
     )
 
 

@@ -44,27 +44,52 @@ class Drawer:
         keys: Sequence[str],
         draws: int,
         callback: Callback | None = None,
-        together: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the image, its next draw (K, H, W) on the host in SDF units), image by image.
 
         images: (N, C, H, W) uint8. keys: names that seed the noise of each image.
         callback: sees the iterates of every batch.
-        together: lengths of runs of images that are parts of one: their d-th draws follow each other.
         """
-        pairs, first = [], 0
-        for length in together or [1] * len(keys):
-            pairs += [(i, d) for d in range(draws) for i in range(first, first + length)]
-            first += length
+        pairs = [(i, d) for i in range(len(keys)) for d in range(draws)]
+        yield from self.draw(self.encode(images), keys, pairs, images.shape[-2:], callback)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """What every draw of images (N, C, H, W) uint8 knows of them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            features = self.denoiser.encode(network_image(images.to(self.device), self.channels_last))
+            return self.denoiser.encode(network_image(images.to(self.device), self.channels_last))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        features: Sequence[Tensor],
+        keys: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        size: Sequence[int],
+        callback: Callback | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
         for start in range(0, len(pairs), self.max_batch):
             batch = pairs[start : start + self.max_batch]
             rows = torch.tensor([i for i, _ in batch], device=self.device)
             owners = [(keys[i], d) for i, d in batch]
-            sdf = self._draw([f.index_select(0, rows) for f in features], owners, images.shape[-2:], callback)
+            sdf = self._draw([f.index_select(0, rows) for f in features], owners, size, callback)
             for (i, _), draw in zip(batch, sdf.float().cpu() / self.sdf_scale, strict=True):
                 yield i, draw
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N, K, H, W) of m given the images, on the host in SDF units, in one evaluation.
+
+        Raises ValueError unless the denoiser has learned the second moment.
+        """
+        features = self.encode(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
+        self.evaluations = 1
+        if variance is None:
+            raise ValueError("this denoiser has not learned the second moment")
+        return mean.cpu() / self.sdf_scale, variance.sqrt().cpu() / self.sdf_scale
 
     def _draw(
         self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
@@ -85,17 +110,40 @@ class Drawer:
         return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
 
 
-def whole_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the scene, its next draw (K, H, W)) of scenes whose parts are of one size."""
+def whole_draws(
+    drawer: Drawer,
+    scenes: Sequence[Scene],
+    draws: int,
+    done: Callable[[int], bool] = lambda i: False,
+    at_once: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the scene, its next draw (K, H, W)) of scenes whose parts are of one size.
+
+    In rounds of `at_once` draws of every scene (all of them by default), without scenes that are done by then.
+    """
     parts = [part for scene in scenes for part in scene.parts]
-    lengths = [len(scene.parts) for scene in scenes]
-    owner = [i for i, length in enumerate(lengths) for _ in range(length)]
+    images, keys = image_tensor(parts), [part.key for part in parts]
+    features = drawer.encode(images)
+    ends = np.cumsum([len(scene.parts) for scene in scenes]).tolist()
+    owner = [i for i, scene in enumerate(scenes) for _ in scene.parts]
     pieces: list[np.ndarray] = []
-    for i, draw in drawer(image_tensor(parts), [part.key for part in parts], draws, together=lengths):
-        pieces.append(draw.numpy())
-        if len(pieces) == lengths[owner[i]]:
-            yield owner[i], scenes[owner[i]].assemble(pieces)
-            pieces = []
+    at_once = at_once or draws
+    for first in range(0, draws, at_once):
+        left = [i for i in range(len(scenes)) if not done(i)]
+        some = range(first, min(first + at_once, draws))
+        pairs = [(p, d) for i in left for d in some for p in range(ends[i] - len(scenes[i].parts), ends[i])]
+        for p, draw in drawer.draw(features, keys, pairs, images.shape[-2:]):
+            pieces.append(draw.numpy())
+            scene = scenes[owner[p]]
+            if len(pieces) == len(scene.parts):
+                yield owner[p], scene.assemble(pieces)
+                pieces = []
+
+
+def whole_moments(drawer: Drawer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (K, H, W) of a scene in one evaluation of each part."""
+    mean, std = drawer.moments(image_tensor(scene.parts))
+    return scene.assemble(list(mean.numpy())), scene.assemble(list(std.numpy()))
 
 
 def network_image(images: Tensor, channels_last: bool) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from data.scenes import Scene
 from evaluation import figures
-from evaluation.ensemble import Ensemble
+from evaluation.ensemble import Ensemble, Moments
 from evaluation.metrics import Counts, count_classes, mean_f1, mean_iou
 from evaluation.report import render_report
 from utils.config import dump_config
@@ -34,7 +34,7 @@ class ImageResult:
 
     scene: Scene
     classes: int
-    ensemble: Ensemble
+    ensemble: Ensemble | Moments
     draw_counts: list[list[Counts]]
     draws: list[np.ndarray] | None  # only if they are to be kept
 
@@ -46,10 +46,17 @@ def start_result(scene: Scene, classes: int, threshold: float, keep_draws: bool)
 
 def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
     """Take in one draw (K, H, W)."""
+    assert isinstance(result.ensemble, Ensemble)
     labels = result.ensemble.add(sdf)
     result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
     if result.draws is not None:
         result.draws.append(sdf)
+
+
+def set_moments(result: ImageResult, mmse: np.ndarray, std: np.ndarray) -> None:
+    """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
+    result.ensemble = Moments(mmse, std, result.ensemble.threshold)
+    result.draw_counts.append(count_classes(result.ensemble.labels, result.scene.labels, result.classes))
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -81,7 +88,7 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
     figures.std_map(std.max(axis=0), zoom).save(partial / "std.png")
     panel = figures.panel(scene.image, scene.labels, mmse, std, labels, mean_f1(counts), zoom)
     panel.save(partial / "panel.png")
-    if result.draws is not None:
+    if result.draws:
         draws = np.stack(result.draws)
         np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if one else draws)
     scores = {
@@ -116,6 +123,10 @@ def open_folder(run: Path, settings: dict[str, Any], resume: bool) -> Path:
                 f"--resume: {folders[-1].parent} was made with another {key}; sample anew without --resume"
             )
     return folders[-1].parent
+
+
+def _whole(x: float) -> float | int:
+    return int(x) if x.is_integer() else x
 
 
 Scored = Sequence[Counts]  # of one image or draw, by class
@@ -176,7 +187,7 @@ def finish(
             rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
     summary: dict[str, Any] = {
         "images": len(rows),
-        "draws": config.sampling.draws_per_image,
+        "draws": _whole(float(np.mean([row["draws"] for row in rows]))),
         "nfe_per_draw": rows[0]["nfe_per_draw"],
         "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
         "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),

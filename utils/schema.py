@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,8 @@ class ModelConfig(EncoderConfig):
 
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
+    anchored: bool = Field(False, description="the direct mean E[m | x] is an input of every later evaluation")
+    second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
     encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
 
     @model_validator(mode="after")
@@ -75,7 +77,12 @@ class SDEConfig(Section):
     )
     sigmoid_shift: Float = Field(4.0, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
-    prior_share: Float = Field(0.0, ge=0, le=1, description="share of every batch trained at t = 1")
+    prior_share: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of every batch trained at t = 1 without noise, the direct mean; 1 is plain regression",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SDEConfig:
@@ -171,7 +178,11 @@ class SamplingConfig(Section):
     noise: Literal["independent", "antithetic", "sobol"] = Field(
         "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
     )
-    draws: Int = Field(128, ge=1, description="draws per image")
+    draws: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
+        128, description="draws per image; auto: until the MMSE map's standard error is below standard_error"
+    )
+    standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
+    most_draws: Int = Field(128, ge=1, description="draws auto: no more than these")
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
     )
@@ -197,8 +208,10 @@ class SamplingConfig(Section):
 
     @property
     def draws_per_image(self) -> int:
-        """1 for the posterior mean, which takes one evaluation."""
-        return 1 if self.sampler == "mean" else self.draws
+        """How many at most; 1 for the posterior mean, which takes one evaluation."""
+        if self.sampler == "mean":
+            return 1
+        return self.most_draws if self.draws == "auto" else self.draws
 
 
 class EvaluationConfig(Section):
@@ -225,4 +238,11 @@ class Config(Section):
     def _fits_the_process(self) -> Config:
         if self.sampling.sampler == "flowsdf_released" and self.sde.process != "flow":
             raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {self.sde.process}")
+        for name in ("anchored", "second_moment"):
+            if getattr(self.model, name) and self.sde.prior_share == 0:
+                raise ValueError(f"model.{name}: needs the direct mean, which sde.prior_share: 0 does not train")
+        if self.sde.prior_share == 1 and (self.sampling.sampler != "mean" or self.model.anchored):
+            raise ValueError(
+                "sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: mean, not anchored"
+            )
         return self

@@ -13,7 +13,7 @@ from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
 from models.denoiser import Denoiser
 from sde.grids import logsnr_grid
-from sde.samplers import ancestral
+from sde.samplers import ancestral, posterior_mean
 from utils.build import threshold_of
 from utils.draws import drawer_of, image_tensor
 from utils.schema import Config
@@ -29,12 +29,14 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     chosen = [patches[i] for i in np.linspace(0, len(patches) - 1, min(settings.images, len(patches))).astype(int)]
     was_training = denoiser.training
     denoiser.eval()
-    drawer = drawer_of(config, denoiser, sampler=partial(ancestral, steps=settings.steps, grid=logsnr_grid))
+    regression = config.sde.prior_share == 1
+    quick = posterior_mean if regression else partial(ancestral, steps=settings.steps, grid=logsnr_grid)
+    drawer = drawer_of(config, denoiser, sampler=quick)
     f1, iou, single, pictures = [], [], [], []
     for patch in chosen:
         classes = patch.sdf.shape[1]
         ensemble = Ensemble((classes, *patch.labels.shape), threshold_of(config))
-        for _, draw in drawer(image_tensor([patch]), [patch.key], settings.draws):
+        for _, draw in drawer(image_tensor([patch]), [patch.key], 1 if regression else settings.draws):
             single.append(mean_f1(count_classes(ensemble.add(draw.numpy()), patch.labels, classes)))
         counts = count_classes(ensemble.labels, patch.labels, classes)
         f1.append(mean_f1(counts))

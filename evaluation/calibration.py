@@ -91,7 +91,10 @@ class ProbabilityHistogram(ArraySums):
         return self.reliability(bins).error
 
     def adaptive_ece(self, bins: int = 15) -> float | None:
-        """ECE with bins of about equal mass (Nguyen & O'Connor 2015); see `reliability` for ties."""
+        """ECE with bins of about equal mass (Nguyen & O'Connor 2015); see `reliability` for ties.
+
+        With fewer draws than bins both mostly have a bin for each share of draws, and agree.
+        """
         return self.reliability(bins, equal_mass=True).error
 
     @property

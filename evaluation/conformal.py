@@ -44,13 +44,10 @@ def risk_curve(score: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> 
         raise ValueError("scores must be finite")
     passed = np.searchsorted(thresholds, score.astype(np.float64), side="right")  # sets that the pixel is in
 
-    def share_in(pixels: np.ndarray) -> np.ndarray:
-        failed = np.cumsum(np.bincount(pixels, minlength=thresholds.size + 1))[:-1]
-        return 1.0 - failed / pixels.size
+    def share_outside(pixels: np.ndarray) -> np.ndarray:
+        return np.cumsum(np.bincount(pixels, minlength=thresholds.size + 1))[:-1] / max(pixels.size, 1)
 
-    foreground = passed[truth]
-    missed = 1.0 - share_in(foreground) if foreground.size else np.zeros(thresholds.size)
-    return RiskCurve(missed.tolist(), share_in(passed.ravel()).tolist())
+    return RiskCurve(share_outside(passed[truth]).tolist(), (1.0 - share_outside(passed.ravel())).tolist())
 
 
 def _check_thresholds(thresholds: np.ndarray) -> None:

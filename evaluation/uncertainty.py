@@ -206,7 +206,8 @@ class ErrorHistogram(ArraySums):
         largest = np.searchsorted(EDGES, deviation.reshape(-1, wrong.size).max(axis=0), side="right")
         deviation = deviation.ravel()
         i, j = (np.searchsorted(EDGES, values, side="right") for values in (deviation, error))
-        moments = [deviation.sum(), error.sum(), deviation @ deviation, error @ error, deviation @ error]
+        # Not by `@`, whose last digits depend on the number of threads.
+        moments = [v.sum() for v in (deviation, error, deviation**2, error**2, deviation * error)]
         return cls(
             np.bincount(i * BINS + j, minlength=BINS**2).reshape(BINS, BINS),
             np.bincount(i, error, BINS),

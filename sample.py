@@ -142,13 +142,13 @@ def checkpoint_path(run: Path, name: str) -> Path:
 
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
-    scenes = scenes_of(load_split(root, "test", reading_of(config.data)))
+    scenes = scenes_of(load_split(root, args.split, reading_of(config.data)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
     settings = {
         "checkpoint": file_hash(path),
-        "test data": file_hash(root / "test.csv"),
+        f"{args.split} data": file_hash(root / f"{args.split}.csv"),
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": config.seed,
     }
@@ -167,6 +167,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     stop.raise_if_set()
     write_json(folder / "environment.json", environment(device))
     facts = {
+        "split": args.split,
         "sampler": config.sampling.sampler,
         "threshold": threshold_of(config),
         "device": device_name(device),
@@ -187,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Draw segmentations of the test images and score them.")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
     args = parser.parse_args(argv)
     config = read_config(args)

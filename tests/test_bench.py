@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import ensembles, nfe, speed
+from bench import ensembles, moments, nfe, speed, table
 from models.unet import ImageEncoder
-from tests.conftest import Workspace
+from tests.conftest import ROOT, Workspace
 from utils.cli import run_command
-from utils.config import load_config
+from utils.config import dump_config, load_config
 
 
 def test_speed_prints_ratios_of_every_way(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +84,73 @@ def test_designed_draws_are_sampled(trained: Workspace) -> None:
     one, two = (np.load(folder / "phantom_0010" / "draws.npz")["sdf"] for folder in folders)
     np.testing.assert_allclose(one[0::2], two[0::2], atol=2e-4)
     assert not np.allclose(one[1], two[1])
+
+
+PROTOCOL = """
+name: two
+title: Two systems
+config: config.yaml
+set: [sampling.draws=2]
+small: [training.steps=2]
+systems:
+  - {name: regression, set: [sde.prior_share=1, sampling.sampler=mean], sample_once: []}
+  - {name: VE, set: []}
+samplings:
+  - {name: mean, set: [sampling.sampler=mean]}
+  - {name: heun 5, set: []}
+"""
+
+
+@pytest.mark.slow
+def test_table_trains_scores_and_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace.path / "two.yaml").write_text(PROTOCOL)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    arguments = ["--protocol", "two.yaml", "--output", "out/two", "--small", "--set", "model.channels=4"]
+    assert run_command(lambda: table.main(arguments)) == 0
+    rows = pd.read_csv("out/two.csv")
+    assert rows["sampling"].tolist() == ["one evaluation", "mean", "heun 5"]
+    assert rows["nfe"].tolist() == [1, 1, 5]
+    assert rows["draws"].tolist() == [1, 1, 2]
+    assert rows["f1"].between(0, 1).all()
+    assert len(rows["folder"].str.split("/samples").str[0].unique()) == 2
+    text = (workspace.path / "out/two.md").read_text()
+    assert "| regression | one evaluation |" in text
+    assert (workspace.path / "out/two.png").is_file()
+    rows["f1"] = 0.5  # what is there already is not computed again
+    rows.to_csv("out/two.csv", index=False)
+    assert run_command(lambda: table.main(arguments)) == 0
+    assert (pd.read_csv("out/two.csv")["f1"] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name: x", "title"), ("- 1", "--protocol"), (PROTOCOL.replace("systems:", "system:"), "systems")],
+)
+def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str) -> None:
+    (workspace.path / "bad.yaml").write_text(text)
+    workspace.capture.readouterr()
+    assert run_command(lambda: table.main(["--protocol", "bad.yaml"])) == 2
+    error = workspace.capture.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["systems_phantom", "systems_glas64"])
+def test_every_system_of_the_protocols_is_a_valid_config(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    jobs = list(table.jobs_of(table.read_protocol(ROOT / f"bench/protocols/{name}.yaml"), [], small=True))
+    assert len({dump_config(job.resolved(sampled=True)) for job in jobs}) == len(jobs) == 31
+
+
+@pytest.mark.slow
+def test_moments_are_compared_with_draws(trained: Workspace) -> None:
+    options = ["--set", "sde.prior_share=0.5", "--set", "model.second_moment=true"]
+    assert trained("main", *options).code == 0
+    trained.capture.readouterr()
+    assert (
+        run_command(lambda: moments.main(["--config", "config.yaml", "--device", "cpu", "--draws", "4", *options])) == 0
+    )
+    printed = dict(re.findall(r"^(\w+) +(-?[\d.]+)$", trained.capture.readouterr().out, re.MULTILINE))
+    assert -1 <= float(printed["std_correlation"]) <= 1
+    assert float(printed["std_ratio"]) > 0
+    assert float(printed["rms_difference"]) > 0

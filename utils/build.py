@@ -127,7 +127,7 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
         return partial(flowsdf_released, steps=sampling.steps)
     samplers: dict[str, tuple[Callable[..., Tensor], str]] = {
         "euler_maruyama": (euler_maruyama, "logsnr"),
-        "ancestral": (partial(ancestral, variance=sampling.variance), "time"),
+        "ancestral": (partial(ancestral, variance=sampling.variance), "logsnr"),
         "ddim": (partial(ddim, eta=sampling.eta), "time"),
         "euler": (ddim, "rho"),
         "heun": (heun, "rho"),

@@ -171,7 +171,7 @@ class SamplingConfig(Section):
     tolerance: Float = Field(1e-4, gt=0, lt=1, description="adaptive: relative and absolute error of a step")
     grid: Literal["time", "logsnr", "rho"] | None = Field(
         None,
-        description="what is even between steps; null: rho for heun and euler, time for ddim and ancestral, logsnr for "
+        description="what is even between steps; null: rho for heun and euler, time for ddim, logsnr for ancestral, "
         "dpm_solver and euler_maruyama; pc has time",
     )
     rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")

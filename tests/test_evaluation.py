@@ -12,7 +12,6 @@ from PIL import Image
 from evaluation import figures
 from evaluation.ensemble import Ensemble, Moments, StandardError
 from evaluation.metrics import Counts, count
-from evaluation.raters import ged, iou_matrix
 from evaluation.report import render_report
 
 
@@ -121,18 +120,6 @@ def test_report_escapes_and_embeds(tmp_path: Path) -> None:
     assert "<script>alert" not in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
-
-
-def test_ged_by_hand() -> None:
-    """Masks of a row of four pixels: draws {1100, 0000}, raters {1100, 1000}."""
-    draws = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]]], bool)
-    raters = np.array([[[1, 1, 0, 0]], [[1, 0, 0, 0]]], bool)
-    np.testing.assert_allclose(iou_matrix(draws, raters), [[1.0, 0.5], [0.0, 0.0]])
-    # 2 (0 + .5 + 1 + 1) / 4 - (0 + 1 + 1 + 0) / 4 - (0 + .5 + .5 + 0) / 4
-    assert ged(draws, raters) == pytest.approx(1.25 - 0.5 - 0.25)
-    assert ged(raters, raters) == 0
-    empty = np.zeros((3, 2, 2), bool)
-    assert ged(empty, empty) == 0
 
 
 def test_moments_give_the_maps_of_a_normal_distribution() -> None:

@@ -48,11 +48,18 @@ def test_depth_decides_about_a_waist(depth: float | None, objects: int) -> None:
     assert split_objects(twins(), 0.0, depth).max() == objects
 
 
+def test_minimum_exactly_as_deep_as_asked_is_an_object() -> None:
+    row = np.array([[-0.5, -0.25, -0.75]])
+    assert split_objects(row, 0.0, 0.25).max() == 2
+    assert split_objects(row, 0.0, 0.2501).max() == 1
+
+
 def test_shallow_object_stays() -> None:
     sdf = disc(10, 10, 6)
     sdf[30, 30] = -0.01
     assert split_objects(sdf, 0.0, 0.3)[30, 30] > 0
     assert split_objects(sdf, 0.0, 0.3).max() == 2
+    assert split_objects(sdf, 0.0, 0.3, minimum_area=1).max() == 2
     without = split_objects(sdf, 0.0, 0.3, minimum_area=2)
     assert (without[30, 30], without.max()) == (0, 1)
 
@@ -183,13 +190,14 @@ def test_band_holds_ninety_percent() -> None:
 
 
 def test_bands_of_neighbours_do_not_mix() -> None:
-    """The objects touch in a few draws; the outer band of each ends half way."""
-    apart = np.minimum(disc(20, 11, 6), disc(20, 28, 6))
-    touching = np.minimum(disc(20, 11, 10), disc(20, 28, 10))
-    left, right = describe_objects(split_objects(apart, 0.0, 0.1), packed(*[apart] * 15, *[touching] * 5))
-    assert left.outer[0][0][:, 0].max() <= 20.5
-    assert right.outer[0][0][:, 0].min() >= 19.5
-    assert left.outer[0][0][:, 0].max() > left.contour[0][0][:, 0].max() + 2
+    """The objects touch in a few draws; the outer bands divide the pixels of these draws, half each."""
+    apart = np.minimum(disc(14, 13, 6), disc(25, 26, 6))
+    touching = np.minimum(disc(14, 13, 10), disc(25, 26, 10))
+    records = describe_objects(split_objects(apart, 0.0, 0.1), packed(*[apart] * 15, *[touching] * 5))
+    areas = [signed_area(record.outer[0][0]) for record in records]
+    assert areas[0] == pytest.approx(areas[1], rel=0.05)
+    assert sum(areas) == pytest.approx((touching < 0).sum(), rel=0.05)
+    assert min(areas) > 1.5 * signed_area(records[0].contour[0][0])
 
 
 def test_gaps_between_labels_are_kept() -> None:

@@ -1,0 +1,279 @@
+"""Objects of an SDF, and what the draws say of each: whether it exists, how large it is, where its border lies."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import find_objects, label
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+from skimage.measure import approximate_polygon, find_contours
+from skimage.segmentation import watershed
+
+from evaluation.object_scores import check_labels, contingency
+
+SIMPLIFY = 0.25  # pixels; the contours of different pixels keep sqrt(1/2) apart, so simplified ones cannot cross
+
+Polygon = list[np.ndarray]  # rings (n, 2) of x, y: the outer one, then holes
+
+
+def _descend(values: np.ndarray, pixels: np.ndarray, width: int) -> np.ndarray:
+    """For each pixel the one at which steepest descent from it ends; on level ground the way is up or left."""
+    lowest, target = values[pixels], pixels.copy()
+    for step in (-width, -1):
+        level = values[pixels + step] == lowest
+        target[level] = pixels[level] + step
+    for step in (-width, -1, 1, width):
+        lower = values[pixels + step] < lowest
+        target[lower] = pixels[lower] + step
+        lowest = np.minimum(lowest, values[pixels + step])
+    following = np.arange(values.size)
+    while not np.array_equal(following[pixels], target):
+        following[pixels] = target
+        target = following[target]
+    return target
+
+
+def _saddles(
+    values: np.ndarray, pixels: np.ndarray, basins: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lowest passes that join all basins, from the lowest up: the two basins (E,) and (E,) of each, heights (E,).
+
+    basins: the basin of every pixel, -1 in the background.
+    """
+    near = np.concatenate([pixels, pixels])
+    far = np.concatenate([pixels + 1, pixels + width])
+    border = (basins[far] >= 0) & (basins[near] != basins[far])
+    near, far = near[border], far[border]
+    heights = np.maximum(values[near], values[far])
+    order = np.argsort(heights, kind="stable")
+    count = int(basins.max()) + 1
+    one, two = basins[near[order]], basins[far[order]]
+    codes, first = np.unique(np.minimum(one, two) * count + np.maximum(one, two), return_index=True)
+    # Ranks from 1 instead of heights: no two are equal, and none is 0, which a sparse matrix takes for no edge.
+    graph = csr_array((first + 1, (codes // count, codes % count)), shape=(count, count))
+    tree = minimum_spanning_tree(graph).tocoo()
+    passes = np.argsort(tree.data)
+    ranks = tree.data[passes].astype(np.int64) - 1
+    return tree.row[passes], tree.col[passes], heights[order][ranks]
+
+
+def _merge(minima: np.ndarray, one: np.ndarray, two: np.ndarray, heights: np.ndarray, depth: float) -> np.ndarray:
+    """For each basin the one it belongs to, after those that lie less than depth below their pass have joined."""
+    parent, least = list(range(len(minima))), minima.tolist()
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j, height in zip(one.tolist(), two.tolist(), heights.tolist(), strict=True):
+        a, b = root(i), root(j)
+        if least[a] > least[b]:
+            a, b = b, a
+        if height - least[b] < depth:
+            parent[b] = a
+    return np.array([root(i) for i in range(len(parent))])
+
+
+def _split(sdf: np.ndarray, foreground: np.ndarray, depth: float) -> np.ndarray:
+    values = np.pad(np.where(foreground, sdf, np.inf), 1, constant_values=np.inf)
+    width = values.shape[1]
+    values = values.ravel()
+    pixels = np.flatnonzero(values < np.inf)
+    labels = np.zeros(values.size, np.int32)
+    if len(pixels):
+        lowest, basin = np.unique(_descend(values, pixels, width), return_inverse=True)
+        basins = np.full(values.size, -1)
+        basins[pixels] = basin
+        merged = _merge(values[lowest], *_saddles(values, pixels, basins, width), depth)
+        labels[pixels] = np.unique(merged, return_inverse=True)[1][basin] + 1
+    return labels.reshape(-1, width)[1:-1, 1:-1]
+
+
+def split_objects(sdf: np.ndarray, threshold: float, depth: float | None, minimum_area: int = 0) -> np.ndarray:
+    """Objects of an SDF (H, W) by watershed: labels (H, W) int32, 1 .. n, 0 = background.
+
+    The foreground is where the SDF is below the threshold; pixels are neighbours by their sides (4-connectivity). The
+    markers are the minima at least `depth` deep (h-minima, depth in SDF units), and the lowest point of every
+    connected part, however shallow. With depth None or 0 the connected parts are the objects. Objects of fewer than
+    minimum_area pixels are left out.
+
+    The flooding is done on basins instead of pixels: those of all minima are joined over their lowest passes until no
+    minimum lies less than depth below its pass, the dynamics of a minimum (Grimaud 1992). That takes a tenth of the
+    time and gives the same objects; single pixels of the line between two of them can go to the other side.
+    Raises ValueError for values that are not finite, another shape, or a negative depth.
+    """
+    if sdf.ndim != 2 or not np.isfinite(sdf).all():
+        raise ValueError(f"the SDF must be a 2-d array of finite values, not of shape {sdf.shape}")
+    if depth is not None and not depth >= 0:
+        raise ValueError(f"depth must not be negative, but is {depth}")
+    foreground = sdf < threshold
+    labels = _split(sdf, foreground, depth) if depth else label(foreground)[0].astype(np.int32)
+    kept = np.bincount(labels.ravel(), minlength=1) >= minimum_area
+    kept[0] = False
+    return (np.cumsum(kept) * kept).astype(np.int32)[labels]
+
+
+class DrawObjects:
+    """The objects of the draws of one image, split by one rule and kept compressed.
+
+    A noisy draw of 1000x1000 pixels and 500 objects takes about 120 KB, 128 of them 15 MB.
+    """
+
+    def __init__(self, threshold: float, depth: float | None, minimum_area: int = 0) -> None:
+        self.threshold, self.depth, self.minimum_area = threshold, depth, minimum_area
+        self._packed: list[bytes] = []
+        self._foreground = np.zeros((0, 0), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Labels (H, W) int32 of one draw after the other."""
+        for packed in self._packed:
+            yield np.frombuffer(zlib.decompress(packed), np.int32).reshape(self._foreground.shape)
+
+    def add(self, sdf: np.ndarray) -> np.ndarray:
+        """Take in the SDF (H, W) of one draw; return its labels (H, W) int32. Raises ValueError for another shape."""
+        if self._packed and sdf.shape != self._foreground.shape:
+            raise ValueError(f"draw is {sdf.shape}, those before {self._foreground.shape}")
+        labels = split_objects(sdf, self.threshold, self.depth, self.minimum_area)
+        if not self._packed:
+            self._foreground = np.zeros(labels.shape, np.int32)
+        self._foreground += labels > 0
+        self._packed.append(zlib.compress(labels.tobytes(), 1))
+        return labels
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """Number of draws that have an object at the pixel; (H, W) int32."""
+        return self._foreground
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectRecord:
+    """One object, and what the draws say of it. Lengths are in pixels.
+
+    centroid: row, column. bbox: top, left, bottom, right, the last two exclusive.
+    probability: share of draws with an object that has an IoU above 0.5 with this one.
+    area_mean, area_std: of those objects (n - 1 in the denominator, 0 for a single one; nan where no draw has any).
+    mean_std: mean standard deviation of the SDF inside, if it was given.
+    contour, inner, outer: polygons in x, y from the top-left corner of the image, so that the centre of its first pixel
+    is (0.5, 0.5). At least 95 % of the draws have foreground inside the inner ones, which can be none at all, and at
+    least 5 % inside the outer ones: pixel by pixel, the band between them is one of 90 %.
+    """
+
+    label: int
+    area: int
+    equivalent_diameter: float
+    centroid: tuple[float, float]
+    bbox: tuple[int, int, int, int]
+    probability: float
+    area_mean: float
+    area_std: float
+    mean_std: float | None
+    contour: list[Polygon]
+    inner: list[Polygon]
+    outer: list[Polygon]
+
+
+def signed_area(ring: np.ndarray) -> float:
+    """Area of a closed ring (n, 2) of x, y, positive if counterclockwise where y points up."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
+
+
+def polygons(region: np.ndarray, top: int = 0, left: int = 0) -> list[Polygon]:
+    """Contours of a region (H, W) bool whose first pixel is (top, left) of the image, a polygon for each part.
+
+    Rings are closed, simplified by at most a quarter of a pixel, and wind as RFC 7946 asks: the outer one has a
+    positive `signed_area` and holes a negative one. They pass between pixel centres and so cut convex corners by 1/8 of
+    a pixel: a single pixel is a diamond of area 1/2.
+    """
+    parts, _ = label(region)
+    result = []
+    for i, (rows, columns) in enumerate(find_objects(parts), start=1):
+        padded = np.pad(parts[rows, columns] == i, 1).astype(np.float64)
+        rings = []
+        for contour in find_contours(padded, 0.5):
+            # Half a pixel from centre to corner, minus 1 for the padding.
+            ring = approximate_polygon(contour, SIMPLIFY)[:, ::-1] - 0.5
+            rings.append(ring + np.array([left + columns.start, top + rows.start]))
+        rings.sort(key=lambda ring: abs(signed_area(ring)), reverse=True)
+        signs = [1, *[-1] * (len(rings) - 1)]
+        result.append([r if signed_area(r) * sign > 0 else r[::-1] for r, sign in zip(rings, signs, strict=True)])
+    return result
+
+
+def _matched_areas(labels: np.ndarray, draws: DrawObjects, count: int) -> np.ndarray:
+    """Area of the match of each of `count` objects in each draw, nan without one; (D, count)."""
+    areas = np.full((len(draws), count), np.nan)
+    for row, drawn in zip(areas, draws, strict=True):
+        table = contingency(labels, drawn)
+        row[table.truth[table.matches]] = table.prediction_areas[table.prediction[table.matches]]
+    return areas
+
+
+def _over_draws(areas: np.ndarray) -> dict[str, Any]:
+    """What ObjectRecord says of the matches of one object; areas (D,), nan in draws without one."""
+    matched = areas[np.isfinite(areas)]
+    if len(matched) == 0:
+        return {"probability": 0.0, "area_mean": math.nan, "area_std": math.nan}
+    spread = float(matched.std(ddof=1)) if len(matched) > 1 else 0.0
+    return {"probability": len(matched) / len(areas), "area_mean": float(matched.mean()), "area_std": spread}
+
+
+def _shape(inside: np.ndarray, top: int, left: int) -> dict[str, Any]:
+    """What ObjectRecord says of the pixels of one object; inside (h, w) bool is its bounding box."""
+    rows, columns = np.nonzero(inside)
+    return {
+        "area": len(rows),
+        "equivalent_diameter": math.sqrt(4 * len(rows) / math.pi),
+        "centroid": (float(rows.mean()) + top, float(columns.mean()) + left),
+        "bbox": (top, left, top + inside.shape[0], left + inside.shape[1]),
+        "contour": polygons(inside, top, left),
+    }
+
+
+def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | None = None) -> list[ObjectRecord]:
+    """What the draws say of each object of labels (H, W), 0 = background; by rising label.
+
+    std: (H, W) standard deviation of the SDF over draws, for `mean_std`. So that the band of an object does not
+    run into its neighbours, the pixels that 5 % of the draws have are divided among the objects by a watershed
+    on the number of draws; those that no object reaches belong to none.
+    Raises ValueError without draws, or for another shape or type.
+    """
+    check_labels(labels)
+    if len(draws) == 0:
+        raise ValueError("no draws yet")
+    for name, other in (("draws", draws.foreground), ("std", std)):
+        if other is not None and other.shape != labels.shape:
+            raise ValueError(f"{name} are {other.shape}, labels {labels.shape}")
+    found = [(value, slices) for value, slices in enumerate(find_objects(labels), start=1) if slices is not None]
+    areas = _matched_areas(labels, draws, len(found))
+    often, wide = draws.foreground * 20 >= 19 * len(draws), draws.foreground * 20 >= len(draws)
+    basins = watershed(-draws.foreground, labels.astype(np.int32), mask=wide | (labels > 0))
+    extents = find_objects(basins)
+    records = []
+    for (value, slices), sizes in zip(found, areas.T, strict=True):
+        extent = extents[value - 1]
+        basin, corner = basins[extent] == value, (extent[0].start, extent[1].start)
+        shape = _shape(labels[slices] == value, slices[0].start, slices[1].start)
+        records.append(
+            ObjectRecord(
+                label=value,
+                **shape,
+                **_over_draws(sizes),
+                mean_std=None if std is None else float(std[slices][labels[slices] == value].mean()),
+                inner=polygons(basin & often[extent], *corner),
+                outer=polygons(basin & wide[extent], *corner),
+            )
+        )
+    return records

@@ -23,13 +23,13 @@ from models.denoiser import Denoiser
 from utils.build import denoiser_of, reading_of, sampler_of, threshold_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.comparing import compare
 from utils.config import parse_config
 from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
 from utils.results import (
     ImageResult,
     add_draw,
-    finish,
     is_done,
     open_folder,
     peak_memory_mib,
@@ -39,6 +39,7 @@ from utils.results import (
 )
 from utils.runs import choose_device, device_name, environment, newest_run, write_json
 from utils.schema import Config, SamplingConfig
+from utils.summaries import finish
 
 log = logging.getLogger("sample")
 
@@ -101,7 +102,8 @@ def sample_group(drawer: Drawer, scenes: list[Scene], config: Config, folder: Pa
     """All draws of a few images, and their files."""
     begin = time.perf_counter()
     classes, threshold = drawer.denoiser.mask_channels, threshold_of(config)
-    results = [start_result(scene, classes, threshold, config.sampling.save_draws) for scene in scenes]
+    keep, evaluation = config.sampling.save_draws, config.evaluation
+    results = [start_result(scene, classes, threshold, evaluation, keep) for scene in scenes]
     if config.sampling.sampler == "mean" and drawer.denoiser.second_moment:
         for result in results:
             set_moments(result, *whole_moments(drawer, result.scene))
@@ -142,7 +144,7 @@ def checkpoint_path(run: Path, name: str) -> Path:
 
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
-    scenes = scenes_of(load_split(root, args.split, reading_of(config.data)))
+    scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
@@ -185,12 +187,20 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common_parser("Draw segmentations of the test images and score them.")
+    parser = common_parser("Draw segmentations of the test images and score them.", config_needed=False)
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="put sampled runs side by side instead")
     args = parser.parse_args(argv)
+    if args.compare:
+        print(compare(args.compare, Path("runs/comparisons")))
+        return
+    if args.config is None:
+        if args.run is None:
+            raise UsageError("--config or --run is needed")
+        args.config = str(Path(args.run) / "config.yaml")
     config = read_config(args)
     if config is None:
         return

@@ -38,7 +38,7 @@ def against_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int, threshold
         for _, draw in whole_draws(drawer, [scene], draws):
             ensemble.add(draw)
         mean = next(whole_draws(replace(drawer, sampler=posterior_mean), [scene], 1))[1]
-        truth = scene.assemble([part.sdf.mean(axis=0) for part in scene.parts])
+        truth = scene.sdf
         rows.append({
             "rms_difference": float(np.square(mean - ensemble.mmse).mean()),
             "rms_error_direct": float(np.square(mean - truth).mean()),

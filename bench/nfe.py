@@ -73,12 +73,10 @@ class Totals:
         labels = [ensemble.add(draw) for draw in draws]
         self.single += [mean_f1(count_classes(own, scene.labels, classes)) for own in labels]
         self.mmse.append(mean_f1(count_classes(ensemble.labels, scene.labels, classes)))
-        truth = scene.assemble([part.sdf.mean(axis=0) for part in scene.parts])
-        self.errors.append(np.abs(ensemble.mmse - truth).ravel())
+        self.errors.append(np.abs(ensemble.mmse - scene.sdf).ravel())
         self.stds.append(ensemble.std.ravel())
-        if scene.parts[0].raters:
-            raters = scene.assemble([np.stack(part.raters) for part in scene.parts])
-            self.ged.append(ged(np.stack(labels) > 0, raters))
+        if scene.raters is not None:
+            self.ged.append(ged(np.stack(labels) > 0, scene.raters))
 
     def row(self) -> dict[str, float]:
         error, std = np.concatenate(self.errors), np.concatenate(self.stds)

@@ -26,11 +26,13 @@ class Reading:
     """How to read a prepared folder.
 
     rgb: colour of the images. truncation: in pixels, for rows without an SDF file. classes: class values, or None.
+    instances: read the numbers of the objects too, where the table names them.
     """
 
     rgb: bool
     truncation: float
     classes: tuple[int, ...] | None = None
+    instances: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Patch:
     labels: (H, W) uint8, 0 = background, k = the k-th class; 1 where there is one class.
     raters: (H, W) bool for each rater, empty where there is a single annotation.
     place: (top, left) in the image, where the table says it.
+    instances: (H, W) integers, the object of each pixel, 0 = background; None where not known or not read.
     """
 
     key: str
@@ -53,6 +56,7 @@ class Patch:
     labels: np.ndarray
     raters: tuple[np.ndarray, ...] = ()
     place: tuple[int, int] | None = None
+    instances: np.ndarray | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -131,6 +135,15 @@ class _RowReader:
             raise DataError("data.classes needs a column classname, a PNG of class values")
         return _read_classes(self.path(self.row["classname"]), self.reading.classes)
 
+    def instances(self, labels: np.ndarray) -> np.ndarray | None:
+        name = self.row.get("instancename")
+        if not name or not self.reading.instances:
+            return None
+        values = read_labels(self.path(name))
+        if values.shape != labels.shape:
+            raise DataError(f"{name} is {values.shape}, the mask {labels.shape}")
+        return values
+
     def sdf(self, labels: np.ndarray, name: str | None) -> np.ndarray:
         """(K, H, W), from the file or else from the labels."""
         if not name:
@@ -167,11 +180,12 @@ def _read_row(root: Path, row: dict[str, str], key: str, where: str, reading: Re
         if labels.shape != image.shape[:2]:
             raise DataError(f"mask {row['maskname']} is {labels.shape}, image {row['filename']} {image.shape[:2]}")
         sdf, raters = reader.annotations(labels)
+        instances = reader.instances(labels)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     top, left = row.get("top", ""), row.get("left", "")
     place = (int(top), int(left)) if top.isdigit() and left.isdigit() else None
-    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, place)
+    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, place, instances)
 
 
 def _read_table(root: Path, split: str) -> list[dict[str, str]]:

@@ -50,6 +50,25 @@ class Scene:
         """(H, W) uint8, 0 = background, k = the k-th class."""
         return self.assemble([p.labels for p in self.parts])
 
+    @cached_property
+    def instances(self) -> np.ndarray | None:
+        """(H, W) integers, the object of each pixel, 0 = background; None where no table says it."""
+        maps = [p.instances for p in self.parts]
+        known = [m for m in maps if m is not None]
+        return self.assemble(known) if len(known) == len(maps) else None
+
+    @cached_property
+    def raters(self) -> np.ndarray | None:
+        """(R, H, W) bool, None where there is a single annotation."""
+        if not self.parts[0].raters:
+            return None
+        return self.assemble([np.stack(p.raters) for p in self.parts])
+
+    @cached_property
+    def sdf(self) -> np.ndarray:
+        """(K, H, W), a mean over raters."""
+        return self.assemble([p.sdf.mean(axis=0) for p in self.parts])
+
 
 def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
     """Where the parts lie, moved to start at 0; None unless they are equal in size and leave no gap."""

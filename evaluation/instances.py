@@ -212,8 +212,8 @@ def polygons(region: np.ndarray, top: int = 0, left: int = 0) -> list[Polygon]:
     return result
 
 
-def _matched_areas(labels: np.ndarray, draws: DrawObjects, count: int) -> np.ndarray:
-    """Area of the match of each of `count` objects in each draw, nan without one; (D, count)."""
+def matched_areas(labels: np.ndarray, draws: DrawObjects, count: int) -> np.ndarray:
+    """Area of the match of each of `count` objects in each draw, nan without one; (D, count). labels: 1 .. count."""
     areas = np.full((len(draws), count), np.nan)
     for row, drawn in zip(areas, draws, strict=True):
         table = contingency(labels, drawn)
@@ -257,7 +257,7 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
         if other is not None and other.shape != labels.shape:
             raise ValueError(f"{name} are {other.shape}, labels {labels.shape}")
     found = [(value, slices) for value, slices in enumerate(find_objects(labels), start=1) if slices is not None]
-    areas = _matched_areas(labels, draws, len(found))
+    areas = matched_areas(labels, draws, len(found))
     often, wide = draws.foreground * 20 >= 19 * len(draws), draws.foreground * 20 >= len(draws)
     basins = watershed(-draws.foreground, labels.astype(np.int32), mask=wide | (labels > 0))
     extents = find_objects(basins)

@@ -29,7 +29,7 @@ from utils.draws import drawer_of
 from utils.schema import Config
 
 PER_IMAGE = {"mmse.npy", "std.npy", "probability.png", "mask.png", "mask_std.png", "overlay.png", "mmse.png", "std.png",
-             "panel.png", "scores.json"}  # fmt: skip
+             "panel.png", "scores.json", "details.json", "instances.png", "objects.csv", "objects.geojson"}  # fmt: skip
 
 
 def samples(workspace: Workspace) -> Path:

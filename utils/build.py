@@ -89,8 +89,8 @@ def representation_of(sdf: Tensor, data: DataConfig) -> Tensor:
     return torch.where(sdf <= 0, -data.sdf_scale, data.sdf_scale)
 
 
-def reading_of(data: DataConfig) -> Reading:
-    return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes)
+def reading_of(data: DataConfig, *, instances: bool = False) -> Reading:
+    return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes, instances=instances)
 
 
 def augmentation_of(data: DataConfig) -> Augmentation:

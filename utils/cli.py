@@ -37,10 +37,11 @@ class StopFlag:
             raise Stopped(self.number)
 
 
-def common_parser(description: str) -> argparse.ArgumentParser:
+def common_parser(description: str, *, config_needed: bool = True) -> argparse.ArgumentParser:
     """A parser with the options all commands share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, metavar="YAML", help="the experiment")
+    note = "" if config_needed else "; default: that of --run"
+    parser.add_argument("--config", required=config_needed, metavar="YAML", help=f"the experiment{note}")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key"
     )

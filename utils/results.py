@@ -1,4 +1,4 @@
-"""Files of a sampling run: samples/<id>/<image>/..., metrics.csv, summary.json, report.html."""
+"""Files of one image of a sampling run: samples/<id>/<image>/..."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,61 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from skimage.measure import label as connected_parts
 
 from data.scenes import Scene
 from evaluation import figures
+from evaluation.calibration import measure
+from evaluation.conformal import risk_curve
 from evaluation.ensemble import Ensemble, Moments
-from evaluation.metrics import Counts, count_classes, mean_f1, mean_iou
-from evaluation.report import render_report
-from utils.config import dump_config
+from evaluation.exports import write_geojson, write_labels
+from evaluation.instances import DrawObjects, ObjectRecord, describe_objects, matched_areas, split_objects
+from evaluation.metrics import Counts, count_classes, mean_f1
+from evaluation.object_scores import object_scores
+from evaluation.raters import consensus_dice, rater_scores
 from utils.errors import UsageError
-from utils.runs import new_folder, write_json, write_text
-from utils.schema import Config
+from utils.runs import new_folder, write_json
+from utils.schema import EvaluationConfig
+
+RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control
 
 
 @dataclass
 class ImageResult:
-    """The ensemble of one image and the counts of each of its draws, by class."""
+    """What is gathered of one image, draw by draw.
+
+    draw_counts: of each draw, by class. draws: only if they are to be kept. masks: of the draws, only if several raters
+    are there to compare them with.
+    """
 
     scene: Scene
     classes: int
     ensemble: Ensemble | Moments
+    objects: DrawObjects
     draw_counts: list[list[Counts]]
-    draws: list[np.ndarray] | None  # only if they are to be kept
+    draws: list[np.ndarray] | None
+    masks: list[np.ndarray] | None
 
 
-def start_result(scene: Scene, classes: int, threshold: float, keep_draws: bool) -> ImageResult:
+def start_result(scene: Scene, classes: int, threshold: float, evaluation: EvaluationConfig, keep: bool) -> ImageResult:
+    """Nothing drawn yet. keep: keep every draw."""
     ensemble = Ensemble((classes, *scene.shape), threshold)
-    return ImageResult(scene, classes, ensemble, [], [] if keep_draws else None)
+    objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
+    masks: list[np.ndarray] | None = None if scene.raters is None else []
+    return ImageResult(scene, classes, ensemble, objects, [], [] if keep else None, masks)
+
+
+def _score_draw(result: ImageResult, sdf: np.ndarray, labels: np.ndarray) -> None:
+    result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
+    result.objects.add(sdf.min(axis=0))
+    if result.masks is not None:
+        result.masks.append(labels > 0)
 
 
 def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
     """Take in one draw (K, H, W)."""
     assert isinstance(result.ensemble, Ensemble)
-    labels = result.ensemble.add(sdf)
-    result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
+    _score_draw(result, sdf, result.ensemble.add(sdf))
     if result.draws is not None:
         result.draws.append(sdf)
 
@@ -56,7 +78,7 @@ def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
 def set_moments(result: ImageResult, mmse: np.ndarray, std: np.ndarray) -> None:
     """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
     result.ensemble = Moments(mmse, std, result.ensemble.threshold)
-    result.draw_counts.append(count_classes(result.ensemble.labels, result.scene.labels, result.classes))
+    _score_draw(result, mmse, result.ensemble.labels)
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -67,34 +89,106 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _write_maps(result: ImageResult, folder: Path, f1: float) -> None:
+    """Arrays and pictures."""
+    scene, ensemble, one = result.scene, result.ensemble, result.classes == 1
+    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
+    zoom = figures.zoom_of(scene.shape)
+    np.save(folder / "mmse.npy", mmse[0] if one else mmse)
+    np.save(folder / "std.npy", std[0] if one else std)
+    figures.gray_image(ensemble.probability).save(folder / "probability.png")
+    figures.gray_image(ensemble.mask_std).save(folder / "mask_std.png")
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "mask.png")
+    if not one:
+        Image.fromarray(labels).save(folder / "classes.png")
+    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
+    figures.mmse_map(mmse.min(axis=0), zoom).save(folder / "mmse.png")
+    figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
+    figures.panel(scene.image, scene.labels, mmse, std, labels, f1, zoom).save(folder / "panel.png")
+    if result.draws:
+        draws = np.stack(result.draws)
+        np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if one else draws)
+
+
+def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
+    """A row for each object, without its contours."""
+    names = [
+        "label",
+        "area",
+        "equivalent_diameter",
+        "row",
+        "column",
+        "probability",
+        "area_mean",
+        "area_std",
+        "mean_std",
+    ]
+    rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
+    return pd.DataFrame(rows, columns=names)
+
+
+def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
+    """instances.png (.tif where 16 bits are too few), objects.csv and objects.geojson."""
+    write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
+    object_table(records).to_csv(folder / "objects.csv", index=False)
+    write_geojson(folder / "objects.geojson", records)
+
+
+def objects_of(mmse: np.ndarray, std: np.ndarray, objects: DrawObjects) -> tuple[np.ndarray, list[ObjectRecord]]:
+    """Labels (H, W) of the MMSE's objects, of any class, and what the draws say of them."""
+    labels = split_objects(mmse.min(axis=0), objects.threshold, objects.depth, objects.minimum_area)
+    return labels, describe_objects(labels, objects, std.max(axis=0))
+
+
+def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
+    """Scores against the true objects, and the areas of these in the draws."""
+    scene = result.scene
+    known = scene.instances
+    truth = connected_parts(scene.labels > 0, connectivity=1) if known is None else known
+    truth = np.unique(truth, return_inverse=True)[1].reshape(truth.shape) + int(truth.min() > 0)
+    count = int(truth.max(initial=0))
+    areas = np.nan_to_num(matched_areas(truth.astype(np.int32), result.objects, count)).astype(int)
+    return {
+        **asdict(object_scores(truth, labels)),
+        "objects": int(labels.max(initial=0)),
+        "true_objects": count,
+        "true_areas": np.bincount(truth.ravel(), minlength=count + 1)[1:].tolist(),
+        "drawn_areas": areas.T.tolist(),
+    }
+
+
+def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
+    """What the summary of all images needs of this one, besides scores.json."""
+    scene, ensemble = result.scene, result.ensemble
+    truth = scene.labels
+    mmse, probability = ensemble.mmse, ensemble.probability
+    record = measure(mmse, ensemble.std, scene.sdf, probability, ensemble.labels, truth)
+    details = {
+        "uncertainty": record.to_dict(),
+        "risk": asdict(risk_curve(-mmse.min(axis=0), truth > 0, RISK_THRESHOLDS)),
+        "objects": _object_details(result, labels),
+    }
+    if result.masks and scene.raters is not None:
+        dice = consensus_dice(ensemble.labels > 0, scene.raters)
+        details["raters"] = {**rater_scores(np.stack(result.masks), scene.raters), "consensus_dice": dice}
+    return details
+
+
 def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -> None:
     """All files of one image, written beside their place and moved there as a whole."""
-    scene, ensemble, one = result.scene, result.ensemble, result.classes == 1
+    scene, ensemble = result.scene, result.ensemble
     partial, final = folder / f".{scene.key}.partial", folder / scene.key
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
-    counts = count_classes(labels, scene.labels, result.classes)
-    zoom = figures.zoom_of(scene.shape)
-    np.save(partial / "mmse.npy", mmse[0] if one else mmse)
-    np.save(partial / "std.npy", std[0] if one else std)
-    figures.gray_image(ensemble.probability).save(partial / "probability.png")
-    figures.gray_image(ensemble.mask_std).save(partial / "mask_std.png")
-    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(partial / "mask.png")
-    if not one:
-        Image.fromarray(labels).save(partial / "classes.png")
-    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(partial / "overlay.png")
-    figures.mmse_map(mmse.min(axis=0), zoom).save(partial / "mmse.png")
-    figures.std_map(std.max(axis=0), zoom).save(partial / "std.png")
-    panel = figures.panel(scene.image, scene.labels, mmse, std, labels, mean_f1(counts), zoom)
-    panel.save(partial / "panel.png")
-    if result.draws:
-        draws = np.stack(result.draws)
-        np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if one else draws)
+    counts = count_classes(ensemble.labels, scene.labels, result.classes)
+    _write_maps(result, partial, mean_f1(counts))
+    labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
+    write_objects(partial, labels, records)
+    write_json(partial / "details.json", _details(result, labels))
     scores = {
         "mmse": [astuple(c) for c in counts],
         "draws": [[astuple(c) for c in draw] for draw in result.draw_counts],
-        "mean_std": float(std.mean()),
+        "mean_std": float(ensemble.std.mean()),
         **costs,
     }
     write_json(partial / "scores.json", scores)
@@ -123,85 +217,3 @@ def open_folder(run: Path, settings: dict[str, Any], resume: bool) -> Path:
                 f"--resume: {folders[-1].parent} was made with another {key}; sample anew without --resume"
             )
     return folders[-1].parent
-
-
-def _whole(x: float) -> float | int:
-    return int(x) if x.is_integer() else x
-
-
-Scored = Sequence[Counts]  # of one image or draw, by class
-
-
-def _scores(scored: Sequence[Scored], f1_std: float) -> dict[str, Any]:
-    """Means over images (or draws) and classes; counts pooled over images, then means over classes."""
-    pooled = [sum(counts, Counts()) for counts in zip(*scored, strict=True)]
-    return {
-        "f1": float(np.mean([mean_f1(counts) for counts in scored])),
-        "iou": float(np.mean([mean_iou(counts) for counts in scored])),
-        "f1_pooled": mean_f1(pooled),
-        "iou_pooled": mean_iou(pooled),
-        "f1_std": f1_std,
-    }
-
-
-def _by_class(scored: Sequence[Scored], classes: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Scores of every class, where there are several."""
-    columns = zip(classes, zip(*scored, strict=True), strict=True)
-    return {str(value): {"f1": mean_f1(counts), "iou": mean_iou(counts)} for value, counts in columns}
-
-
-def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of metrics.csv; pixel counts are sums over classes."""
-    total = sum(whole, Counts())
-    return {
-        "image_id": key,
-        "f1": mean_f1(whole),
-        "iou": mean_iou(whole),
-        "single_f1": float(np.mean([mean_f1(c) for c in draws])),
-        "single_iou": float(np.mean([mean_iou(c) for c in draws])),
-        "true_positive": total.true_positive,
-        "false_positive": total.false_positive,
-        "false_negative": total.false_negative,
-        "mean_std": scores["mean_std"],
-        "draws": len(draws),
-        "nfe_per_draw": scores["nfe"],
-        "seconds": scores["seconds"],
-    }
-
-
-def finish(
-    folder: Path, scenes: Sequence[Scene], config: Config, facts: Mapping[str, Any]
-) -> tuple[dict[str, Any], Path]:
-    """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
-    rows, mmse, single, memory = [], [], [], []
-    for scene in scenes:
-        scores = json.loads((folder / scene.key / "scores.json").read_text())
-        whole = [Counts(*c) for c in scores["mmse"]]
-        draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
-        mmse.append(whole)
-        single += draws
-        memory.append(scores["peak_memory_mib"])
-        rows.append(_row(scene.key, whole, draws, scores))
-        if config.data.classes is not None:
-            by_class = zip(config.data.classes, whole, strict=True)
-            rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
-    summary: dict[str, Any] = {
-        "images": len(rows),
-        "draws": _whole(float(np.mean([row["draws"] for row in rows]))),
-        "nfe_per_draw": rows[0]["nfe_per_draw"],
-        "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
-        "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),
-        "seconds_per_image": float(np.mean([row["seconds"] for row in rows])),
-        "peak_memory_mib": max(memory),
-        **facts,
-    }
-    if config.data.classes is not None:
-        summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
-        summary["single"]["classes"] = _by_class(single, config.data.classes)
-    table = folder / ".metrics.csv.tmp"
-    pd.DataFrame(rows).to_csv(table, index=False)
-    os.replace(table, folder / "metrics.csv")
-    write_json(folder / "summary.json", summary)
-    title = f"{config.name}: {len(rows)} test images"
-    write_text(folder / "report.html", render_report(title, summary, rows, folder, dump_config(config)))
-    return summary, folder / "report.html"

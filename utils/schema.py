@@ -215,11 +215,16 @@ class SamplingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Quick validation draws during training."""
+    """Quick validation draws during training; what is reported of samples."""
 
     images: Int = Field(16, ge=1, description="validation images drawn at each validation")
     draws: Int = Field(2, ge=1, description="draws per validation image")
     steps: Int = Field(9, ge=1, description="evaluations per validation draw, ancestral and even in log-SNR")
+    object_depth: Float = Field(
+        0.1, ge=0, description="SDF units; objects whose minima lie deeper below their pass are told apart, 0: never"
+    )
+    object_area: Int = Field(0, ge=0, description="pixels; smaller objects are left out")
+    missed: Float = Field(0.1, gt=0, lt=1, description="share of foreground that risk control may miss on average")
 
 
 class Config(Section):

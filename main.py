@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
+from data.preparation import stain_target_of
 from models.denoiser import Denoiser
 from sde.loss import denoising_loss, perturbed, sample_times, second_moment_loss
 from utils.build import (
@@ -69,7 +70,9 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
         augmentation_of(config.data),
         config.data.crop,
     )
-    return TrainingState(model, config.training, batches, config.seed)
+    size = config.data.crop or same_size(patches, "train.csv")
+    images = {"size": list(size), "stain_target": stain_target_of(Path(config.data.root))}
+    return TrainingState(model, config.training, batches, config.seed, images)
 
 
 def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:

@@ -19,14 +19,13 @@ from data.preparation import file_hash
 from data.scenes import Scene, scenes_of
 from evaluation.ensemble import StandardError
 from evaluation.figures import trajectory
-from models.denoiser import Denoiser
-from utils.build import denoiser_of, reading_of, sampler_of, threshold_of
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.build import reading_of, sampler_of, threshold_of
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.comparing import compare
-from utils.config import parse_config
 from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
+from utils.loading import checkpoint_path, load_denoiser
+from utils.predicting import inputs_of, open_output, predict
 from utils.results import (
     ImageResult,
     add_draw,
@@ -39,36 +38,12 @@ from utils.results import (
 )
 from utils.runs import choose_device, device_name, environment, newest_run, write_json
 from utils.schema import Config, SamplingConfig
+from utils.segmenter import Segmenter
 from utils.summaries import finish
 
 log = logging.getLogger("sample")
 
 ROUND = 4  # draws of an image between two looks at its standard error
-
-# Config keys that decide what the weights mean: a run's must be those of its training.
-MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
-           "sde.prediction", "sde.prior_share",
-           "data.color", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
-
-
-def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
-    """The averaged weights of a checkpoint in the network of the config.
-
-    Raises CheckpointError or UsageError if they do not belong together.
-    """
-    state = load_checkpoint(path, needs=("config", "ema"))
-    model = denoiser_of(config)
-    load_weights(model, state["ema"], path)
-    trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
-    for key in MEANING:
-        section, name = key.split(".")
-        if trained[section][name] != now[section][name]:
-            raise UsageError(
-                f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
-            )
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    return model.eval()
 
 
 def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
@@ -132,16 +107,6 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
     trajectory(frames, threshold_of(config), path)
 
 
-def checkpoint_path(run: Path, name: str) -> Path:
-    """best and last are files of the run; anything else is a path."""
-    if name not in ("best", "last"):
-        return Path(name)
-    path = run / "checkpoints" / f"{name}.pt"
-    if name == "best" and not path.is_file() and path.with_name("last.pt").is_file():
-        raise UsageError(f"{path}: not validated yet, so there is no best; use --checkpoint last")
-    return path
-
-
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
     scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
@@ -186,14 +151,34 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
     )
 
 
+def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> None:
+    """--input and --output."""
+    if not args.output:
+        raise UsageError("--input needs --output, the folder for its results")
+    inputs, output = inputs_of(Path(args.input)), Path(args.output)
+    config = segmenter.config
+    settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
+    open_output(output, settings, args.overwrite, args.resume)
+    segmenter.drawer.before_evaluation = stop.raise_if_set
+    with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
+        rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
+    write_json(output / "environment.json", environment(segmenter.drawer.device))
+    print(f"{len(rows)} images: {output / 'results.csv'}")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Draw segmentations of the test images and score them.", config_needed=False)
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
+    parser.add_argument("--input", metavar="PATH", help="predict on a picture, or a folder of them, instead")
+    parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go")
+    parser.add_argument("--overwrite", action="store_true", help="replace results in --output")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="put sampled runs side by side instead")
     args = parser.parse_args(argv)
+    if args.output and not args.input:
+        raise UsageError("--output goes with --input")
     if args.compare:
         print(compare(args.compare, Path("runs/comparisons")))
         return
@@ -210,7 +195,11 @@ def main(argv: list[str] | None = None) -> None:
     run = Path(args.run) if args.run else newest_run(config.name)
     if not (run / "config.yaml").is_file():
         raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
-    sample(config, run, checkpoint_path(run, args.checkpoint), device, args, stop)
+    path = checkpoint_path(run, args.checkpoint)
+    if args.input:
+        predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
+    else:
+        sample(config, run, path, device, args, stop)
 
 
 if __name__ == "__main__":

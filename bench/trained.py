@@ -9,10 +9,10 @@ from pathlib import Path
 from data.dataset import load_split
 from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
-from sample import checkpoint_path, load_denoiser
 from utils.build import reading_of
 from utils.cli import common_parser, read_config
 from utils.errors import UsageError
+from utils.loading import checkpoint_path, load_denoiser
 from utils.runs import choose_device, newest_run
 from utils.schema import Config
 

@@ -135,12 +135,18 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
             return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file), deep
 
 
+def stretch_window(values: np.ndarray) -> tuple[float, float]:
+    """The range of values that `stretch` brings to 0 .. 255 by itself."""
+    low, high = np.percentile(values, PERCENTILES)
+    return float(low), float(high)
+
+
 def stretch(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
     """Any numbers to uint8: `window` becomes 0 .. 255, linearly and cut off there.
 
     window None: from the 0.1th to the 99.9th percentile of the picture itself.
     """
-    low, high = window or np.percentile(values, PERCENTILES)
+    low, high = window or stretch_window(values)
     share = (values.astype(np.float64) - low) / max(high - low, 1e-12)
     return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
 

@@ -159,6 +159,14 @@ def stain_target(records: Sequence[Record], options: PrepareOptions, pool: Execu
     return record.image_id, stain
 
 
+def stain_target_of(root: Path) -> dict[str, object] | None:
+    """What the preparation wrote of the image all others were normalised to; None where there is nothing."""
+    try:
+        return json.loads((root / "dataset.json").read_text()).get("stain_target")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _write_all(records: Sequence[Record], root: Path, options: PrepareOptions, workers: int, quiet: bool) -> tuple[
     list[Written], dict[str, object]
 ]:  # fmt: skip

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 from data.preparation import Prepared, prepare
-from data.processing import PrepareOptions
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive
+from utils.build import prepare_options_of
 from utils.cli import common_parser, log_to_console, read_config, run_command
 from utils.data_schema import DataConfig
 from utils.errors import Stopped, UsageError
@@ -44,28 +44,6 @@ def list_archive(data: DataConfig) -> tuple[Archive, str]:
     raise UsageError("data.source: prepared has nothing to prepare; its root holds the CSV files already")
 
 
-def prepare_options(data: DataConfig, source_options: str) -> PrepareOptions:
-    default_test = 0.0 if data.has_official_split else 0.2
-    return PrepareOptions(
-        source=data.source,
-        size=data.size,
-        color=data.color,
-        truncation=data.truncation,
-        validation_fraction=data.validation_fraction,
-        split_seed=data.split_seed,
-        source_options=source_options,
-        test_fraction=default_test if data.test_fraction is None else data.test_fraction,
-        stain=data.stain,
-        stain_target=data.stain_target,
-        stretch=data.stretch,
-        patch=data.patch,
-        stride=data.stride,
-        test_patch=data.test_patch,
-        crop=data.crop,
-        classes=data.classes,
-    )
-
-
 def _summary(root: str, result: Prepared) -> str:
     images = ", ".join(f"{n} {split}" for split, n in result.images.items())
     patches = ", ".join(f"{n}" for n in result.patches.values())
@@ -86,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     log_to_console(args.quiet)
     data = config.data
     archive, source_options = list_archive(data)
-    options = prepare_options(data, source_options)
+    options = prepare_options_of(data, source_options)
     result = prepare(archive, Path(data.root), options, workers=data.workers, quiet=args.quiet)
     for warning in result.warnings:
         log.warning("warning: %s", warning)

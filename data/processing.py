@@ -111,13 +111,22 @@ def normalise_stain(image: np.ndarray, method: str, target: Stain | None) -> tup
         return image, f"{error}; passed on without stain normalisation"
 
 
-def transform(sample: Sample, options: PrepareOptions) -> Sample:
-    """Colour and size; labels are sampled at pixel centres, images averaged."""
-    image = Image.fromarray(sample.image).convert("L" if options.color == "grey" else "RGB")
-    if options.stretch:
+def transform_image(pixels: np.ndarray, options: PrepareOptions, *, stretched: bool = True) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 in the colour and size of the options. stretched: stretch it if the options say so."""
+    image = Image.fromarray(pixels).convert("L" if options.color == "grey" else "RGB")
+    if options.stretch and stretched:
         image = Image.fromarray(stretch(np.asarray(image), None))
     if options.size is None:
-        return replace(sample, image=np.asarray(image))
+        return np.asarray(image)
+    height, width = options.size
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
+
+
+def transform(sample: Sample, options: PrepareOptions) -> Sample:
+    """Colour and size; labels are sampled at pixel centres, images averaged."""
+    image = transform_image(sample.image, options)
+    if options.size is None:
+        return replace(sample, image=image)
     height, width = options.size
 
     def nearest(labels: np.ndarray) -> np.ndarray:
@@ -127,7 +136,7 @@ def transform(sample: Sample, options: PrepareOptions) -> Sample:
 
     return replace(
         sample,
-        image=np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)),
+        image=image,
         mask=nearest(sample.mask),
         instances=None if sample.instances is None else nearest(sample.instances),
         raters=tuple(nearest(rater) for rater in sample.raters),

@@ -60,12 +60,14 @@ class Weighting:
 def sample_times(count: int, process: Process, generator: torch.Generator, prior_share: float = 0.0) -> Tensor:
     """(count,) float64 times, uniform on [t_min, t_max] and stratified: one in each of `count` equal parts, shuffled.
 
-    prior_share: the expected share of times that are set to t_max, where the denoiser is E[m | x]; 1 for all.
+    prior_share: the share of times that are set to t_max, where the denoiser is E[m | x]; 1 for all. They are evenly
+    spread over the rows, from a random start, so that several noises of an image have equal numbers of them.
     """
     offsets = torch.rand(count, generator=generator, dtype=torch.float64)
     parts = torch.randperm(count, generator=generator)
     t = process.t_min + (process.t_max - process.t_min) * (parts + offsets) / count
-    at_prior = torch.rand(count, generator=generator) < prior_share
+    reached = torch.floor(torch.arange(count + 1) * prior_share + torch.rand(1, generator=generator).double())
+    at_prior = reached.diff() > 0
     return torch.where(at_prior, torch.full_like(t, process.t_max), t)
 
 

@@ -139,7 +139,7 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
 def test_every_system_of_the_protocols_is_a_valid_config(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     jobs = list(table.jobs_of(table.read_protocol(ROOT / f"bench/protocols/{name}.yaml"), [], small=True))
-    assert len({dump_config(job.resolved(sampled=True)) for job in jobs}) == len(jobs) == 31
+    assert len({dump_config(job.resolved(sampled=True)) for job in jobs}) == len(jobs) == 41
 
 
 @pytest.mark.slow

@@ -20,12 +20,13 @@ from data.dataset import Reading, load_split
 from data.scenes import scenes_of
 from evaluation.metrics import count
 from models.unet import ImageEncoder
-from sample import groups, load_denoiser
+from sample import groups
 from tests.conftest import ROOT, Workspace
 from utils.build import sampler_of
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.draws import drawer_of
+from utils.loading import load_denoiser
 from utils.schema import Config
 
 PER_IMAGE = {"mmse.npy", "std.npy", "probability.png", "mask.png", "mask_std.png", "overlay.png", "mmse.png", "std.png",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.augment import Augmentation
 from data.dataset import Reading
+from data.processing import PrepareOptions
 from models.denoiser import Denoiser, build_denoiser
 from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
 from sde.loss import Weighting
@@ -91,6 +92,29 @@ def representation_of(sdf: Tensor, data: DataConfig) -> Tensor:
 
 def reading_of(data: DataConfig, *, instances: bool = False) -> Reading:
     return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes, instances=instances)
+
+
+def prepare_options_of(data: DataConfig, source_options: str = "") -> PrepareOptions:
+    """As the config's data section says."""
+    default_test = 0.0 if data.has_official_split else 0.2
+    return PrepareOptions(
+        source=data.source,
+        size=data.size,
+        color=data.color,
+        truncation=data.truncation,
+        validation_fraction=data.validation_fraction,
+        split_seed=data.split_seed,
+        source_options=source_options,
+        test_fraction=default_test if data.test_fraction is None else data.test_fraction,
+        stain=data.stain,
+        stain_target=data.stain_target,
+        stretch=data.stretch,
+        patch=data.patch,
+        stride=data.stride,
+        test_patch=data.test_patch,
+        crop=data.crop,
+        classes=data.classes,
+    )
 
 
 def augmentation_of(data: DataConfig) -> Augmentation:

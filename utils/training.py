@@ -52,10 +52,15 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
 
 
 class TrainingState:
-    """Denoiser, its average, optimiser, schedule, data order and generators."""
+    """Denoiser, its average, optimiser, schedule, data order and generators.
 
-    def __init__(self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int) -> None:
-        self.model, self.batches = model, batches
+    images: what predictions on other images need to know of the training images: size and stain target.
+    """
+
+    def __init__(
+        self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: dict[str, Any]
+    ) -> None:
+        self.model, self.batches, self.images = model, batches, images
         # AveragedModel copies at its first update; before that it equals the model.
         self.average = AveragedModel(model, multi_avg_fn=_averaging(training.ema))  # type: ignore[arg-type]
         self.average.update_parameters(model)
@@ -73,6 +78,7 @@ class TrainingState:
         return {
             "step": self.step,
             "best_f1": self.best_f1,
+            "images": self.images,
             "model": self.model.state_dict(),
             "ema": self.average.module.state_dict(),
             "averaged": int(self.average.n_averaged),

@@ -1,0 +1,55 @@
+"""A trained denoiser from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.denoiser import Denoiser
+from utils.build import denoiser_of
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.config import parse_config
+from utils.errors import UsageError
+from utils.schema import Config
+
+# Config keys that decide what the weights mean: a run's must be those of its training.
+MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
+           "sde.prediction", "sde.prior_share",
+           "data.color", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
+
+
+def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
+    """The averaged weights of a checkpoint in the network of the config.
+
+    Raises CheckpointError or UsageError if they do not belong together.
+    """
+    return loaded(config, path, device)[0]
+
+
+def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+    """The denoiser, and what the checkpoint says of the images it was trained on. See `load_denoiser`."""
+    state = load_checkpoint(path, needs=("config", "ema"))
+    model = denoiser_of(config)
+    load_weights(model, state["ema"], path)
+    trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
+    for key in MEANING:
+        section, name = key.split(".")
+        if trained[section][name] != now[section][name]:
+            raise UsageError(
+                f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
+            )
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    return model.eval(), state.get("images", {})
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """best and last are files of the run; anything else is a path."""
+    if name not in ("best", "last"):
+        return Path(name)
+    path = run / "checkpoints" / f"{name}.pt"
+    if name == "best" and not path.is_file() and path.with_name("last.pt").is_file():
+        raise UsageError(f"{path}: not validated yet, so there is no best; use --checkpoint last")
+    return path

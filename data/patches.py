@@ -23,7 +23,7 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def _starts(length: int, part: int, stride: int) -> list[int]:
+def even_starts(length: int, part: int, stride: int) -> list[int]:
     """Evenly spaced starts from 0 to length - part, no further apart than stride."""
     count = math.ceil((length - part) / stride) + 1
     return [round(i * (length - part) / max(1, count - 1)) for i in range(count)]
@@ -36,7 +36,7 @@ def overlapping(shape: tuple[int, int], patch: tuple[int, int], stride: tuple[in
     """
     if shape[0] < patch[0] or shape[1] < patch[1]:
         raise ValueError(f"{shape[0]} x {shape[1]} pixels, smaller than a patch of {patch[0]} x {patch[1]}")
-    rows, columns = (_starts(shape[i], patch[i], stride[i]) for i in (0, 1))
+    rows, columns = (even_starts(shape[i], patch[i], stride[i]) for i in (0, 1))
     return [Window(top, left, *patch) for top in rows for left in columns]
 
 

@@ -15,6 +15,7 @@ from models.denoiser import Denoiser
 from sde.noise import DrawNoise
 from sde.samplers import Callback
 from utils.build import Sampler, max_batch_of, use_bfloat16
+from utils.memory import batches
 from utils.schema import Config
 
 
@@ -23,6 +24,7 @@ class Drawer:
     """Everything a draw depends on but the image.
 
     channels_last, bfloat16: how the network runs. sdf_scale: draws are divided by it, to SDF units.
+    max_batch: draws evaluated at once; halved where memory does not suffice, which changes no draw.
     """
 
     denoiser: Denoiser
@@ -56,8 +58,13 @@ class Drawer:
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """What every draw of images (N, C, H, W) uint8 knows of them."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.denoiser.encode(network_image(images.to(self.device), self.channels_last))
+
+        def some(part: slice) -> list[Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                return self.denoiser.encode(network_image(images[part].to(self.device), self.channels_last))
+
+        parts = [features for _, features in batches(self, len(images), some)]
+        return parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def draw(
@@ -69,13 +76,27 @@ class Drawer:
         callback: Callback | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
-        for start in range(0, len(pairs), self.max_batch):
-            batch = pairs[start : start + self.max_batch]
-            rows = torch.tensor([i for i, _ in batch], device=self.device)
-            owners = [(keys[i], d) for i, d in batch]
-            sdf = self._draw([f.index_select(0, rows) for f in features], owners, size, callback)
-            for (i, _), draw in zip(batch, sdf.float().cpu() / self.sdf_scale, strict=True):
+
+        def some(part: slice) -> Tensor:
+            rows = torch.tensor([i for i, _ in pairs[part]], device=self.device)
+            owners = [(keys[i], d) for i, d in pairs[part]]
+            return self._draw(self.select(features, rows), owners, size, callback).float().cpu() / self.sdf_scale
+
+        for part, sdf in batches(self, len(pairs), some):
+            for (i, _), draw in zip(pairs[part], sdf, strict=True):
                 yield i, draw
+
+    def select(self, features: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """The features of some images, with repetitions, in the layout that the network is fastest on."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return [f.index_select(0, rows).contiguous(memory_format=layout) for f in features]
+
+    def evaluate(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """D(z, t), (B, K, H, W), in the precision of the network."""
+        if self.before_evaluation is not None:
+            self.before_evaluation()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.denoiser(z, t, features)
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,27 +104,27 @@ class Drawer:
 
         Raises ValueError unless the denoiser has learned the second moment.
         """
-        features = self.encode(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
+
+        def some(part: slice) -> tuple[Tensor, Tensor]:
+            features = self.encode(images[part])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
+            if variance is None:
+                raise ValueError("this denoiser has not learned the second moment")
+            return mean.cpu() / self.sdf_scale, variance.sqrt().cpu() / self.sdf_scale
+
+        means, stds = zip(*(moments for _, moments in batches(self, len(images), some)), strict=True)
         self.evaluations = 1
-        if variance is None:
-            raise ValueError("this denoiser has not learned the second moment")
-        return mean.cpu() / self.sdf_scale, variance.sqrt().cpu() / self.sdf_scale
+        return torch.cat(means), torch.cat(stds)
 
     def _draw(
         self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
     ) -> Tensor:
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        features = [f.contiguous(memory_format=layout) for f in features]
         self.evaluations = 0
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
-            if self.before_evaluation is not None:
-                self.before_evaluation()
             self.evaluations += 1
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                return self.denoiser(z, t, features)
+            return self.evaluate(z, t, features)
 
         shape = (self.denoiser.mask_channels, *size)
         noise = DrawNoise(self.seed, owners, shape, self.device, self.design)

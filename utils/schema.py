@@ -186,7 +186,17 @@ class SamplingConfig(Section):
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
     )
-    max_batch: Int | None = Field(None, ge=1, description="draws evaluated at once; null: 64 on GPUs, 16 on CPUs")
+    max_batch: Int | None = Field(
+        None,
+        ge=1,
+        description="draws or tiles evaluated at once; null: 64 on GPUs, 16 on CPUs; halved when out of memory",
+    )
+    tile: Int | None = Field(
+        None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"
+    )
+    tile_overlap: Float = Field(
+        0.25, ge=0, le=0.5, description="whole images: least share of a tile that it has in common with its neighbour"
+    )
     animate: bool = Field(True, description="write a GIF of one draw of the first image")
     save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
 

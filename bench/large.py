@@ -1,0 +1,82 @@
+"""Time and memory of one large image, by tiles.
+
+    python -m bench.large --config cfg/quickstart.yaml --size 5000 --set sampling.draws=2 --set sampling.steps=2
+    python -m bench.large --config cfg/quickstart.yaml --size 5000 \\
+        --set model.second_moment=true --set sampling.sampler=mean --set sampling.grid=null
+
+A mosaic of phantom tissue and untrained weights: the arithmetic is that of a trained network. The maps are written as
+TIFF to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.patches import Window
+from data.sources.phantom import PhantomOptions, draw_sample
+from utils.build import denoiser_of, sampler_of
+from utils.cli import common_parser, log_to_console, read_config, run_command
+from utils.draws import drawer_of
+from utils.errors import UsageError
+from utils.results import peak_memory_mib
+from utils.runs import choose_device, device_name
+from utils.tiff import BandWriter
+from utils.tiled import tiled_of
+
+
+class Mosaic:
+    """Phantom tissue of any size, (C, H, W) uint8, of which only one piece is held."""
+
+    def __init__(self, rgb: bool, side: int = 512) -> None:
+        image = draw_sample(PhantomOptions(size=side), 0).image
+        self.piece = image.transpose(2, 0, 1) if rgb else image.mean(axis=2).astype(np.uint8)[None]
+
+    def __call__(self, window: Window) -> np.ndarray:
+        side = self.piece.shape[-1]
+        rows = np.arange(window.top, window.top + window.height) % side
+        columns = np.arange(window.left, window.left + window.width) % side
+        return self.piece[:, rows[:, None], columns]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common_parser("Measure time and memory of one large image.")
+    parser.add_argument("--size", type=int, default=5000, help="height and width in pixels; default: 5000")
+    parser.add_argument("--trained", type=int, default=128, help="tile where sampling.tile is null; default: 128")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    if config is None:
+        return
+    if args.size < 1 or args.trained < 1:
+        raise UsageError(f"--size {args.size}, --trained {args.trained}: 1 or more are expected")
+    log_to_console(args.quiet)
+    device = choose_device(args.device)
+    torch.manual_seed(config.seed)
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    denoiser = denoiser_of(config).to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+    drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+    tiled = tiled_of(config, drawer, args.trained)
+    before, begin, bands = peak_memory_mib(device), time.perf_counter(), 0
+    shape = args.size, args.size
+    with tempfile.TemporaryDirectory() as folder:
+        with BandWriter(Path(folder), shape, denoiser.mask_channels) as writer:
+            for band in tiled(Mosaic(config.data.color == "rgb"), shape, "mosaic"):
+                writer.add(band)
+                bands += 1
+        written = sum(path.stat().st_size for path in Path(folder).iterdir())
+    seconds = time.perf_counter() - begin
+    draws = f"{tiled.draws} draws of {drawer.evaluations} evaluations" if tiled.draws else "moments in one evaluation"
+    print(f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {bands} bands, {draws}")
+    print(
+        f"{seconds:.0f} s, {seconds / args.size**2 * 1e6:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF"
+    )
+    print(f"peak memory {peak_memory_mib(device):.0f} MiB; {before:.0f} MiB before")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,79 @@
+"""Noise of images too large to be held: any window of an endless field of normal numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sde.noise import draw_seed
+
+BLOCK = 128  # pixels each way that share a generator
+FIELD_DESIGNS = ("independent", "antithetic")
+
+
+class FieldNoise:
+    """Standard normal noise of a window, a field of its own for each draw.
+
+    What a pixel gets depends on the seed, the draw, the pixel's place in the image and the number of the call, not on
+    the window: overlapping windows agree. Blocks of 128 x 128 pixels have a generator each.
+
+    draws: (image_id, draw index) of every element of the batch. window: top, left, height, width in the image.
+    design: independent or antithetic, as in `DrawNoise`. Raises ValueError for another one.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        draws: Sequence[tuple[str, int]],
+        channels: int,
+        window: tuple[int, int, int, int],
+        device: torch.device | str = "cpu",
+        design: str = "independent",
+    ) -> None:
+        if design not in FIELD_DESIGNS:
+            raise ValueError(f"unknown design {design!r} of a field; one of {', '.join(FIELD_DESIGNS)}")
+        self._seed, self._draws, self._channels, self._window = seed, list(draws), channels, window
+        self._device = torch.device(device)
+        self._design: str | None = design  # None after the first noise
+        top, left, height, width = window
+        self._blocks = [
+            (row, column)
+            for row in range(top // BLOCK, (top + height - 1) // BLOCK + 1)
+            for column in range(left // BLOCK, (left + width - 1) // BLOCK + 1)
+        ]
+        self._generators = [self._start(image_id, draw) for image_id, draw in self._draws]
+
+    def __call__(self) -> Tensor:
+        """The next N(0, I) of every draw, (B, channels, height, width) float32."""
+        out = torch.empty((len(self._draws), self._channels, *self._window[2:]))
+        for row, generators, (image_id, draw) in zip(out, self._generators, self._draws, strict=True):
+            self._fill(row, generators)
+            if self._design == "antithetic" and draw % 2:
+                self._fill(row, self._start(image_id, draw - 1))
+                row.neg_()
+        self._design = None
+        return out.to(self._device)
+
+    def _start(self, image_id: str, draw: int) -> list[torch.Generator]:
+        base = draw_seed(self._seed, image_id, draw)
+        return [torch.Generator().manual_seed(block_seed(base, row, column)) for row, column in self._blocks]
+
+    def _fill(self, out: Tensor, generators: Sequence[torch.Generator]) -> None:
+        """One field's numbers of the window into out (channels, height, width): whole blocks, and what lies within."""
+        top, left, height, width = self._window
+        block = torch.empty(self._channels, BLOCK, BLOCK)
+        for (row, column), generator in zip(self._blocks, generators, strict=True):
+            block.normal_(generator=generator)
+            y, x = row * BLOCK - top, column * BLOCK - left  # of the block's corner in the window
+            rows = slice(max(0, y), min(height, y + BLOCK))
+            columns = slice(max(0, x), min(width, x + BLOCK))
+            out[:, rows, columns] = block[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+
+
+def block_seed(draw: int, row: int, column: int) -> int:
+    """A 63-bit seed for one block of a draw's field; `draw` is the draw's own seed."""
+    digest = hashlib.sha256(f"{draw}\0{row}\0{column}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -13,7 +13,7 @@ from data.dataset import Patch, image_array
 from data.scenes import Scene
 from models.denoiser import Denoiser
 from sde.noise import DrawNoise
-from sde.samplers import Callback
+from sde.samplers import Callback, Denoise
 from utils.build import Sampler, max_batch_of, use_bfloat16
 from utils.schema import Config
 
@@ -96,18 +96,32 @@ class Drawer:
     ) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         features = [f.contiguous(memory_format=layout) for f in features]
+        shape = (self.denoiser.mask_channels, *size)
+        return self.run(lambda z, t: self.denoiser(z, t, features), owners, shape, callback)
+
+    @torch.no_grad()
+    def run(
+        self,
+        denoise: Denoise,
+        owners: Sequence[tuple[str, int]],
+        shape: Sequence[int],
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One batch of the sampler, (B, *shape), in the units of the process.
+
+        owners: what seeds the noise of each element, a name and a draw index.
+        """
         self.evaluations = 0
 
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
+        def evaluate(z: Tensor, t: Tensor) -> Tensor:
             if self.before_evaluation is not None:
                 self.before_evaluation()
             self.evaluations += 1
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                return self.denoiser(z, t, features)
+                return denoise(z, t)
 
-        shape = (self.denoiser.mask_channels, *size)
         noise = DrawNoise(self.seed, owners, shape, self.device, self.design)
-        return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
+        return self.sampler(evaluate, self.denoiser.process, noise, callback=callback)
 
 
 def whole_draws(

@@ -26,6 +26,7 @@ from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_
 from utils.config import parse_config
 from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
+from utils.generation import check_generation, finish_samples, image_orders, pair_orders, write_samples
 from utils.results import (
     ImageResult,
     add_draw,
@@ -140,19 +141,52 @@ def checkpoint_path(run: Path, name: str) -> Path:
     return path
 
 
+def settings_of(config: Config, path: Path) -> dict[str, Any]:
+    """What results depend on besides the config of the run."""
+    return {
+        "checkpoint": file_hash(path),
+        "test data": file_hash(Path(config.data.root) / "test.csv"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+
+
+def generate(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
+    """Pairs, or images for the test masks, of a joint model."""
+    orders = (pair_orders if args.generate == "pairs" else image_orders)(config, args.count)
+    drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
+    drawer.before_evaluation = stop.raise_if_set
+    settings = {**settings_of(config, path), "generate": args.generate, "count": args.count}
+    folder = open_folder(run, settings, args.resume, "generated")
+    with tqdm(total=len(orders), desc="generating", unit="image", disable=args.quiet) as bar:
+        for made in write_samples(drawer, orders, config, folder):
+            bar.update(made)
+            stop.raise_if_set()
+    write_json(folder / "environment.json", environment(device))
+    nfe = drawer.evaluations or None  # none where all samples were there already
+    facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
+    summary = finish_samples(folder, orders, config, facts)
+    print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
+
+
+def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]:
+    """What a summary says of how its results were made."""
+    return {
+        "sampler": config.sampling.sampler,
+        "threshold": threshold_of(config),
+        "device": device_name(device),
+        "checkpoint": str(path),
+        "seed": config.seed,
+    }
+
+
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
     scenes = scenes_of(load_split(root, "test", reading_of(config.data)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
-    settings = {
-        "checkpoint": file_hash(path),
-        "test data": file_hash(root / "test.csv"),
-        "sampling": config.sampling.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    folder = open_folder(run, settings, args.resume)
+    folder = open_folder(run, settings_of(config, path), args.resume)
     log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
     bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
     at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
@@ -166,14 +200,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
     stop.raise_if_set()
     write_json(folder / "environment.json", environment(device))
-    facts = {
-        "sampler": config.sampling.sampler,
-        "threshold": threshold_of(config),
-        "device": device_name(device),
-        "checkpoint": str(path),
-        "seed": config.seed,
-    }
-    summary, report = finish(folder, scenes, config, facts)
+    summary, report = finish(folder, scenes, config, facts_of(config, path, device))
     print(
         f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
         f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
@@ -188,17 +215,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
+    parser.add_argument("--generate", choices=("pairs", "images"), help="with model.kind: joint, instead of "
+                        "segmentations: pairs of image and mask, or images for the test masks")  # fmt: skip
+    parser.add_argument("--count", type=int, metavar="N", help="how many to generate; default: 64 pairs, or an image "
+                        "for each test mask")  # fmt: skip
     args = parser.parse_args(argv)
     config = read_config(args)
     if config is None:
         return
+    if args.generate:
+        check_generation(config, args.count)
+    elif args.count is not None:
+        raise UsageError(f"--count {args.count}: goes with --generate")
     log_to_console(args.quiet)
     stop = StopFlag()
     device = choose_device(args.device)
     run = Path(args.run) if args.run else newest_run(config.name)
     if not (run / "config.yaml").is_file():
         raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
-    sample(config, run, checkpoint_path(run, args.checkpoint), device, args, stop)
+    command = generate if args.generate else sample
+    command(config, run, checkpoint_path(run, args.checkpoint), device, args, stop)
 
 
 if __name__ == "__main__":

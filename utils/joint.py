@@ -26,10 +26,10 @@ def rms_of_images(patches: Sequence[Patch]) -> float:
 def joint_times(
     count: int, process: Process, generator: torch.Generator, clean_share: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Times (2, count) of masks and images, stratified, independent of each other; and which are clean, (2, count) bool.
+    """Times (2, count) of masks and images, stratified, independent of each other; and which are clean.
 
-    clean_share: the expected share of pairs whose image is clean, and of those whose mask is; never both. Their time is
-    t_min.
+    clean_share: the expected share of pairs whose image is clean, and of those whose mask is; never both. Their time
+    is t_min.
     """
     t = torch.stack([sample_times(count, process, generator) for _ in range(2)])
     u = torch.rand(count, generator=generator)

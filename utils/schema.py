@@ -50,7 +50,11 @@ class ModelConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _encoder_depth(self) -> ModelConfig:
-        if self.kind == "conditional" and self.encoder.kind == "unet" and len(self.encoder.multipliers) < len(self.multipliers):
+        if (
+            self.kind == "conditional"
+            and self.encoder.kind == "unet"
+            and len(self.encoder.multipliers) < len(self.multipliers)
+        ):
             raise ValueError(
                 f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
                 f"the network needs at least its own {len(self.multipliers)}"
@@ -87,7 +91,10 @@ class SDEConfig(Section):
         description="share of every batch trained at t = 1 without noise, the direct mean; 1 is plain regression",
     )
     clean_share: Float = Field(
-        0.0, ge=0, le=0.5, description="kind joint: share trained with a clean image, and as large a one with a clean mask"
+        0.0,
+        ge=0,
+        le=0.5,
+        description="kind joint: share trained with a clean image, and as large a one with a clean mask",
     )
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_
 from utils.config import parse_config
 from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
-from utils.generation import check_generation, finish_samples, image_orders, pair_orders, write_samples
+from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from utils.results import (
     ImageResult,
     add_draw,
@@ -153,19 +153,19 @@ def settings_of(config: Config, path: Path) -> dict[str, Any]:
 
 def generate(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     """Pairs, or images for the test masks, of a joint model."""
-    orders = (pair_orders if args.generate == "pairs" else image_orders)(config, args.count)
+    requests = (pair_requests if args.generate == "pairs" else image_requests)(config, args.count)
     drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set
     settings = {**settings_of(config, path), "generate": args.generate, "count": args.count}
     folder = open_folder(run, settings, args.resume, "generated")
-    with tqdm(total=len(orders), desc="generating", unit="image", disable=args.quiet) as bar:
-        for made in write_samples(drawer, orders, config, folder):
+    with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
+        for made in write_samples(drawer, requests, config, folder):
             bar.update(made)
             stop.raise_if_set()
     write_json(folder / "environment.json", environment(device))
     nfe = drawer.evaluations or None  # none where all samples were there already
     facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
-    summary = finish_samples(folder, orders, config, facts)
+    summary = finish_samples(folder, requests, config, facts)
     print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
 
 

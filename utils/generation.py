@@ -32,7 +32,7 @@ SHOWN = 64  # on the contact sheet
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """One sample to be made.
 
     name: stem of its files. owner: what seeds its noise. size: (H, W). m: the mask that is given, (K, H, W) in the
@@ -55,44 +55,44 @@ def check_generation(config: Config, count: int | None) -> None:
         raise UsageError(f"--count {count}: at least 1 is expected")
 
 
-def pair_orders(config: Config, count: int | None) -> list[Order]:
+def pair_requests(config: Config, count: int | None) -> list[Request]:
     """Pairs of the size that the network was trained on."""
     first = next(read_split(Path(config.data.root), "train", reading_of(config.data)))
     size = config.data.crop or (first.labels.shape[0], first.labels.shape[1])
-    return [Order(f"pair_{i:04d}", ("pair", i), size) for i in range(count or PAIRS)]
+    return [Request(f"pair_{i:04d}", ("pair", i), size) for i in range(count or PAIRS)]
 
 
-def image_orders(config: Config, count: int | None) -> list[Order]:
+def image_requests(config: Config, count: int | None) -> list[Request]:
     """An image for each test mask, and further ones for as many as `count` goes round; of several raters, in turn."""
     patches = load_split(Path(config.data.root), "test", reading_of(config.data))
-    orders = []
+    requests = []
     for i in range(count or len(patches)):
         patch, draw = patches[i % len(patches)], i // len(patches)
         sdf = torch.from_numpy(patch.sdf[draw % len(patch.sdf)]) * config.data.sdf_scale
         size = (sdf.shape[-2], sdf.shape[-1])
         owner = (f"image of {patch.key}", draw)
-        orders.append(Order(f"{patch.key}_{draw}", owner, size, representation_of(sdf, config.data)))
-    return orders
+        requests.append(Request(f"{patch.key}_{draw}", owner, size, representation_of(sdf, config.data)))
+    return requests
 
 
-def batches_of(orders: Sequence[Order], most: int) -> Iterator[list[Order]]:
-    """Consecutive orders of one size, at most `most` together."""
-    batch: list[Order] = []
-    for order in orders:
-        if batch and (len(batch) == most or order.size != batch[0].size):
+def batches_of(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
+    """Consecutive requests of one size, at most `most` together."""
+    batch: list[Request] = []
+    for request in requests:
+        if batch and (len(batch) == most or request.size != batch[0].size):
             yield batch
             batch = []
-        batch.append(order)
+        batch.append(request)
     if batch:
         yield batch
 
 
-def generated(drawer: Drawer, batch: Sequence[Order]) -> tuple[Tensor, Tensor]:
-    """Masks (B, K, H, W) in SDF units and images (B, C, H, W) in [-1, 1], on the host; orders of one size and kind."""
+def generated(drawer: Drawer, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
+    """Masks (B, K, H, W) in SDF units and images (B, C, H, W) in [-1, 1] on the host; requests of one size and kind."""
     model = drawer.denoiser
     assert isinstance(model, JointDenoiser)
-    owners = [order.owner for order in batch]
-    given = [order.m for order in batch if order.m is not None]
+    owners = [request.owner for request in batch]
+    given = [request.m for request in batch if request.m is not None]
     if given:
         m = torch.stack(given).to(drawer.device)
         x = drawer.run(lambda z, t: model.image(z, t, m), owners, (model.image_channels, *batch[0].size))
@@ -125,25 +125,25 @@ def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, config: 
     os.replace(temporary, folder / "sdf" / f"{name}.npy")
 
 
-def _is_done(folder: Path, order: Order) -> bool:
-    return (folder / "sdf" / f"{order.name}.npy").is_file()
+def _is_done(folder: Path, request: Request) -> bool:
+    return (folder / "sdf" / f"{request.name}.npy").is_file()
 
 
-def write_samples(drawer: Drawer, orders: Sequence[Order], config: Config, folder: Path) -> Iterator[int]:
-    """Make and write all orders but those that are done; yields the number of samples of each batch."""
+def write_samples(drawer: Drawer, requests: Sequence[Request], config: Config, folder: Path) -> Iterator[int]:
+    """Make and write all requests but those that are done; yields the number of samples of each batch."""
     for part in ("images", "masks", "sdf"):
         (folder / part).mkdir(exist_ok=True)
-    for batch in batches_of(orders, drawer.max_batch):
-        if not all(_is_done(folder, order) for order in batch):
-            for order, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
-                _write(folder, order.name, sdf.numpy(), pixels_of(image), config)
+    for batch in batches_of(requests, drawer.max_batch):
+        if not all(_is_done(folder, request) for request in batch):
+            for request, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
+                _write(folder, request.name, sdf.numpy(), pixels_of(image), config)
         yield len(batch)
 
 
-def _write_tables(folder: Path, orders: Sequence[Order], config: Config) -> None:
+def _write_tables(folder: Path, requests: Sequence[Request], config: Config) -> None:
     """train.csv and test.csv, each with all samples."""
     rows = []
-    for name in (order.name for order in orders):
+    for name in (request.name for request in requests):
         mask = f"masks/{name}.png"
         row = {"filename": f"images/{name}.png", "maskname": mask, "maskdtname": f"sdf/{name}.npy", "image_id": name}
         rows.append(row | {"classname": mask} if config.data.classes else row)
@@ -152,21 +152,23 @@ def _write_tables(folder: Path, orders: Sequence[Order], config: Config) -> None
         write_text(folder / f"{split}.csv", text)
 
 
-def finish_samples(folder: Path, orders: Sequence[Order], config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
+def finish_samples(
+    folder: Path, requests: Sequence[Request], config: Config, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """sheet.png, tables and summary.json from the files of all samples; returns the summary."""
     shares: list[float] = []
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
-    for order in orders:
-        mask = np.asarray(Image.open(folder / "masks" / f"{order.name}.png"))
+    for request in requests:
+        mask = np.asarray(Image.open(folder / "masks" / f"{request.name}.png"))
         shares.append(float((mask > 0).mean()))
         if len(images) < SHOWN:
-            images.append(np.asarray(Image.open(folder / "images" / f"{order.name}.png")))
+            images.append(np.asarray(Image.open(folder / "images" / f"{request.name}.png")))
             masks.append(np.argmax([mask == value for value in mask_values(config)], axis=0))
-    _write_tables(folder, orders, config)
+    _write_tables(folder, requests, config)
     contact_sheet(images, masks, config.data.channels).save(folder / "sheet.png")
     summary = {
-        "samples": len(orders),
+        "samples": len(requests),
         **facts,
         "foreground": float(np.mean(shares)),
         "foreground_std": float(np.std(shares)),

@@ -20,6 +20,7 @@ from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
 from data.preparation import stain_target_of
 from models.denoiser import Denoiser
+from models.joint import JointDenoiser
 from sde.loss import denoising_loss, perturbed, sample_times, second_moment_loss
 from utils.build import (
     augmentation_of,
@@ -34,6 +35,7 @@ from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_
 from utils.config import dump_config
 from utils.draws import network_image
 from utils.errors import UsageError
+from utils.joint import joint_losses, rms_of_images
 from utils.recorder import Recorder
 from utils.runs import choose_device, environment, log_to_file, new_folder, write_json, write_text
 from utils.schema import Config
@@ -58,7 +60,8 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
     binary = config.data.representation == "binary"
-    model = denoiser_of(config, config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5))
+    sigma_data = config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5)
+    model = denoiser_of(config, sigma_data, rms_of_images(patches))
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     batches = Batches(
@@ -76,7 +79,9 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
 
 
 def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:
-    """Losses of eq. 4 at random times, and these times: both (B * noises,)."""
+    """Losses of eq. 4 at random times, and these times: both (B * noises,); of a joint model, see `joint_losses`."""
+    if isinstance(model, JointDenoiser):
+        return joint_losses(model, images, m, state, config)
     copies, device = config.training.noises, m.device
     m = m.repeat_interleave(copies, dim=0)
     t = sample_times(len(m), model.process, state.times, config.sde.prior_share)

@@ -24,6 +24,7 @@ from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_
 from utils.comparing import compare
 from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
 from utils.errors import UsageError
+from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from utils.loading import checkpoint_path, load_denoiser
 from utils.predicting import inputs_of, open_output, predict
 from utils.results import (
@@ -107,19 +108,52 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
     trajectory(frames, threshold_of(config), path)
 
 
+def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
+    """What results depend on besides the config of the run."""
+    return {
+        "checkpoint": file_hash(path),
+        f"{split} data": file_hash(Path(config.data.root) / f"{split}.csv"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+
+
+def generate(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
+    """Pairs, or images for the test masks, of a joint model."""
+    requests = (pair_requests if args.generate == "pairs" else image_requests)(config, args.count)
+    drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
+    drawer.before_evaluation = stop.raise_if_set
+    settings = {**settings_of(config, path, "test"), "generate": args.generate, "count": args.count}
+    folder = open_folder(run, settings, args.resume, "generated")
+    with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
+        for made in write_samples(drawer, requests, config, folder):
+            bar.update(made)
+            stop.raise_if_set()
+    write_json(folder / "environment.json", environment(device))
+    nfe = drawer.evaluations or None  # none where all samples were there already
+    facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
+    summary = finish_samples(folder, requests, config, facts)
+    print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
+
+
+def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]:
+    """What a summary says of how its results were made."""
+    return {
+        "sampler": config.sampling.sampler,
+        "threshold": threshold_of(config),
+        "device": device_name(device),
+        "checkpoint": str(path),
+        "seed": config.seed,
+    }
+
+
 def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
     scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
-    settings = {
-        "checkpoint": file_hash(path),
-        f"{args.split} data": file_hash(root / f"{args.split}.csv"),
-        "sampling": config.sampling.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    folder = open_folder(run, settings, args.resume)
+    folder = open_folder(run, settings_of(config, path, args.split), args.resume)
     log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
     bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
     at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
@@ -133,15 +167,7 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
         animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
     stop.raise_if_set()
     write_json(folder / "environment.json", environment(device))
-    facts = {
-        "split": args.split,
-        "sampler": config.sampling.sampler,
-        "threshold": threshold_of(config),
-        "device": device_name(device),
-        "checkpoint": str(path),
-        "seed": config.seed,
-    }
-    summary, report = finish(folder, scenes, config, facts)
+    summary, report = finish(folder, scenes, config, {"split": args.split, **facts_of(config, path, device)})
     print(
         f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
         f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
@@ -176,6 +202,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go")
     parser.add_argument("--overwrite", action="store_true", help="replace results in --output")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="put sampled runs side by side instead")
+    parser.add_argument("--generate", choices=("pairs", "images"), help="with model.kind: joint, instead of "
+                        "segmentations: pairs of image and mask, or images for the test masks")  # fmt: skip
+    parser.add_argument("--count", type=int, metavar="N", help="how many to generate; default: 64 pairs, or an image "
+                        "for each test mask")  # fmt: skip
     args = parser.parse_args(argv)
     if args.output and not args.input:
         raise UsageError("--output goes with --input")
@@ -189,6 +219,10 @@ def main(argv: list[str] | None = None) -> None:
     config = read_config(args)
     if config is None:
         return
+    if args.generate:
+        check_generation(config, args.count)
+    elif args.count is not None:
+        raise UsageError(f"--count {args.count}: goes with --generate")
     log_to_console(args.quiet)
     stop = StopFlag()
     device = choose_device(args.device)
@@ -199,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.input:
         predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
     else:
-        sample(config, run, path, device, args, stop)
+        command = generate if args.generate else sample
+        command(config, run, path, device, args, stop)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sde.samplers import heun
 from utils.build import denoiser_of, max_batch_of, sampler_of
 from utils.cli import common_parser, read_config, run_command
 from utils.draws import Drawer, network_image
+from utils.errors import UsageError
 from utils.results import peak_memory_mib
 from utils.runs import choose_device, device_name
 from utils.schema import Config
@@ -115,6 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     config = read_config(args)
     if config is None:
         return
+    if config.model.kind != "conditional":
+        raise UsageError("model.kind: joint has no image encoder, whose cached features this bench is about")
     device = choose_device(args.device)
     channels = 3 if config.data.color == "rgb" else 1
     shape = (config.training.batch, channels, args.size, args.size)

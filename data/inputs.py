@@ -154,4 +154,4 @@ class PreparedPicture(Picture):
     def planes(self, window: Window) -> np.ndarray:
         """(C, h, w) uint8."""
         pixels = self.read(window)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")

@@ -77,6 +77,12 @@ def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Te
     raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
 
 
+def batch_times(t: Tensor, z: Tensor) -> Tensor:
+    """t, a scalar or (B,), as (B,) on z's device; in float64 for the time algebra, but for MPS, which has none."""
+    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    return t.to(wide).to(z.device).expand(z.shape[0])
+
+
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
@@ -147,9 +153,7 @@ class Denoiser(nn.Module):
 
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
-        # float64 for the time algebra, except on MPS, which has none.
-        wide = torch.float32 if z.device.type == "mps" else torch.float64
-        t = t.to(wide).to(z.device).expand(z.shape[0])
+        t = batch_times(t, z)
         c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
         blank = self.process.at_end(t).view(-1, 1, 1, 1)

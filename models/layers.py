@@ -25,21 +25,22 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class FourierEmbedding(nn.Module):
-    """A scalar noise condition (B,) to features (B, width): sines and cosines, then two dense layers.
+    """Noise conditions (B,) or (B, conditions) to features (B, width): sines and cosines of each, two dense layers.
 
     The frequencies are geometric, 1/8 to 16 cycles per unit of the input.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, frequencies: int = 32) -> None:
+    def __init__(self, width: int, frequencies: int = 32, conditions: int = 1) -> None:
         super().__init__()
         cycles = torch.logspace(-3.0, 4.0, frequencies, base=2.0)
         self.register_buffer("frequencies", 2.0 * math.pi * cycles, persistent=False)
-        self.dense = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        inputs = 2 * frequencies * conditions
+        self.dense = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, condition: Tensor) -> Tensor:
-        angles = condition[:, None] * self.frequencies
+        angles = (condition[..., None] * self.frequencies).flatten(1)
         return self.dense(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 

@@ -119,16 +119,17 @@ class ImageEncoder(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """The noisy mask (B, out_channels, H, W), its noise condition (B,) and image features to (B, out_channels, H, W).
+    """What is noisy (B, C, H, W), its noise conditions and image features to (B, out_channels, H, W).
 
-    Sizes that the down-sampling does not divide are padded and cropped back.
+    The noise conditions are (B,), or (B, conditions) where parts of the input have a noise of their own. Without image
+    features, everything is in the input. Sizes that the down-sampling does not divide are padded and cropped back.
     """
 
-    def __init__(self, trunk: Trunk, embedding: int, out_channels: int = 1) -> None:
+    def __init__(self, trunk: Trunk, embedding: int, out_channels: int = 1, conditions: int = 1) -> None:
         super().__init__()
         self.trunk = trunk
         self.out_channels = out_channels
-        self.embedding = FourierEmbedding(embedding)
+        self.embedding = FourierEmbedding(embedding, conditions=conditions)
         self.head = nn.Sequential(
             group_norm(trunk.widths[0]),
             nn.SiLU(),
@@ -137,8 +138,11 @@ class ConditionalUNet(nn.Module):
 
     def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:
         height, width = z.shape[-2:]
-        # The features are those of the padded image: they set the size.
-        rows, columns = features[0].shape[-2:]
-        z = F.pad(z, (0, columns - width, 0, rows - height), mode="replicate")
-        maps = self.trunk(z, self.embedding(noise_condition), features)
+        if features:
+            # They are those of the padded image: they set the size.
+            rows, columns = features[0].shape[-2:]
+            z = F.pad(z, (0, columns - width, 0, rows - height), mode="replicate")
+        else:
+            z = pad_to_multiple(z, 2 ** (len(self.trunk.widths) - 1))
+        maps = self.trunk(z, self.embedding(noise_condition), features or None)
         return self.head(maps[0])[..., :height, :width]

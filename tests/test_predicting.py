@@ -17,7 +17,7 @@ from PIL import Image
 from data.inputs import PreparedPicture, TiledPicture, open_picture
 from data.patches import Window
 from tests.conftest import Workspace
-from utils import predicting
+from utils import predicting, results
 from utils.config import load_config
 from utils.segmenter import Result, Segmenter
 
@@ -165,7 +165,7 @@ def test_nothing_to_read_and_nowhere_to_write(trained: Workspace, inbox: Path) -
 
 
 def test_a_full_disk_costs_one_picture(trained: Workspace, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = predicting.write_objects
+    write = results.write_objects
 
     def full(folder: Path, *rest: object) -> None:
         if "grey" in folder.name:

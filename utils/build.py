@@ -13,6 +13,7 @@ from data.augment import Augmentation
 from data.dataset import Reading
 from data.processing import PrepareOptions
 from models.denoiser import Denoiser, build_denoiser
+from models.joint import build_joint
 from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
 from sde.loss import Weighting
 from sde.predictor_corrector import predictor_corrector
@@ -54,12 +55,28 @@ def process_of(sde: SDEConfig) -> Process:
     return processes[sde.process]
 
 
-def denoiser_of(config: Config, sigma_data: float = 0.5) -> Denoiser:
+def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.5) -> Denoiser:
+    """sigma_data, sigma_image: root mean square of m and, for a joint model, of images in [-1, 1]."""
     model, encoder = config.model, config.model.encoder
+    image_channels = 3 if config.data.color == "rgb" else 1
+    if model.kind == "joint":
+        return build_joint(
+            process_of(config.sde),
+            config.sde.prediction,
+            image_channels=image_channels,
+            mask_channels=config.data.channels,
+            channels=model.channels,
+            multipliers=model.multipliers,
+            blocks=model.blocks,
+            attention=model.attention,
+            dropout=model.dropout,
+            sigma_data=sigma_data,
+            sigma_image=sigma_image,
+        )
     return build_denoiser(
         process_of(config.sde),
         config.sde.prediction,
-        image_channels=3 if config.data.color == "rgb" else 1,
+        image_channels=image_channels,
         mask_channels=config.data.channels,
         channels=model.channels,
         multipliers=model.multipliers,

@@ -13,7 +13,7 @@ from data.dataset import Patch, image_array
 from data.scenes import Scene
 from models.denoiser import Denoiser
 from sde.noise import DrawNoise
-from sde.samplers import Callback
+from sde.samplers import Callback, Denoise
 from utils.build import Sampler, max_batch_of, use_bfloat16
 from utils.memory import batches
 from utils.schema import Config
@@ -91,12 +91,12 @@ class Drawer:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return [f.index_select(0, rows).contiguous(memory_format=layout) for f in features]
 
-    def evaluate(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """D(z, t), (B, K, H, W), in the precision of the network."""
+    def evaluate(self, denoise: Denoise, z: Tensor, t: Tensor) -> Tensor:
+        """denoise(z, t) in the precision of the network, unless drawing is to stop."""
         if self.before_evaluation is not None:
             self.before_evaluation()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.denoiser(z, t, features)
+            return denoise(z, t)
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,15 +120,29 @@ class Drawer:
     def _draw(
         self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
     ) -> Tensor:
+        shape = (self.denoiser.mask_channels, *size)
+        return self.run(lambda z, t: self.denoiser(z, t, features), owners, shape, callback)
+
+    @torch.no_grad()
+    def run(
+        self,
+        denoise: Denoise,
+        owners: Sequence[tuple[str, int]],
+        shape: Sequence[int],
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One batch of the sampler, (B, *shape), in the units of the process.
+
+        owners: what seeds the noise of each element, a name and a draw index.
+        """
         self.evaluations = 0
 
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
+        def evaluate(z: Tensor, t: Tensor) -> Tensor:
             self.evaluations += 1
-            return self.evaluate(z, t, features)
+            return self.evaluate(denoise, z, t)
 
-        shape = (self.denoiser.mask_channels, *size)
         noise = DrawNoise(self.seed, owners, shape, self.device, self.design)
-        return self.sampler(denoise, self.denoiser.process, noise, callback=callback)
+        return self.sampler(evaluate, self.denoiser.process, noise, callback=callback)
 
 
 def whole_draws(

@@ -205,7 +205,7 @@ def predict(
     inputs: Sequence[Input],
     output: Path,
     stopped: Callable[[], None],
-    progress: Callable[[], None],
+    progress: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """Predict on every picture that is not done yet; results.csv at the end.
 

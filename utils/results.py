@@ -200,16 +200,16 @@ def is_done(folder: Path, key: str) -> bool:
     return (folder / key / "scores.json").is_file()
 
 
-def open_folder(run: Path, settings: dict[str, Any], resume: bool) -> Path:
-    """A new samples folder, or with `resume` the newest one, which must have been made with the same settings."""
+def open_folder(run: Path, settings: dict[str, Any], resume: bool, kind: str = "samples") -> Path:
+    """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same."""
     settings = json.loads(json.dumps(settings))
     if not resume:
-        folder = new_folder(run / "samples")
+        folder = new_folder(run / kind)
         write_json(folder / "settings.json", settings)
         return folder
-    folders = sorted((run / "samples").glob("*/settings.json"), key=lambda p: (p.parent.name[:15], len(p.parent.name)))
+    folders = sorted((run / kind).glob("*/settings.json"), key=lambda p: (p.parent.name[:15], len(p.parent.name)))
     if not folders:
-        raise UsageError(f"--resume: {run / 'samples'} has nothing to go on with")
+        raise UsageError(f"--resume: {run / kind} has nothing to go on with")
     before = json.loads(folders[-1].read_text())
     for key in settings:
         if before.get(key) != settings[key]:

@@ -39,6 +39,9 @@ class ImageEncoderConfig(EncoderConfig):
 class ModelConfig(EncoderConfig):
     """The network that runs at every evaluation; its encoder below."""
 
+    kind: Literal["conditional", "joint"] = Field(
+        "conditional", description="masks given images; or one network of both, p(m, x), without an image encoder"
+    )
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
     anchored: bool = Field(False, description="the direct mean E[m | x] is an input of every later evaluation")
@@ -47,7 +50,11 @@ class ModelConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _encoder_depth(self) -> ModelConfig:
-        if self.encoder.kind == "unet" and len(self.encoder.multipliers) < len(self.multipliers):
+        if (
+            self.kind == "conditional"
+            and self.encoder.kind == "unet"
+            and len(self.encoder.multipliers) < len(self.multipliers)
+        ):
             raise ValueError(
                 f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
                 f"the network needs at least its own {len(self.multipliers)}"
@@ -82,6 +89,12 @@ class SDEConfig(Section):
         ge=0,
         le=1,
         description="share of every batch trained at t = 1 without noise, the direct mean; 1 is plain regression",
+    )
+    clean_share: Float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="kind joint: share trained with a clean image, and as large a one with a clean mask",
     )
 
     @model_validator(mode="after")
@@ -253,6 +266,7 @@ class Config(Section):
     def _fits_the_process(self) -> Config:
         if self.sampling.sampler == "flowsdf_released" and self.sde.process != "flow":
             raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {self.sde.process}")
+        self._check_joint()
         for name in ("anchored", "second_moment"):
             if getattr(self.model, name) and self.sde.prior_share == 0:
                 raise ValueError(f"model.{name}: needs the direct mean, which sde.prior_share: 0 does not train")
@@ -261,3 +275,23 @@ class Config(Section):
                 "sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: mean, not anchored"
             )
         return self
+
+    def _check_joint(self) -> None:
+        """Raises ValueError for settings that one of the two kinds of model does not have."""
+        model, sde = self.model, self.sde
+        if model.kind == "conditional":
+            if sde.clean_share:
+                raise ValueError(f"sde.clean_share: {sde.clean_share} is for model.kind: joint")
+            return
+        if model.encoder != ImageEncoderConfig():
+            raise ValueError("model.encoder: a model of kind: joint has no image encoder; leave it out")
+        for key, value in (
+            ("model.anchored", model.anchored),
+            ("model.second_moment", model.second_moment),
+            ("sde.prior_share", sde.prior_share),
+            ("sde.tanh", sde.tanh),
+        ):
+            if value:
+                raise ValueError(f"{key}: {str(value).lower()} is for model.kind: conditional, not joint")
+        if sde.prediction == "both":
+            raise ValueError("sde.prediction: both is for model.kind: conditional, not joint; use edm")

@@ -26,6 +26,7 @@ from utils.memory import batches
 from utils.schema import Config
 
 Read = Callable[[Window], np.ndarray]
+Watch = Callable[[np.ndarray], None]
 
 MEMORY = 3 * 2**29  # bytes for the features and the state of a band
 STATE = 128  # bytes for a pixel and channel of a draw: a sampler's float64 iterates, noise, statistics
@@ -68,7 +69,8 @@ class TiledDenoise:
             # Draws of a tile side by side: they share its features.
             pairs = [divmod(i, draws) for i in range(part.start, part.stop)]
             crops = torch.stack([z[(d, slice(None), *windows[tile].slices)] for tile, d in pairs])
-            return self.drawer.evaluate(crops, t, self._features([tile for tile, _ in pairs]))
+            features = self._features([tile for tile, _ in pairs])
+            return self.drawer.evaluate(lambda z, t: self.drawer.denoiser(z, t, features), crops, t)
 
         blended = torch.zeros_like(z)
         for part, denoised in batches(self.drawer, len(windows) * draws, some):
@@ -93,6 +95,7 @@ class TiledDrawer:
     tile: side of a tile in pixels, best that of the training images. overlap: see `tiling_of`. draws: of every image,
     0 for mean and standard deviation from one evaluation without noise (`Drawer.moments`). threshold: in SDF units.
     standard_error: draws end where a band's is below this. memory: bytes to plan for; more makes fewer bands.
+    watch: sees every draw (K, H, W) of images that are drawn in one band.
     """
 
     drawer: Drawer
@@ -102,6 +105,7 @@ class TiledDrawer:
     threshold: float
     standard_error: float | None = None
     memory: int = MEMORY
+    watch: Watch | None = None
 
     @torch.no_grad()
     def __call__(self, read: Read, shape: tuple[int, int], key: str) -> Iterator[Band]:
@@ -122,7 +126,8 @@ class TiledDrawer:
         groups = split_rows(len(tiling.tops), most)
         for i, (first, last) in enumerate(groups):
             part, top = tiling.rows(first, last), tiling.tops[first]
-            maps = self._maps(part, top, read, key, at_once, cached)[:, start - top :]
+            watch = self.watch if len(groups) == 1 else None
+            maps = self._maps(part, top, read, key, at_once, cached, watch)[:, start - top :]
             if i > 0:
                 share = ramp(fade).float().numpy()[:, None]
                 maps[:, :fade] = held + share * (maps[:, :fade] - held)
@@ -151,19 +156,20 @@ class TiledDrawer:
         spare = self.memory - needed(most, cached)
         return most, 1 + max(0, spare) // needed(most, False), cached
 
-    def _maps(self, tiling: Tiling, top: int, read: Read, key: str, at_once: int, cached: bool) -> np.ndarray:
+    def _maps(self, tiling: Tiling, top: int, read: Read, key: str, at_once: int, cached: bool,
+              watch: Watch | None) -> np.ndarray:  # fmt: skip
         """MMSE, standard deviation and probability of one band, (K + K + 1, H, W) float32."""
         images = tiling.cut(torch.from_numpy(read(Window(top, 0, *tiling.shape))))
         maps: Ensemble | Moments
         if self.draws:
-            maps = self._ensemble(TiledDenoise(self.drawer, tiling, images, cached), top, key, at_once)
+            maps = self._ensemble(TiledDenoise(self.drawer, tiling, images, cached), top, key, at_once, watch)
         else:
             mean, std = self.drawer.moments(images)
             std = tiling.blend(std.square()).sqrt()
             maps = Moments(tiling.blend(mean).numpy(), std.numpy(), self.threshold)
         return np.concatenate([maps.mmse, maps.std, maps.probability[None]])
 
-    def _ensemble(self, denoise: TiledDenoise, top: int, key: str, at_once: int) -> Ensemble:
+    def _ensemble(self, denoise: TiledDenoise, top: int, key: str, at_once: int, watch: Watch | None) -> Ensemble:
         """All draws of one band."""
         drawer, (height, width) = self.drawer, denoise.tiling.shape
         classes, process = drawer.denoiser.mask_channels, drawer.denoiser.process
@@ -180,6 +186,8 @@ class TiledDrawer:
         for _, draws in batches(drawer, self.draws, some, at_once):
             for sdf in draws:
                 ensemble.add(sdf)
+                if watch is not None:
+                    watch(sdf)
                 if self.standard_error is not None:
                     error.add(sdf)
                     if ensemble.draws % ROUND == 0 and error.value <= self.standard_error:

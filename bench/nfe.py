@@ -11,14 +11,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import ValidationError
 
+from bench.charts import f1_over_nfe
 from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from evaluation.ensemble import Ensemble
@@ -111,21 +110,6 @@ def plan(samplers: Sequence[str], nfes: Sequence[int], config: Config) -> Iterat
                 yield name, nfe, settings
 
 
-def chart(table: pd.DataFrame, title: str, path: Path) -> None:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, column, name in zip(
-        figure.subplots(1, 2, sharey=True), ("mmse_f1", "single_f1"), ("mean of the draws", "single draws"), strict=True
-    ):
-        for sampler, rows in table.groupby("sampler", sort=False):
-            rows = rows.sort_values("nfe")
-            axes.plot(rows["nfe"], rows[column], marker="o", markersize=4, label=str(sampler))
-        axes.set(xscale="log", xlabel="evaluations per draw", ylabel="F1", title=name)
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=100)
-
-
 def markdown(table: pd.DataFrame) -> str:
     """The table, a row for each sampler and cost."""
     columns = [c for c in table.columns if c in ("sampler", "nfe", "draws", "images") or table[c].notna().any()]
@@ -162,7 +146,13 @@ def main(argv: list[str] | None = None) -> None:
         table.to_csv(path, index=False)
         print(f"{name:16} {nfe:4d} evaluations: MMSE F1 {row['mmse_f1']:.4f}, single {row['single_f1']:.4f}, "
               f"{row['seconds_per_image']:.2f} s per image", flush=True)  # fmt: skip
-    chart(table, f"{config.name}, {args.split}, {len(scenes)} images", path.with_suffix(".png"))
+    f1_over_nfe(
+        table,
+        "sampler",
+        ("mmse_f1", "single_f1"),
+        f"{config.name}, {args.split}, {len(scenes)} images",
+        path.with_suffix(".png"),
+    )
     path.with_suffix(".md").write_text(markdown(table))
     print(f"chart: {path.with_suffix('.png')}")
 

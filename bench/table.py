@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.charts import f1_over_nfe
 from data.preparation import file_hash
 from utils.build import denoiser_of
 from utils.cli import run_command
@@ -203,22 +203,6 @@ def markdown(protocol: Protocol, table: pd.DataFrame, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chart(table: pd.DataFrame, title: str, path: Path) -> None:
-    """F1 over evaluations per draw, a line for each system."""
-    rows = combined(table)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = {"f1": "mean of the draws", "single_f1": "single draws"}
-    for axes, (column, name) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        for system, own in rows.groupby("system", sort=False):
-            own = own.sort_values("nfe")
-            axes.plot(own["nfe"], own[column], marker="o", markersize=4, label=str(system))
-        axes.set(xscale="log", xlabel="evaluations per draw", ylabel="F1", title=name)
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=100)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and score the systems of a protocol.")
     parser.add_argument("--protocol", required=True, metavar="YAML", help="a file of bench/protocols, or its name")
@@ -255,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     command = " ".join(["python -m bench.table", *(sys.argv[1:] if argv is None else argv)])
     write_text(output.with_suffix(".md"), markdown(protocol, table, command))
     if table["nfe"].nunique() > 1:
-        chart(table, protocol.title, output.with_suffix(".png"))
+        f1_over_nfe(combined(table), "system", ("f1", "single_f1"), protocol.title, output.with_suffix(".png"))
     print(f"table: {output.with_suffix('.md')}")
 
 

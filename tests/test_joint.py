@@ -236,8 +236,8 @@ def test_the_network_learns_what_goes_together(workspace: Workspace) -> None:
     from sde.loss import Weighting, denoising_loss, perturbed
 
     model = small(VE(0.01, 5.0), image_channels=1, mask_channels=1).train()
-    optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
-    for _ in range(200):
+    optimizer, generator = torch.optim.Adam(model.parameters(), 5e-3), torch.Generator().manual_seed(0)
+    for _ in range(120):
         sign = (torch.randint(0, 2, (16, 1, 1, 1), generator=generator) * 2.0 - 1.0).expand(-1, 1, 4, 4)
         t, _ = joint_times(16, model.process, generator)
         parts = 0.6 * sign, 0.4 * sign

@@ -33,7 +33,7 @@ from utils.tiled import tiled_of
 class Mosaic:
     """Phantom tissue of any size, (C, H, W) uint8, of which only one piece is held."""
 
-    def __init__(self, rgb: bool, side: int = 512) -> None:
+    def __init__(self, rgb: bool, side: int = 128) -> None:
         image = draw_sample(PhantomOptions(size=side), 0).image
         self.piece = image.transpose(2, 0, 1) if rgb else image.mean(axis=2).astype(np.uint8)[None]
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import ensembles, moments, nfe, speed, table
+from bench import ensembles, large, moments, nfe, speed, table
 from models.unet import ImageEncoder
 from tests.conftest import ROOT, Workspace
 from utils.cli import run_command
@@ -21,6 +21,18 @@ def test_speed_prints_ratios_of_every_way(workspace: Workspace, capsys: pytest.C
     ratios = [float(x) for x in re.findall(r"([\d.]+) x$", capsys.readouterr().out, re.MULTILINE)]
     assert len(ratios) == 7
     assert all(ratio > 0 for ratio in ratios)
+
+
+def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", "config.yaml", "--device", "cpu", "--size", "70", "--trained", "32"]
+    large.main([*options, "--set", "sampling.draws=2"])
+    out = capsys.readouterr().out
+    assert "tiles of 32, 1 bands, 2 draws of 5 evaluations" in out
+    assert re.search(r"^peak memory \d+ MiB; \d+ MiB before$", out, re.MULTILINE)
+    moments = ["sampling.sampler=mean", "model.second_moment=true", "sde.prior_share=0.5"]
+    large.main([*options, *(word for change in moments for word in ("--set", change))])
+    assert "moments in one evaluation" in capsys.readouterr().out
+    assert run_command(lambda: large.main([*options, "--size", "0"])) == 2
 
 
 def test_the_plain_way_encodes_at_every_evaluation(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

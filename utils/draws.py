@@ -63,8 +63,16 @@ class Drawer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 return self.denoiser.encode(network_image(images[part].to(self.device), self.channels_last))
 
-        parts = [features for _, features in batches(self, len(images), some)]
-        return parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
+        whole: list[Tensor] = []
+        for part, features in batches(self, len(images), some):
+            if not whole:
+                if len(features[0]) == len(images):
+                    return features
+                # Filled in place: features of a large image's tiles are not to be held twice.
+                whole = [f.new_empty((len(images), *f.shape[1:])) for f in features]
+            for all_of_them, some_of_them in zip(whole, features, strict=True):
+                all_of_them[part] = some_of_them
+        return whole
 
     @torch.no_grad()
     def draw(

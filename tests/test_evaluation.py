@@ -12,7 +12,6 @@ from PIL import Image
 from evaluation import figures
 from evaluation.ensemble import Ensemble, Moments, StandardError
 from evaluation.metrics import Counts, count
-from evaluation.report import render_report
 
 
 def test_f1_and_iou_by_hand() -> None:
@@ -104,22 +103,6 @@ def test_trajectory_is_an_animation(tmp_path: Path) -> None:
     figures.trajectory(frames, 0.0, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as gif:
         assert 2 <= gif.n_frames <= 40  # type: ignore[attr-defined]
-
-
-def test_report_escapes_and_embeds(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (4, 4), "red").save(tmp_path / "a" / "panel.png")
-    scores = {"f1": 0.5, "iou": 0.4, "f1_std": 0.1, "f1_pooled": 0.5, "iou_pooled": 0.4}
-    summary = {
-        "images": 1, "draws": 2, "nfe_per_draw": 3, "sampler": "heun", "threshold": 0.03, "mmse": scores,
-        "single": scores, "seconds_per_image": 1.0, "peak_memory_mib": 10.0, "device": "cpu",
-        "checkpoint": "<script>alert(1)</script>", "seed": 0,
-    }  # fmt: skip
-    row = {"image_id": "a", "f1": 0.5, "iou": 0.4, "single_f1": 0.5, "mean_std": 0.1}
-    page = render_report("t", summary, [row], tmp_path, "name: x")
-    assert "<script>alert" not in page
-    assert "data:image/png;base64," in page
-    assert "http" not in page.replace("http-equiv", "")
 
 
 def test_moments_give_the_maps_of_a_normal_distribution() -> None:

@@ -25,6 +25,7 @@ from evaluation.conformal import risk_curve
 from evaluation.ensemble import Ensemble, Moments
 from evaluation.exports import write_geojson, write_labels
 from evaluation.instances import DrawObjects, ObjectRecord, describe_objects, matched_areas, split_objects
+from evaluation.layers import ImageLayers
 from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
 from evaluation.raters import consensus_dice, rater_scores
@@ -194,6 +195,21 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
     write_json(partial / "scores.json", scores)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
+
+
+def read_layers(folder: Path, scene: Scene, draws: float) -> ImageLayers:
+    """What `write_image` has left of an image in its folder, and the truth, for the report."""
+    mmse, std = (np.load(folder / name).reshape(-1, *scene.shape) for name in ("mmse.npy", "std.npy"))
+    labels = np.asarray(Image.open(folder / ("mask.png" if len(mmse) == 1 else "classes.png")))
+    return ImageLayers(
+        scene.image,
+        mmse,
+        labels > 0 if len(mmse) == 1 else labels,
+        np.asarray(Image.open(folder / "probability.png")) / np.float32(255),
+        std if draws > 1 or std.any() else None,
+        scene.labels,
+        scene.sdf,
+    )
 
 
 def is_done(folder: Path, key: str) -> bool:

@@ -16,10 +16,11 @@ from evaluation import calibration
 from evaluation.calibration import ImageRecord
 from evaluation.calibration_figures import reliability_diagram, sparsification_curve
 from evaluation.conformal import RiskCurve, achieved_risk, control_risk, interval_coverage
+from evaluation.layers import ImageLayers
 from evaluation.metrics import Counts, mean_f1, mean_iou
 from evaluation.report import render_report
 from utils.config import dump_config
-from utils.results import RISK_THRESHOLDS
+from utils.results import RISK_THRESHOLDS, read_layers
 from utils.runs import write_json, write_text
 from utils.schema import Config
 
@@ -173,5 +174,10 @@ def finish(
     os.replace(table, folder / "metrics.csv")
     write_json(folder / "summary.json", summary)
     title = f"{config.name}: {len(rows)} {facts['split']} images"
-    write_text(folder / "report.html", render_report(title, summary, rows, folder, dump_config(config)))
+    own = {scene.key: scene for scene in scenes}
+
+    def layers(key: str) -> ImageLayers:
+        return read_layers(folder / key, own[key], summary["draws"])
+
+    write_text(folder / "report.html", render_report(title, summary, rows, layers, folder, dump_config(config)))
     return summary, folder / "report.html"

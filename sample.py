@@ -189,7 +189,7 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> 
     with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
         rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
     write_json(output / "environment.json", environment(segmenter.drawer.device))
-    print(f"{len(rows)} images: {output / 'results.csv'}")
+    print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -60,6 +60,9 @@ def test_every_picture_gets_its_maps_in_its_own_size(trained: Workspace, inbox: 
     assert predict(trained)() == (0, "")
     table = pd.read_csv("out/results.csv", dtype={"image_id": str})
     assert sorted(table["image_id"]) == ["colour", "deep", "grey", "large"]
+    page = Path("out/report.html").read_text()
+    assert all(name in page for name in table["image_id"])
+    assert "nan" not in page.split("<script")[0].lower()
     assert sorted(table["look_rank"]) == [1, 2, 3, 4]
     assert table.loc[table["look_rank"] == 1, "mean_std"].item() == table["mean_std"].max()
     for _, row in table.iterrows():

@@ -25,10 +25,13 @@ from data.patches import Window
 from evaluation import figures
 from evaluation.exports import write_labels
 from evaluation.instances import split_objects
+from evaluation.layers import ImageLayers
+from evaluation.report import render_report
 from utils.build import threshold_of
+from utils.config import dump_config
 from utils.errors import UsageError
-from utils.results import write_objects
-from utils.runs import write_json, write_text
+from utils.results import peak_memory_mib, read_layers, write_objects
+from utils.runs import device_name, write_json, write_text
 from utils.segmenter import Result, Segmenter
 from utils.tiff import BandWriter
 
@@ -170,6 +173,33 @@ def _reason(error: Exception, path: Path) -> str:
     return text if str(path) in text else f"{path}: {text}"
 
 
+def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """report.html of the pictures whose maps are arrays; those of large ones are for a TIFF viewer."""
+    paths = {one.key: one.path for one in inputs}
+    shown = [row for row in rows if (output / row["image_id"] / "mmse.npy").is_file()]
+    if not shown:
+        return
+    config, draws = segmenter.config, float(np.mean([row["draws"] for row in shown]))
+    summary = {
+        "images": len(shown),
+        "draws": draws,
+        "nfe_per_draw": shown[0]["nfe_per_draw"],
+        "sampler": config.sampling.sampler,
+        "threshold": threshold_of(config),
+        "seed": config.seed,
+        "device": device_name(segmenter.drawer.device),
+        "checkpoint": "",
+        "seconds_per_image": float(np.mean([row["seconds"] for row in shown])),
+        "peak_memory_mib": peak_memory_mib(segmenter.drawer.device),
+    }
+
+    def layers(key: str) -> ImageLayers:
+        return read_layers(output / key, segmenter.open(paths[key]).whole(), draws)
+
+    title = f"{config.name}: {len(shown)} pictures"
+    write_text(output / "report.html", render_report(title, summary, shown, layers, output, dump_config(config)))
+
+
 def results_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """look_rank: 1 for the image with the largest mean std, the first that a person should look at."""
     table = pd.DataFrame(rows)
@@ -227,6 +257,8 @@ def predict(
     finally:
         if rows:
             write_text(output / "results.csv", results_table(rows).to_csv(index=False))
+    if rows:
+        write_report(segmenter, inputs, rows, output)
     if problems:
         raise problems_error("--input", problems)
     return rows

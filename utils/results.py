@@ -197,18 +197,18 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
     os.rename(partial, final)
 
 
-def read_layers(folder: Path, scene: Scene, draws: float) -> ImageLayers:
-    """What `write_image` has left of an image in its folder, and the truth, for the report."""
-    mmse, std = (np.load(folder / name).reshape(-1, *scene.shape) for name in ("mmse.npy", "std.npy"))
+def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:
+    """What was written of an image in its folder, for the report; with the truth of a scene."""
+    mmse, std = (np.load(folder / name).reshape(-1, *image.shape[:2]) for name in ("mmse.npy", "std.npy"))
     labels = np.asarray(Image.open(folder / ("mask.png" if len(mmse) == 1 else "classes.png")))
     return ImageLayers(
-        scene.image,
+        image,
         mmse,
         labels > 0 if len(mmse) == 1 else labels,
         np.asarray(Image.open(folder / "probability.png")) / np.float32(255),
         std if draws > 1 or std.any() else None,
-        scene.labels,
-        scene.sdf,
+        None if scene is None else scene.labels,
+        None if scene is None else scene.sdf,
     )
 
 

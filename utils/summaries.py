@@ -177,7 +177,7 @@ def finish(
     own = {scene.key: scene for scene in scenes}
 
     def layers(key: str) -> ImageLayers:
-        return read_layers(folder / key, own[key], summary["draws"])
+        return read_layers(folder / key, own[key].image, summary["draws"], own[key])
 
     write_text(folder / "report.html", render_report(title, summary, rows, layers, folder, dump_config(config)))
     return summary, folder / "report.html"

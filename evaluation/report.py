@@ -21,8 +21,8 @@ ANIMATION = 2_000_000  # bytes; a larger one is linked
 IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "probability.png", "mask_std.png",
                "instances.png", "instances.tif", "objects.csv", "objects.geojson", "panel.png", "overlay.png",
                "details.json")  # fmt: skip
-RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json", "reliability.png",
-             "sparsification.png", "trajectory.gif")  # fmt: skip
+RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
+             "reliability.png", "sparsification.png", "trajectory.gif")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ def summary_of(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_objects_of_an_image_are_those_of_its_mask(trained: Workspace) -> None:
-    assert trained("sample", *QUICK, "--set", "evaluation.object_depth=0").code == 0
+    assert (
+        trained("sample", *QUICK, "--set", "evaluation.object_depth=0", "--set", "evaluation.object_area=0").code == 0
+    )
     folder = samples(trained)
     table = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
     for _, row in table.iterrows():

@@ -246,7 +246,7 @@ class EvaluationConfig(Section):
     object_depth: Float = Field(
         0.1, ge=0, description="SDF units; objects whose minima lie deeper below their pass are told apart, 0: never"
     )
-    object_area: Int = Field(0, ge=0, description="pixels; smaller objects are left out")
+    object_area: Int = Field(10, ge=0, description="pixels; smaller objects are left out")
     missed: Float = Field(0.1, gt=0, lt=1, description="share of foreground that risk control may miss on average")
 
 

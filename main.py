@@ -19,9 +19,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
 from data.preparation import stain_target_of
+from models.baselines import Baseline
 from models.denoiser import Denoiser
 from models.joint import JointDenoiser
 from sde.loss import denoising_loss, perturbed, sample_times, second_moment_loss
+from utils.baselines import baseline_losses
 from utils.build import (
     augmentation_of,
     check_crop,
@@ -79,9 +81,12 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
 
 
 def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:
-    """Losses of eq. 4 at random times, and these times: both (B * noises,); of a joint model, see `joint_losses`."""
+    """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
+    `baseline_losses` for other kinds of models."""
     if isinstance(model, JointDenoiser):
         return joint_losses(model, images, m, state, config)
+    if isinstance(model, Baseline):
+        return baseline_losses(model, images, m, config)
     copies, device = config.training.noises, m.device
     m = m.repeat_interleave(copies, dim=0)
     t = sample_times(len(m), model.process, state.times, config.sde.prior_share)

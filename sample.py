@@ -26,6 +26,7 @@ from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_mome
 from utils.errors import UsageError
 from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from utils.loading import checkpoint_path, load_denoiser
+from utils.members import member_checkpoints
 from utils.predicting import inputs_of, open_output, predict
 from utils.results import (
     ImageResult,
@@ -110,8 +111,10 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
 
 def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
     """What results depend on besides the config of the run."""
+    members = [file_hash(other) for other in member_checkpoints(config.sampling, path)]
     return {
         "checkpoint": file_hash(path),
+        **({"members": members} if members else {}),
         f"{split} data": file_hash(Path(config.data.root) / f"{split}.csv"),
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": config.seed,

@@ -86,11 +86,15 @@ class Trunk(nn.Module):
         for i in reversed(range(len(self.levels))):
             level = cast(Level, self.levels[i])
             for block, attention in zip(level.up, level.attention[len(level.down) :], strict=True):
-                h = attention(block(torch.cat([h, skips[i].pop()], dim=1), embedding))
+                h = attention(block(torch.cat([h, self._skip(i, skips[i].pop(), h)], dim=1), embedding))
             maps.append(h)
             if i > 0:
                 h = self.grow[i - 1](h, embedding)
         return maps[::-1]
+
+    def _skip(self, level: int, skip: Tensor, h: Tensor) -> Tensor:
+        """What of a skip connection meets h, the map that comes up to its level."""
+        return skip
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

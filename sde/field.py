@@ -35,7 +35,7 @@ class FieldNoise:
     ) -> None:
         if design not in FIELD_DESIGNS:
             raise ValueError(f"unknown design {design!r} of a field; one of {', '.join(FIELD_DESIGNS)}")
-        self._seed, self._draws, self._channels, self._window = seed, list(draws), channels, window
+        self._seed, self.draws, self._channels, self._window = seed, list(draws), channels, window
         self._device = torch.device(device)
         self._design: str | None = design  # None after the first noise
         top, left, height, width = window
@@ -44,12 +44,12 @@ class FieldNoise:
             for row in range(top // BLOCK, (top + height - 1) // BLOCK + 1)
             for column in range(left // BLOCK, (left + width - 1) // BLOCK + 1)
         ]
-        self._generators = [self._start(image_id, draw) for image_id, draw in self._draws]
+        self._generators = [self._start(image_id, draw) for image_id, draw in self.draws]
 
     def __call__(self) -> Tensor:
         """The next N(0, I) of every draw, (B, channels, height, width) float32."""
-        out = torch.empty((len(self._draws), self._channels, *self._window[2:]))
-        for row, generators, (image_id, draw) in zip(out, self._generators, self._draws, strict=True):
+        out = torch.empty((len(self.draws), self._channels, *self._window[2:]))
+        for row, generators, (image_id, draw) in zip(out, self._generators, self.draws, strict=True):
             self._fill(row, generators)
             if self._design == "antithetic" and draw % 2:
                 self._fill(row, self._start(image_id, draw - 1))

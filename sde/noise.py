@@ -54,7 +54,7 @@ class DrawNoise:
             raise ValueError(f"unknown design {design!r}; one of {', '.join(DESIGNS)}")
         # Host generators: the same numbers on every device.
         self._generators = [torch.Generator().manual_seed(draw_seed(seed, image_id, draw)) for image_id, draw in draws]
-        self._seed, self._draws = seed, list(draws)
+        self._seed, self.draws = seed, list(draws)
         self._shape = tuple(shape)
         self._device = torch.device(device)
         self._design: str | None = design  # None after the first noise
@@ -66,7 +66,7 @@ class DrawNoise:
             row.normal_(generator=generator)
         if self._design in ("antithetic", "sobol"):
             spread = self._mirror if self._design == "antithetic" else self._even
-            for row, (image_id, draw) in zip(out, self._draws, strict=True):
+            for row, (image_id, draw) in zip(out, self.draws, strict=True):
                 spread(row, image_id, draw)
         self._design = None
         return out.to(self._device)

@@ -15,7 +15,7 @@ PACKAGES = {"data", "sde", "models", "evaluation", "utils", "bench"}
 COMMANDS = {"data/prepare.py", "data/inspect.py"}
 ALLOWED = {"sde": {"sde"}, "models": {"models"}, "data": {"data"}, "evaluation": {"evaluation"},
            "utils": {"utils", "data", "sde", "models", "evaluation"}}  # fmt: skip
-EXTRA = {"models/denoiser.py": {"sde"}, "models/joint.py": {"sde"}}
+EXTRA = {f"models/{name}.py": {"sde"} for name in ("denoiser", "joint", "baselines")}
 
 
 def imports(path: Path) -> set[str]:

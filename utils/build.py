@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from data.augment import Augmentation
 from data.dataset import Reading
 from data.processing import PrepareOptions
+from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
 from models.joint import build_joint
 from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
@@ -33,6 +34,7 @@ from sde.samplers import (
 from utils.adaptive import adaptive
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
+from utils.members import each_member
 from utils.schema import Config, SamplingConfig, SDEConfig
 
 
@@ -55,39 +57,54 @@ def process_of(sde: SDEConfig) -> Process:
     return processes[sde.process]
 
 
+def image_channels_of(data: DataConfig) -> int:
+    return 3 if data.color == "rgb" else 1
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """What every network is built from."""
+    model = config.model
+    return {
+        "image_channels": image_channels_of(config.data),
+        "mask_channels": config.data.channels,
+        "channels": model.channels,
+        "multipliers": model.multipliers,
+        "blocks": model.blocks,
+        "attention": model.attention,
+        "dropout": model.dropout,
+    }
+
+
+def baseline_of(config: Config, sigma_data: float) -> Denoiser:
+    """Raises UsageError where its library is absent."""
+    model = config.model
+    backbone = model.backbone or model.usual_backbone
+    try:
+        return build_baseline(
+            process_of(config.sde), model.kind, **_sizes(config), backbone=backbone, sigma_data=sigma_data
+        )
+    except ImportError as error:
+        raise UsageError(f"model.kind: {model.kind} {error}") from None
+
+
 def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.5) -> Denoiser:
     """sigma_data, sigma_image: root mean square of m and, for a joint model, of images in [-1, 1]."""
-    model, encoder = config.model, config.model.encoder
-    image_channels = 3 if config.data.color == "rgb" else 1
+    model, encoder, process = config.model, config.model.encoder, process_of(config.sde)
+    if model.is_baseline:
+        return baseline_of(config, sigma_data)
     if model.kind == "joint":
         return build_joint(
-            process_of(config.sde),
-            config.sde.prediction,
-            image_channels=image_channels,
-            mask_channels=config.data.channels,
-            channels=model.channels,
-            multipliers=model.multipliers,
-            blocks=model.blocks,
-            attention=model.attention,
-            dropout=model.dropout,
-            sigma_data=sigma_data,
-            sigma_image=sigma_image,
+            process, config.sde.prediction, **_sizes(config), sigma_data=sigma_data, sigma_image=sigma_image
         )
     return build_denoiser(
-        process_of(config.sde),
+        process,
         config.sde.prediction,
-        image_channels=image_channels,
-        mask_channels=config.data.channels,
-        channels=model.channels,
-        multipliers=model.multipliers,
-        blocks=model.blocks,
-        attention=model.attention,
+        **_sizes(config),
         encoder_kind=encoder.kind,
         encoder_channels=encoder.channels,
         encoder_multipliers=encoder.multipliers,
         encoder_blocks=encoder.blocks,
         encoder_attention=encoder.attention,
-        dropout=model.dropout,
         sigma_data=sigma_data,
         limit=config.data.sdf_scale if config.sde.tanh else None,
         direct=config.sde.prior_share > 0,
@@ -162,8 +179,10 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
         )
     if sampling.sampler == "adaptive":
         return partial(adaptive, tolerance=sampling.tolerance)
-    if sampling.sampler == "mean":
+    if sampling.sampler in ("mean", "mc_dropout"):  # dropout is in the network: utils/loading.py
         return posterior_mean
+    if sampling.sampler == "ensemble":
+        return each_member
     if sampling.sampler == "flowsdf_released":
         return partial(flowsdf_released, steps=sampling.steps)
     samplers: dict[str, tuple[Callable[..., Tensor], str]] = {

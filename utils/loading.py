@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from models.denoiser import Denoiser
+from models.uncertainty import DeepEnsemble, DropoutDraws
 from utils.build import denoiser_of
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.config import parse_config
 from utils.errors import UsageError
+from utils.members import member_checkpoints
 from utils.schema import Config
 
 # Config keys that decide what the weights mean: a run's must be those of its training.
@@ -21,7 +23,8 @@ MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde
 
 
 def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
-    """The averaged weights of a checkpoint in the network of the config.
+    """The averaged weights of a checkpoint in the network of the config, as the config's sampler needs it: with
+    dropout for mc_dropout, together with its sampling.members for ensemble.
 
     Raises CheckpointError or UsageError if they do not belong together.
     """
@@ -30,6 +33,17 @@ def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
 
 def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
     """The denoiser, and what the checkpoint says of the images it was trained on. See `load_denoiser`."""
+    model, images = _trained(config, path, device)
+    if config.sampling.sampler == "mc_dropout":
+        model = DropoutDraws(model)
+    elif config.sampling.sampler == "ensemble":
+        others = member_checkpoints(config.sampling, path)
+        model = DeepEnsemble([model, *(_trained(config, other, device)[0] for other in others)])
+    return model, images
+
+
+def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+    """One network."""
     state = load_checkpoint(path, needs=("config", "ema"))
     model = denoiser_of(config)
     load_weights(model, state["ema"], path)

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from utils.baseline_checks import check_baseline
 from utils.data_schema import DataConfig, Float, Int, Section
+
+ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
 
 
 class EncoderConfig(Section):
@@ -39,14 +42,28 @@ class ImageEncoderConfig(EncoderConfig):
 class ModelConfig(EncoderConfig):
     """The network that runs at every evaluation; its encoder below."""
 
-    kind: Literal["conditional", "joint"] = Field(
-        "conditional", description="masks given images; or one network of both, p(m, x), without an image encoder"
+    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn"] = Field(
+        "conditional",
+        description="masks given images; one network of both, p(m, x), without an image encoder; or a baseline that "
+        "predicts the mask in one pass, trained by Dice and cross entropy (models/baselines.py): resunet and "
+        "attention_unet have this section's sizes, unet and unetplusplus channels and multipliers of their decoder",
+    )
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | None = Field(
+        None, description="encoder of unet, unetplusplus (null: resnet34) and fcn (null: resnet50), without pretraining"
     )
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
     anchored: bool = Field(False, description="the direct mean E[m | x] is an input of every later evaluation")
     second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
     encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind not in ("conditional", "joint")
+
+    @property
+    def usual_backbone(self) -> str:
+        return "resnet50" if self.kind == "fcn" else "resnet34"
 
     @model_validator(mode="after")
     def _encoder_depth(self) -> ModelConfig:
@@ -169,8 +186,17 @@ class SamplingConfig(Section):
         "dpm_solver",
         "adaptive",
         "mean",
+        "mc_dropout",
+        "ensemble",
         "flowsdf_released",
-    ] = Field("pc", description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation")
+    ] = Field(
+        "pc",
+        description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
+        "with dropout; ensemble: that of several runs (models/uncertainty.py)",
+    )
+    members: tuple[str, ...] = Field(
+        (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
+    )
     steps: Int = Field(
         400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
     )
@@ -220,7 +246,7 @@ class SamplingConfig(Section):
             raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
         if self.sampler == "pc" and self.grid not in (None, "time"):
             raise ValueError(f"grid: {self.grid} is not for sampler: pc, whose steps are even in time (Algorithm 1)")
-        if self.sampler in ("adaptive", "mean", "flowsdf_released") and self.grid is not None:
+        if self.sampler in ("adaptive", *ONE_PASS, "flowsdf_released") and self.grid is not None:
             raise ValueError(f"grid: {self.grid} is not for sampler: {self.sampler}, which has its own")
         owners = {"eta": "ddim", "variance": "ancestral", "order": "dpm_solver", "stochastic": "dpm_solver"}
         for name, owner in owners.items():
@@ -229,11 +255,24 @@ class SamplingConfig(Section):
                 raise ValueError(f"{name}: {value} is for sampler: {owner}, not {self.sampler}")
         return self
 
+    @model_validator(mode="after")
+    def _members(self) -> SamplingConfig:
+        if (self.sampler == "ensemble") != bool(self.members):
+            raise ValueError(
+                f"members: {list(self.members)} do not go with sampler: {self.sampler}; sampler: ensemble needs run "
+                "folders, no other one has them"
+            )
+        if self.sampler == "ensemble" and self.draws == "auto":
+            raise ValueError("draws: auto is not for sampler: ensemble, whose draws are its members")
+        if self.sampler in ("mc_dropout", "ensemble") and self.noise != "independent":
+            raise ValueError(f"noise: {self.noise} is not for sampler: {self.sampler}, which does not start from noise")
+        return self
+
     @property
     def draws_per_image(self) -> int:
-        """How many at most; 1 for the posterior mean, which takes one evaluation."""
-        if self.sampler == "mean":
-            return 1
+        """How many at most; 1 for the posterior mean, which takes one evaluation, and 1 for each of an ensemble."""
+        if self.sampler in ("mean", "ensemble"):
+            return 1 + len(self.members)
         return self.most_draws if self.draws == "auto" else self.draws
 
 
@@ -267,19 +306,26 @@ class Config(Section):
         if self.sampling.sampler == "flowsdf_released" and self.sde.process != "flow":
             raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {self.sde.process}")
         self._check_joint()
+        check_baseline(self)
         for name in ("anchored", "second_moment"):
             if getattr(self.model, name) and self.sde.prior_share == 0:
                 raise ValueError(f"model.{name}: needs the direct mean, which sde.prior_share: 0 does not train")
-        if self.sde.prior_share == 1 and (self.sampling.sampler != "mean" or self.model.anchored):
+        if self.sde.prior_share == 1 and (self.sampling.sampler not in ONE_PASS or self.model.anchored):
             raise ValueError(
-                "sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: mean, not anchored"
+                "sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: mean, mc_dropout or "
+                "ensemble, not anchored"
             )
         return self
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether there is nothing to draw from but the direct mean."""
+        return self.model.is_baseline or self.sde.prior_share == 1
 
     def _check_joint(self) -> None:
         """Raises ValueError for settings that one of the two kinds of model does not have."""
         model, sde = self.model, self.sde
-        if model.kind == "conditional":
+        if model.kind != "joint":
             if sde.clean_share:
                 raise ValueError(f"sde.clean_share: {sde.clean_share} is for model.kind: joint")
             return

@@ -62,7 +62,9 @@ class TrainingState:
     ) -> None:
         self.model, self.batches, self.images = model, batches, images
         # AveragedModel copies at its first update; before that it equals the model.
-        self.average = AveragedModel(model, multi_avg_fn=_averaging(training.ema))  # type: ignore[arg-type]
+        # Running statistics of batch norms are averaged too.
+        averaging = _averaging(training.ema)
+        self.average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)  # type: ignore[arg-type]
         self.average.update_parameters(model)
         self.optimizer = optimizer_of(training, model)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(training, step))

@@ -29,7 +29,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     chosen = [patches[i] for i in np.linspace(0, len(patches) - 1, min(settings.images, len(patches))).astype(int)]
     was_training = denoiser.training
     denoiser.eval()
-    regression = config.sde.prior_share == 1
+    regression = config.is_one_pass
     quick = posterior_mean if regression else partial(ancestral, steps=settings.steps, grid=logsnr_grid)
     drawer = drawer_of(config, denoiser, sampler=quick)
     f1, iou, single, pictures = [], [], [], []

@@ -1,0 +1,126 @@
+"""Baselines that predict the mask in one pass, behind what samplers and drawers need of a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.denoiser import Denoiser
+from models.segmentation import FCN, GatedTrunk, TrunkNetwork, library_unet
+from models.unet import Trunk, pad_to_multiple
+from sde.process import Process
+
+SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that two empty masks agree
+
+
+class OnePass(Denoiser):
+    """A mean of m that sees nothing but the image: `encode` computes it, evaluations at any z and t hand it on.
+
+    encoder: whatever `encode` needs. mask_channels: K.
+    """
+
+    def __init__(self, process: Process, encoder: nn.Module, mask_channels: int, sigma_data: float | Tensor) -> None:
+        network = cast(Any, nn.Identity())  # nothing is left to do after `encode`
+        super().__init__(process, "x", encoder, network, float(sigma_data), direct=True)
+        self._mask_channels = mask_channels
+
+    @property
+    def mask_channels(self) -> int:
+        return self._mask_channels
+
+    def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
+        return self.moments(z, t, features)[0]
+
+    def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The mean that `encode` found, and no variance."""
+        return features[-1], None
+
+
+class Baseline(OnePass):
+    """A network of logits, trained on the mask.
+
+    encoder: images (B, C, H, W) in [-1, 1], sizes multiples of `stride`, to logits: of the foreground (B, 1, H, W), or,
+    for K > 1 classes, of background and classes (B, K + 1, H, W). sigma_data: s of masks of -s inside and s outside.
+
+    What it gives is s (p_background - p_class), (B, K, H, W); that is 1 - 2 p for one class and s = 1. The least one
+    below 0 is the likeliest class.
+    """
+
+    def __init__(
+        self, process: Process, network: nn.Module, stride: int, mask_channels: int, sigma_data: float = 1.0
+    ) -> None:
+        super().__init__(process, network, mask_channels, sigma_data)
+        self.stride = stride
+
+    def logits(self, image: Tensor) -> Tensor:
+        """float32, of the image's size."""
+        height, width = image.shape[-2:]
+        return self.encoder(pad_to_multiple(image, self.stride))[..., :height, :width].float()
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The map that all draws share, of images (B, C, H, W) in [-1, 1]."""
+        logits = self.logits(image)
+        if self.mask_channels == 1:
+            return [-self.sigma_data * torch.tanh(0.5 * logits)]
+        background, classes = logits.softmax(dim=1).split([1, self.mask_channels], dim=1)
+        return [self.sigma_data * (background - classes)]
+
+
+def dice_cross_entropy(logits: Tensor, m: Tensor) -> Tensor:
+    """Cross entropy, a mean over pixels, and 1 - soft Dice, a mean over classes, of each image: their sum, (B,).
+
+    logits: (B, 1, H, W), or (B, K + 1, H, W) with the background first. m: (B, K, H, W), negative inside. The soft Dice
+    of an image is (2 sum p y + 1) / (sum p + sum y + 1) (Milletari et al. 2016, without squares).
+    """
+    inside = (m < 0).to(logits.dtype)
+    if m.shape[1] == 1:
+        entropy = F.binary_cross_entropy_with_logits(logits, inside, reduction="none")
+        p = logits.sigmoid()
+    else:
+        least, first = m.min(dim=1)
+        entropy = F.cross_entropy(logits, torch.where(least < 0, first + 1, 0), reduction="none")
+        p = logits.softmax(dim=1)[:, 1:]
+    both, either = (p * inside).sum(dim=(2, 3)), p.sum(dim=(2, 3)) + inside.sum(dim=(2, 3))
+    dice = (2.0 * both + SMOOTH) / (either + SMOOTH)
+    return entropy.flatten(1).mean(dim=1) + (1.0 - dice).mean(dim=1)
+
+
+def build_baseline(
+    process: Process,
+    kind: str,
+    *,
+    image_channels: int,
+    mask_channels: int = 1,
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int] = (),
+    dropout: float = 0.0,
+    backbone: str = "resnet34",
+    sigma_data: float = 1.0,
+) -> Baseline:
+    """A baseline from sizes; see `Trunk` for resunet and attention_unet, `library_unet` for unet and unetplusplus.
+
+    fcn has a backbone (resnet50 or resnet101) and dropout only. Raises ImportError where a library is absent,
+    ValueError for an unknown kind.
+    """
+    outputs = 1 if mask_channels == 1 else mask_channels + 1
+    stride = 2 ** (len(multipliers) - 1)
+    network: nn.Module
+    if kind in ("unet", "unetplusplus"):
+        network = library_unet(kind, backbone, image_channels, outputs, channels, multipliers)
+        stride = 2 ** len(multipliers)
+    elif kind in ("resunet", "attention_unet"):
+        trunk = (Trunk if kind == "resunet" else GatedTrunk)(
+            image_channels, channels, multipliers, blocks, attention, dropout=dropout
+        )
+        network = TrunkNetwork(trunk, outputs)
+    elif kind == "fcn":
+        network, stride = FCN(backbone, image_channels, outputs, dropout), 8
+    else:
+        raise ValueError(f"unknown kind of baseline {kind!r}")
+    return Baseline(process, network, stride, mask_channels, sigma_data)

@@ -36,7 +36,7 @@ $(INSTALLED): requirements.txt
 	touch $@
 
 lock:
-	uv pip compile --universal --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf $(VENV) prepared runs

@@ -117,7 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     if config is None:
         return
     if config.model.kind != "conditional":
-        raise UsageError("model.kind: joint has no image encoder, whose cached features this bench is about")
+        raise UsageError(
+            f"model.kind: {config.model.kind} has no image encoder, whose cached features this bench is about"
+        )
     device = choose_device(args.device)
     channels = 3 if config.data.color == "rgb" else 1
     shape = (config.training.batch, channels, args.size, args.size)

@@ -16,9 +16,7 @@ from utils.schema import SamplingConfig
 
 
 @torch.no_grad()
-def each_member(
-    denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None
-) -> Tensor:  # fmt: skip
+def each_member(denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None) -> Tensor:
     """Draw d is the mean of member d of a `DeepEnsemble`, in one evaluation: it gets the number d in place of noise."""
     assert isinstance(noise, DrawNoise | FieldNoise)
     start = noise()
@@ -42,4 +40,4 @@ def member_checkpoints(sampling: SamplingConfig, path: Path) -> list[Path]:
         if run.resolve() in seen:
             raise UsageError(f"sampling.members: {run} is in the ensemble twice; the run that is sampled is its first")
         seen.add(run.resolve())
-    return [Path(run) / "checkpoints" / name for run in sampling.members]
+    return [Path(run, "checkpoints", name) for run in sampling.members]

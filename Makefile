@@ -13,7 +13,7 @@ quickstart: $(INSTALLED)
 	$(PY) sample.py --config $(QUICKSTART)
 
 test: lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test-fast: $(INSTALLED)
 	$(PY) -m pytest -m "not slow"

@@ -28,6 +28,7 @@ from utils.build import (
     augmentation_of,
     check_crop,
     denoiser_of,
+    placed,
     reading_of,
     representation_of,
     use_bfloat16,
@@ -58,14 +59,15 @@ def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
 
 def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
     """Network, optimiser and data, all seeded."""
-    check_crop(same_size(patches, "train.csv"), config)
+    size = same_size(patches, "train.csv")
+    check_crop(size, config)
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
     binary = config.data.representation == "binary"
     sigma_data = config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5)
-    model = denoiser_of(config, sigma_data, rms_of_images(patches))
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
+    model = denoiser_of(config, sigma_data, sigma_image)
+    placed(model, device, config.training.channels_last)
     batches = Batches(
         place(image_array(patches), device),
         place(sdfs, device),
@@ -75,8 +77,7 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
         augmentation_of(config.data),
         config.data.crop,
     )
-    size = config.data.crop or same_size(patches, "train.csv")
-    images = {"size": list(size), "stain_target": stain_target_of(Path(config.data.root))}
+    images = {"size": list(config.data.crop or size), "stain_target": stain_target_of(Path(config.data.root))}
     return TrainingState(model, config.training, batches, config.seed, images)
 
 

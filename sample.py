@@ -17,12 +17,11 @@ from tqdm import tqdm
 from data.dataset import Patch, load_split
 from data.preparation import file_hash
 from data.scenes import Scene, scenes_of
-from evaluation.ensemble import StandardError
 from evaluation.figures import trajectory
 from utils.build import reading_of, sampler_of, threshold_of
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.comparing import compare
-from utils.draws import Drawer, drawer_of, image_tensor, whole_draws, whole_moments
+from utils.draws import ROUND, Drawer, drawer_of, image_tensor, standard_error_of, whole_draws, whole_moments
 from utils.errors import UsageError
 from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from utils.loading import checkpoint_path, load_denoiser
@@ -45,8 +44,6 @@ from utils.summaries import finish
 
 log = logging.getLogger("sample")
 
-ROUND = 4  # draws of an image between two looks at its standard error
-
 
 def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
     """Consecutive images with parts of one size, at most `most` parts together but at least one image. What is done
@@ -64,7 +61,7 @@ def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
 
 def draw_until_sure(drawer: Drawer, results: list[ImageResult], sampling: SamplingConfig) -> None:
     """Rounds of a few draws for every image whose MMSE map's standard error is above the tolerance."""
-    errors = [StandardError(group=2 if sampling.noise == "antithetic" else 1) for _ in results]
+    errors = [standard_error_of(drawer.design) for _ in results]
 
     def sure(i: int) -> bool:
         return errors[i].value <= sampling.standard_error

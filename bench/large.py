@@ -20,7 +20,7 @@ import torch
 
 from data.patches import Window
 from data.sources.phantom import PhantomOptions, draw_sample
-from utils.build import denoiser_of, sampler_of
+from utils.build import denoiser_of, placed, sampler_of
 from utils.cli import common_parser, log_to_console, read_config, run_command
 from utils.draws import drawer_of
 from utils.errors import UsageError
@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     log_to_console(args.quiet)
     device = choose_device(args.device)
     torch.manual_seed(config.seed)
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    denoiser = denoiser_of(config).to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+    denoiser = placed(denoiser_of(config), device, config.training.channels_last).eval()
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     tiled = tiled_of(config, drawer, args.trained)
     before, begin, bands = peak_memory_mib(device), time.perf_counter(), 0

@@ -19,7 +19,7 @@ import torch
 
 from models.denoiser import Denoiser
 from sde.samplers import heun
-from utils.build import denoiser_of, max_batch_of, sampler_of
+from utils.build import denoiser_of, max_batch_of, placed, sampler_of
 from utils.cli import common_parser, read_config, run_command
 from utils.draws import Drawer, network_image
 from utils.errors import UsageError
@@ -56,8 +56,7 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
     model = denoiser_of(config).eval()
     if not way.cached:
         model.__class__ = Uncached
-    layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    placed(model, device, way.channels_last)
     sampler = partial(heun, steps=5) if config.sampling.steps > 20 else sampler_of(config.sampling)
     return Drawer(
         model, sampler, 0, max_batch_of(config.sampling, device), 1.0, device, way.channels_last, way.bfloat16

@@ -29,7 +29,7 @@ from utils.build import denoiser_of
 from utils.cli import run_command
 from utils.config import dump_config, load_config
 from utils.errors import UsageError
-from utils.runs import write_text
+from utils.runs import by_time, newest_run, write_text
 from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,13 +121,13 @@ def training_seconds(run: Path, batch: int) -> float:
 def trained_run(job: Job) -> Path:
     """The finished run of a job, trained now or gone on with if need be."""
     config = job.resolved(sampled=False)
-    runs = sorted(path for path in Path("runs", config.name).glob("*") if (path / "config.yaml").is_file())
+    runs = sorted((path.parent for path in Path("runs", config.name).glob("*/config.yaml")), key=by_time)
     same = [run for run in runs if (run / "config.yaml").read_text() == dump_config(config)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
     begun = bool(same) and (same[-1] / "checkpoints" / "last.pt").is_file()
     call((str(ROOT / "main.py"),), job, job.training, *(["--resume", str(same[-1])] if begun else []))
-    return same[-1] if begun else sorted(Path("runs", config.name).glob("*"))[-1]
+    return same[-1] if begun else newest_run(config.name)
 
 
 def key_of(job: Job, split: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def row_of(job: Job, split: str) -> dict[str, Any]:
         "--split",
         split,
     )
-    folder = sorted((run / "samples").iterdir(), key=lambda p: (p.name[:15], len(p.name), p.name))[-1]
+    folder = max((run / "samples").iterdir(), key=by_time)
     summary = json.loads((folder / "summary.json").read_text())
     environment = json.loads((folder / "environment.json").read_text())
     config = job.resolved(sampled=True)

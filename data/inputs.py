@@ -12,8 +12,8 @@ import tifffile
 from data.errors import DataError
 from data.images import MAX_PIXELS, check_size, read_image, readable, stretch, stretch_window
 from data.patches import Window
-from data.processing import PrepareOptions, normalise_stain, transform_image
-from data.stain import Stain, StainError, fit_stain, normalise
+from data.processing import PrepareOptions, normalise_stain, stain_of, transform_image, with_stain
+from data.stain import Stain
 
 WHOLE = 4_000_000  # pixels up to which statistics of a picture are of all its pixels, as in the preparation
 PROBES, PROBE = 8, 256  # of larger ones: windows each way, and their side
@@ -21,7 +21,7 @@ REGIONS = 16_000_000  # pixels from which a tiled TIFF is read region by region
 
 
 class Picture:
-    """Pixels in memory. shape: (height, width). warnings: what was done otherwise than asked."""
+    """Pixels in memory. shape: (height, width)."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
@@ -126,13 +126,11 @@ class PreparedPicture(Picture):
         """Stain and range of a large picture, from windows all over it."""
         options = self._options
         probes = np.concatenate([p.reshape(-1, *p.shape[2:]) for p in self._probes()])[:, None]
-        if options.stain != "none" and self._target is not None:
-            try:
-                self._stain = fit_stain(probes, options.stain)
-            except StainError as error:
-                self.warning = f"{error}; passed on without stain normalisation"
+        if self._target is not None:
+            self._stain, self.warning = stain_of(probes, options.stain)
         if options.stretch:
-            self._window = stretch_window(transform_image(self._stained(probes), options, stretched=False))
+            probes = with_stain(probes, self._stain, self._target)
+            self._window = stretch_window(transform_image(probes, options, stretched=False))
 
     def _probes(self) -> Iterator[np.ndarray]:
         height, width = (min(PROBE, length) for length in self.shape)
@@ -140,15 +138,11 @@ class PreparedPicture(Picture):
             for left in np.linspace(0, self.shape[1] - width, PROBES).astype(int).tolist():
                 yield self._source.read(Window(top, left, height, width))
 
-    def _stained(self, pixels: np.ndarray) -> np.ndarray:
-        if self._stain is None or self._target is None:
-            return pixels
-        return normalise(pixels, self._stain, self._target)
-
     def read(self, window: Window) -> np.ndarray:
         if self._resized is not None:
             return self._resized[window.slices]
-        pixels = transform_image(self._stained(self._source.read(window)), self._options, stretched=False)
+        pixels = with_stain(self._source.read(window), self._stain, self._target)
+        pixels = transform_image(pixels, self._options, stretched=False)
         return stretch(pixels, self._window) if self._window is not None else pixels
 
     def planes(self, window: Window) -> np.ndarray:

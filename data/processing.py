@@ -101,14 +101,25 @@ def select_classes(sample: Sample, classes: tuple[int, ...] | None) -> Sample:
     return replace(sample, mask=mask, instances=instances, classes=values)
 
 
+def stain_of(image: np.ndarray, method: str) -> tuple[Stain | None, str | None]:
+    """The stains to be exchanged, None for method none; or None and why they cannot be told."""
+    if method == "none":
+        return None, None
+    try:
+        return fit_stain(image, method), None
+    except StainError as error:
+        return None, f"{error}; passed on without stain normalisation"
+
+
+def with_stain(image: np.ndarray, source: Stain | None, target: Stain | None) -> np.ndarray:
+    """The image in the target's stains, or as it is where one of both is not known."""
+    return image if source is None or target is None else normalise(image, source, target)
+
+
 def normalise_stain(image: np.ndarray, method: str, target: Stain | None) -> tuple[np.ndarray, str | None]:
     """The normalised image, or the image as it is and why."""
-    if method == "none" or target is None:
-        return image, None
-    try:
-        return normalise(image, fit_stain(image, method), target), None
-    except StainError as error:
-        return image, f"{error}; passed on without stain normalisation"
+    source, warning = stain_of(image, method) if target is not None else (None, None)
+    return with_stain(image, source, target), warning
 
 
 def transform_image(pixels: np.ndarray, options: PrepareOptions, *, stretched: bool = True) -> np.ndarray:

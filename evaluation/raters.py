@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from evaluation.calibration import ProbabilityHistogram
 from evaluation.metrics import count
 
 BLOCK = 1 << 16  # pixels that are turned into floats at a time
@@ -115,23 +116,15 @@ def consensus_dice(mask: np.ndarray, raters: np.ndarray) -> float | None:
     return None if disputed.all() else count(mask & ~disputed, np.asarray(foreground)).f1
 
 
-def _ece(probability: np.ndarray, truth: np.ndarray, bins: int) -> float:
-    """Mean over pixels of |mean probability - frequency| of their bin; bins of equal width, [a, b), the last closed."""
-    chosen = np.minimum(np.floor(probability.ravel() * bins + 1e-9).astype(np.int64), bins - 1)
-    gaps = np.bincount(chosen, probability.ravel() - truth.ravel(), bins)
-    return float(np.abs(gaps).sum() / truth.size)
-
-
 def rater_ece(draws: np.ndarray, raters: np.ndarray, bins: int = BINS) -> list[float]:
     """Expected calibration error of the fraction of draws that are foreground, against each rater; R values in [0, 1].
 
     Bins of the foreground probability; CURVAS bins the confidence of the winning class, in five.
     """
     _expect_masks(draws, raters)
-    if bins < 1:
-        raise ValueError("at least one bin is needed")
     probability = draws.mean(axis=0)
-    return [_ece(probability, rater, bins) for rater in raters]
+    errors = (ProbabilityHistogram.of(probability, rater).ece(bins) for rater in raters)
+    return [0.0 if error is None else error for error in errors]  # None: without any pixel
 
 
 def volume_crps(draws: np.ndarray, raters: np.ndarray) -> float:

@@ -122,13 +122,17 @@ class Denoiser(nn.Module):
         """K, the SDF channels of m: one for each class."""
         return self.network.out_channels // (channels_per_mask(self.prediction) + self.second_moment)
 
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
+        return self.encoder(image)
+
     def encode(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
 
         Feature maps, finest first; then, where an evaluation has a use for it, the direct mean (B, K, H, W): as anchor,
         or as the value at t_max when draws are made. It carries no gradient.
         """
-        features = self.encoder(image)
+        features = self.features(image)
         if self.anchored or (self.direct and not self.training):
             with torch.no_grad():
                 features = [*features, self.direct_moments(features, image.shape[-2:])[0]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,17 +107,21 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return Workspace(tmp_path, capsys)
 
 
-@pytest.fixture(scope="session")
-def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data and a finished tiny run, to be copied."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "config.yaml").write_text(yaml.safe_dump(TINY))
+def trained_in(folder: Path, config: Mapping[str, object]) -> Path:
+    """The folder, with prepared data and a finished run of a config."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in ("prepare", "main"):
             arguments = ["--config", "config.yaml", "--device", "cpu", "--quiet"]
             assert run_command(lambda c=command, a=arguments: COMMANDS[c](a)) == 0  # type: ignore[misc]
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data and a finished tiny run, to be copied."""
+    return trained_in(tmp_path_factory.mktemp("trained"), TINY)
 
 
 @pytest.fixture

@@ -21,10 +21,9 @@ from models.joint import JointDenoiser, build_joint
 from sde.grids import logsnr_grid
 from sde.process import VE, VP, OTFlow, Process
 from sde.samplers import ancestral, heun
-from tests.conftest import COMMANDS, TINY, Workspace
+from tests.conftest import TINY, Workspace, trained_in
 from tests.test_denoiser import shake
 from tests.test_training import same_state
-from utils.cli import run_command
 from utils.config import load_config
 from utils.joint import joint_times
 
@@ -171,14 +170,7 @@ def joint_config() -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def joint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("joint")
-    (folder / "config.yaml").write_text(yaml.safe_dump(joint_config()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in ("prepare", "main"):
-            arguments = ["--config", "config.yaml", "--device", "cpu", "--quiet"]
-            assert run_command(lambda c=command, a=arguments: COMMANDS[c](a)) == 0  # type: ignore[misc]
-    return folder
+    return trained_in(tmp_path_factory.mktemp("joint"), joint_config())
 
 
 @pytest.fixture

@@ -42,8 +42,11 @@ class Pixelwise(nn.Module):
         super().__init__()
         self.process = VE(0.01, 5.0)
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    def features(self, image: Tensor) -> list[Tensor]:
         return [image[:, :1]]
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        return self.features(image)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         variance = self.process.sigma(t).item() ** 2

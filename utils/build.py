@@ -113,6 +113,12 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
     )
 
 
+def placed(model: Denoiser, device: torch.device, channels_last: bool) -> Denoiser:
+    """The model, moved to the device in the memory layout of its convolutions."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+
+
 def weighting_of(sde: SDEConfig) -> Weighting:
     return Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.comparison import Run, compare_runs, render_comparison, to_csv, to_text
 from utils.errors import UsageError
-from utils.runs import new_folder, write_text
+from utils.runs import by_time, new_folder, write_text
 
 
 def sampled_folder(name: str) -> Path:
@@ -24,7 +24,7 @@ def sampled_folder(name: str) -> Path:
     done = [p for p in done if json.loads((p / "summary.json").read_text()).get("split", "test") == "test"]
     if not done:
         raise UsageError(f"--compare {name}: not sampled yet; run sample.py --run {name} first")
-    return max(done, key=lambda p: (p.name[:15], len(p.name), p.name))
+    return max(done, key=by_time)
 
 
 def _run(folder: Path) -> Run:

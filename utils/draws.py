@@ -11,12 +11,15 @@ from torch import Tensor
 
 from data.dataset import Patch, image_array
 from data.scenes import Scene
+from evaluation.ensemble import StandardError
 from models.denoiser import Denoiser
 from sde.noise import DrawNoise
 from sde.samplers import Callback, Denoise
 from utils.build import Sampler, max_batch_of, use_bfloat16
 from utils.memory import batches
 from utils.schema import Config
+
+ROUND = 4  # draws of an image between two looks at its standard error
 
 
 @dataclass
@@ -114,8 +117,9 @@ class Drawer:
         """
 
         def some(part: slice) -> tuple[Tensor, Tensor]:
-            features = self.encode(images[part])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                # Not `encode`, which would compute the mean as well.
+                features = self.denoiser.features(network_image(images[part].to(self.device), self.channels_last))
                 mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
             if variance is None:
                 raise ValueError("this denoiser has not learned the second moment")
@@ -181,6 +185,11 @@ def whole_draws(
             if len(pieces) == len(scene.parts):
                 yield owner[p], scene.assemble(pieces)
                 pieces = []
+
+
+def standard_error_of(design: str) -> StandardError:
+    """Of the mean of draws whose first noise is spread by this design (sde/noise.py)."""
+    return StandardError(group=2 if design == "antithetic" else 1)
 
 
 def whole_moments(drawer: Drawer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
-from utils.build import denoiser_of
+from utils.build import denoiser_of, placed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.config import parse_config
 from utils.errors import UsageError
@@ -54,9 +54,7 @@ def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser
             raise UsageError(
                 f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
             )
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    return model.eval(), state.get("images", {})
+    return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
 
 
 def checkpoint_path(run: Path, name: str) -> Path:

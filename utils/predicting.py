@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+import tifffile
 
 from data.errors import DataError, problems_error
 from data.images import SUFFIXES, safe_id
@@ -30,14 +30,15 @@ from evaluation.report import render_report
 from utils.build import threshold_of
 from utils.config import dump_config
 from utils.errors import UsageError
-from utils.results import peak_memory_mib, read_layers, write_objects
+from utils.results import peak_memory_mib, read_layers, write_maps, write_objects
 from utils.runs import device_name, write_json, write_text
 from utils.segmenter import Result, Segmenter
 from utils.tiff import BandWriter
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
 OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
-SIDE = 2000  # longest side of the overlay of a large image
+SIDE = 2000  # longest side of the overlay of a large image, about
+BLOCK = 512  # rows that are read at once for it
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +69,9 @@ def inputs_of(path: Path) -> list[Input]:
 
 def _write_result(picture: Picture, result: Result, folder: Path) -> None:
     """The files of an image, as of test images but for what needs a truth."""
-    one, shape = len(result.mmse) == 1, picture.shape
-    zoom = figures.zoom_of(shape)
-    np.save(folder / "mmse.npy", result.mmse[0] if one else result.mmse)
-    np.save(folder / "std.npy", result.std[0] if one else result.std)
-    figures.gray_image(result.probability).save(folder / "probability.png")
-    Image.fromarray(result.mask.astype(np.uint8) * 255).save(folder / "mask.png")
-    if not one:
-        Image.fromarray(result.classes).save(folder / "classes.png")
-    figures.outlined(picture.whole(), [result.classes == k for k in range(1, len(result.mmse) + 1)], zoom).save(
-        folder / "overlay.png"
-    )
-    figures.mmse_map(result.mmse.min(axis=0), zoom).save(folder / "mmse.png")
-    figures.std_map(result.std.max(axis=0), zoom).save(folder / "std.png")
+    write_maps(folder, result.mmse, result.std, result.probability, result.classes)
+    masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
+    figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
     write_objects(folder, result.instances, result.objects)
 
 
@@ -124,8 +115,6 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
 
 
 def _large_objects(segmenter: Segmenter, folder: Path) -> int:
-    import tifffile
-
     evaluation = segmenter.config.evaluation
     mmse = tifffile.imread(folder / "mmse.tif")
     labels = split_large(mmse, threshold_of(segmenter.config), evaluation.object_depth, evaluation.object_area)
@@ -135,12 +124,14 @@ def _large_objects(segmenter: Segmenter, folder: Path) -> int:
 
 def _large_overlay(picture: Picture, folder: Path) -> None:
     """Every n-th pixel of image and mask."""
-    import tifffile
-
     step = max(1, max(picture.shape) // SIDE)
     mask = tifffile.imread(folder / "mask.tif")[::step, ::step] > 0
     height, width = picture.shape
-    rows = [picture.read(Window(top, 0, 1, width))[:, ::step] for top in range(0, height, step)]
+    # Many rows at a time: a tiled file decodes a whole row of tiles for a single one.
+    block = step * max(1, BLOCK // step)
+    rows = [
+        picture.read(Window(top, 0, min(block, height - top), width))[::step, ::step] for top in range(0, height, block)
+    ]
     figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
 
 

@@ -30,7 +30,7 @@ from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
 from evaluation.raters import consensus_dice, rater_scores
 from utils.errors import UsageError
-from utils.runs import new_folder, write_json
+from utils.runs import by_time, new_folder, write_json
 from utils.schema import EvaluationConfig
 
 RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control
@@ -90,25 +90,31 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _write_maps(result: ImageResult, folder: Path, f1: float) -> None:
-    """Arrays and pictures."""
-    scene, ensemble, one = result.scene, result.ensemble, result.classes == 1
-    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
-    zoom = figures.zoom_of(scene.shape)
+def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.ndarray, labels: np.ndarray) -> None:
+    """Arrays and pictures of the maps (K, H, W), (K, H, W), (H, W) and (H, W) of one image."""
+    one, zoom = len(mmse) == 1, figures.zoom_of(labels.shape)
     np.save(folder / "mmse.npy", mmse[0] if one else mmse)
     np.save(folder / "std.npy", std[0] if one else std)
-    figures.gray_image(ensemble.probability).save(folder / "probability.png")
-    figures.gray_image(ensemble.mask_std).save(folder / "mask_std.png")
+    figures.gray_image(probability).save(folder / "probability.png")
     Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "mask.png")
     if not one:
         Image.fromarray(labels).save(folder / "classes.png")
-    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
     figures.mmse_map(mmse.min(axis=0), zoom).save(folder / "mmse.png")
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
+
+
+def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
+    """Maps, and pictures that compare them with the truth."""
+    scene, ensemble = result.scene, result.ensemble
+    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
+    zoom = figures.zoom_of(scene.shape)
+    write_maps(folder, mmse, std, ensemble.probability, labels)
+    figures.gray_image(ensemble.mask_std).save(folder / "mask_std.png")
+    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
     figures.panel(scene.image, scene.labels, mmse, std, labels, f1, zoom).save(folder / "panel.png")
     if result.draws:
         draws = np.stack(result.draws)
-        np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if one else draws)
+        np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
 
 
 def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
@@ -182,7 +188,7 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     counts = count_classes(ensemble.labels, scene.labels, result.classes)
-    _write_maps(result, partial, mean_f1(counts))
+    _write_result(result, partial, mean_f1(counts))
     labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
     write_objects(partial, labels, records)
     write_json(partial / "details.json", _details(result, labels))
@@ -223,13 +229,11 @@ def open_folder(run: Path, settings: dict[str, Any], resume: bool, kind: str = "
         folder = new_folder(run / kind)
         write_json(folder / "settings.json", settings)
         return folder
-    folders = sorted((run / kind).glob("*/settings.json"), key=lambda p: (p.parent.name[:15], len(p.parent.name)))
+    folders = sorted((path.parent for path in (run / kind).glob("*/settings.json")), key=by_time)
     if not folders:
         raise UsageError(f"--resume: {run / kind} has nothing to go on with")
-    before = json.loads(folders[-1].read_text())
+    before = json.loads((folders[-1] / "settings.json").read_text())
     for key in settings:
         if before.get(key) != settings[key]:
-            raise UsageError(
-                f"--resume: {folders[-1].parent} was made with another {key}; sample anew without --resume"
-            )
-    return folders[-1].parent
+            raise UsageError(f"--resume: {folders[-1]} was made with another {key}; sample anew without --resume")
+    return folders[-1]

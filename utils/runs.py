@@ -61,11 +61,16 @@ def new_folder(parent: Path) -> Path:
     raise UsageError(f"{parent}: no free folder name for {stamp}")
 
 
+def by_time(folder: Path) -> tuple[str, int, str]:
+    """Sorts what `new_folder` has made from the oldest to the newest."""
+    return folder.name[:15], len(folder.name), folder.name
+
+
 def newest_run(name: str, root: Path = Path("runs")) -> Path:
     """The newest run of a config's name. Raises UsageError if there is none."""
     runs = sorted(
         (path for path in (root / name).glob("*") if (path / "config.yaml").is_file()),
-        key=lambda path: (path.name[:15], len(path.name), path.name),
+        key=by_time,
     )
     if not runs:
         raise UsageError(f"{root / name}: no run yet; train one with main.py, or name one with --run")

@@ -7,7 +7,7 @@ everything comes back in its own resolution.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from utils.loading import checkpoint_path, loaded
 from utils.results import objects_of
 from utils.runs import choose_device
 from utils.schema import Config
-from utils.tiled import Band, TiledDrawer, tiled_of
+from utils.tiled import Band, TiledDrawer, Watch, tiled_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class _Draws:
 
     objects: DrawObjects
     shape: tuple[int, int]
-    count: int = field(default=0)
+    count: int = 0
 
     def add(self, sdf: np.ndarray) -> None:
         self.objects.add(resized(sdf, self.shape).min(axis=0))
@@ -122,9 +122,9 @@ class Segmenter:
         """As the training images were. Raises DataError for pictures too large to be resized."""
         return PreparedPicture(picture, self._options, self._stain, self._most)
 
-    def bands(self, prepared: PreparedPicture, key: str) -> Iterator[Band]:
+    def bands(self, prepared: PreparedPicture, key: str, watch: Watch | None = None) -> Iterator[Band]:
         """Maps of an image of any size from the top down, in the resolution of `prepared`; see TiledDrawer."""
-        return self.tiles(prepared.planes, prepared.shape, key)
+        return self.tiles(prepared.planes, prepared.shape, key, watch)
 
     def __call__(self, image: np.ndarray | str | Path, key: str = "image") -> Result:
         """Everything about one image: (H, W) or (H, W, 3) uint8, or the path of a picture.
@@ -138,8 +138,7 @@ class Segmenter:
         threshold, evaluation = threshold_of(self.config), self.config.evaluation
         objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
         draws = _Draws(objects, picture.shape)
-        self.tiles.watch = draws.add
-        bands = list(self.bands(prepared, key))
+        bands = list(self.bands(prepared, key, draws.add))
         mmse, std = (np.concatenate([getattr(b, name) for b in bands], axis=1) for name in ("mmse", "std"))
         mmse, std = resized(mmse, picture.shape), resized(std, picture.shape)
         probability = np.concatenate([b.probability for b in bands])[None]

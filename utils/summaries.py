@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from evaluation.metrics import Counts, mean_f1, mean_iou
 from evaluation.report import render_report
 from utils.config import dump_config
 from utils.results import RISK_THRESHOLDS, read_layers
-from utils.runs import write_json, write_text
+from utils.runs import by_time, write_json, write_text
 from utils.schema import Config
 
 
@@ -100,12 +99,12 @@ def _read_details(folder: Path, key: str) -> dict[str, Any]:
 def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
     """Risk curves of the run's newest complete sampling of the validation images with the same settings."""
     settings = json.loads((folder / "settings.json").read_text())
-    for other in sorted(folder.parent.glob("*/settings.json"), reverse=True):
-        theirs = json.loads(other.read_text())
+    for other in sorted((path.parent for path in folder.parent.glob("*/settings.json")), key=by_time, reverse=True):
+        theirs = json.loads((other / "settings.json").read_text())
         same = all(theirs.get(name) == settings[name] for name in ("checkpoint", "sampling", "seed"))
-        if same and "val data" in theirs and (other.parent / "summary.json").is_file():
-            table = pd.read_csv(other.parent / "metrics.csv", dtype={"image_id": str})
-            return [RiskCurve(**_read_details(other.parent, key)["risk"]) for key in table["image_id"]]
+        if same and "val data" in theirs and (other / "summary.json").is_file():
+            table = pd.read_csv(other / "metrics.csv", dtype={"image_id": str})
+            return [RiskCurve(**_read_details(other, key)["risk"]) for key in table["image_id"]]
     return None
 
 
@@ -120,8 +119,7 @@ def risk_control_of(folder: Path, curves: Sequence[RiskCurve], missed: float) ->
     return {**achieved, "sdf_below": None if threshold is None else -threshold}
 
 
-def _uncertainty(folder: Path, keys: Sequence[str], details: Sequence[Mapping[str, Any]], missed: float,
-                 test: bool) -> dict[str, Any]:  # fmt: skip
+def _uncertainty(folder: Path, details: Sequence[Mapping[str, Any]], missed: float, test: bool) -> dict[str, Any]:
     """All numbers of calibration, with its curves and figures written into the folder."""
     numbers = calibration.summary(ImageRecord.from_dict(own["uncertainty"]) for own in details)
     reliability_diagram(numbers).savefig(folder / "reliability.png", dpi=100)
@@ -160,18 +158,14 @@ def finish(
         "peak_memory_mib": max(memory),
         **facts,
         "objects": _object_summary([own["objects"] for own in details]),
-        "uncertainty": _uncertainty(
-            folder, [row["image_id"] for row in rows], details, config.evaluation.missed, facts["split"] == "test"
-        ),
+        "uncertainty": _uncertainty(folder, details, config.evaluation.missed, facts["split"] == "test"),
     }
     if any("raters" in own for own in details):
         summary["raters"] = _mean_known([own["raters"] for own in details if "raters" in own])
     if config.data.classes is not None:
         summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
         summary["single"]["classes"] = _by_class(single, config.data.classes)
-    table = folder / ".metrics.csv.tmp"
-    pd.DataFrame(rows).to_csv(table, index=False)
-    os.replace(table, folder / "metrics.csv")
+    write_text(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
     write_json(folder / "summary.json", summary)
     title = f"{config.name}: {len(rows)} {facts['split']} images"
     own = {scene.key: scene for scene in scenes}

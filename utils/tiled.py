@@ -17,10 +17,10 @@ from torch import Tensor
 
 from data.patches import Window
 from data.tiles import Tiling, ramp, split_rows, tiling_of
-from evaluation.ensemble import Ensemble, Moments, StandardError, classify
+from evaluation.ensemble import Ensemble, Moments, classify
 from sde.field import FIELD_DESIGNS, FieldNoise
 from utils.build import threshold_of
-from utils.draws import Drawer
+from utils.draws import ROUND, Drawer, standard_error_of
 from utils.errors import UsageError
 from utils.memory import batches
 from utils.schema import Config
@@ -30,7 +30,6 @@ Watch = Callable[[np.ndarray], None]
 
 MEMORY = 3 * 2**29  # bytes for the features and the state of a band
 STATE = 128  # bytes for a pixel and channel of a draw: a sampler's float64 iterates, noise, statistics
-ROUND = 4  # draws between two looks at the standard error
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,6 @@ class TiledDrawer:
     tile: side of a tile in pixels, best that of the training images. overlap: see `tiling_of`. draws: of every image,
     0 for mean and standard deviation from one evaluation without noise (`Drawer.moments`). threshold: in SDF units.
     standard_error: draws end where a band's is below this. memory: bytes to plan for; more makes fewer bands.
-    watch: sees every draw (K, H, W) of images that are drawn in one band.
     """
 
     drawer: Drawer
@@ -105,13 +103,13 @@ class TiledDrawer:
     threshold: float
     standard_error: float | None = None
     memory: int = MEMORY
-    watch: Watch | None = None
 
     @torch.no_grad()
-    def __call__(self, read: Read, shape: tuple[int, int], key: str) -> Iterator[Band]:
+    def __call__(self, read: Read, shape: tuple[int, int], key: str, watch: Watch | None = None) -> Iterator[Band]:
         """Yield the bands of one image (H, W) from the top; together they cover every row once.
 
         read: gives (C, height, width) uint8 of a window of the image. key: seeds the noise, with the draw's number.
+        watch: sees every draw (K, H, W), if the image is drawn in one band.
 
         Bands are tile rows, full width. Neighbours have one row of tiles in common, in the middle of which the maps of
         one pass into those of the next; their draws have the same noise there. A draw is the same as in one band but
@@ -126,8 +124,8 @@ class TiledDrawer:
         groups = split_rows(len(tiling.tops), most)
         for i, (first, last) in enumerate(groups):
             part, top = tiling.rows(first, last), tiling.tops[first]
-            watch = self.watch if len(groups) == 1 else None
-            maps = self._maps(part, top, read, key, at_once, cached, watch)[:, start - top :]
+            seen_by = watch if len(groups) == 1 else None
+            maps = self._maps(part, top, read, key, at_once, cached, seen_by)[:, start - top :]
             if i > 0:
                 share = ramp(fade).float().numpy()[:, None]
                 maps[:, :fade] = held + share * (maps[:, :fade] - held)
@@ -174,7 +172,7 @@ class TiledDrawer:
         drawer, (height, width) = self.drawer, denoise.tiling.shape
         classes, process = drawer.denoiser.mask_channels, drawer.denoiser.process
         ensemble = Ensemble((classes, height, width), self.threshold)
-        error = StandardError(group=2 if drawer.design == "antithetic" else 1)
+        error = standard_error_of(drawer.design)
 
         def some(part: slice) -> np.ndarray:
             drawer.evaluations = 0

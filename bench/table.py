@@ -1,10 +1,10 @@
 """Train and score a list of systems on the same data, for a table.
 
-    python -m bench.table --protocol bench/protocols/systems_phantom.yaml --output docs/results/systems_phantom
+    python -m bench.table --protocol glas64 --set data.raw=/path/to/GlaS
 
-A protocol is a YAML file: a base config, what all its systems share, the systems, seeds and ways to sample. Writes
-OUTPUT.csv, a row as soon as it is there, then OUTPUT.md and, where rows differ in evaluations, OUTPUT.png. Runs and
-rows that exist already are used again if their config and data are the same.
+A protocol is a YAML file, or the name of one in bench/protocols: a base config, what all its systems share, the
+systems, seeds and ways to sample. Writes OUTPUT.csv, a row as soon as it is there, then OUTPUT.md and OUTPUT.png. Runs
+and rows that exist already are used again if their config and data are the same, and what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -14,101 +14,64 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.charts import f1_over_nfe
+from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
+from bench.table_page import images_of, write_page
 from data.preparation import file_hash
 from utils.build import denoiser_of
 from utils.cli import run_command
-from utils.config import dump_config, load_config
+from utils.config import dump_config
 from utils.errors import UsageError
 from utils.runs import by_time, newest_run, write_text
 from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+GRACE = 60  # seconds that a command has to save after it was told to stop
 
 
-class Entry(BaseModel):
-    """A system, or a way to sample: its name, and the keys that it sets."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
-    set: list[str] = []
-    config: str | None = None  # of a system, instead of the protocol's
-    sample_once: list[str] | None = None  # of a system: the only way it samples
+class TimeUp(Exception):
+    """--seconds are over; what was begun is saved."""
 
 
-class Protocol(BaseModel):
-    """What is compared; `small` holds the keys set besides by --small."""
+class Commands:
+    """Runs the commands of the toolkit until a deadline.
 
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    title: str
-    config: str
-    set: list[str] = []
-    small: list[str] = []
-    split: Literal["val", "test"] = "test"
-    seeds: list[int] = [0]
-    systems: list[Entry] = Field(min_length=1)
-    samplings: list[Entry] = Field(min_length=1)
+    seconds: from now; infinity for no deadline.
+    """
 
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
 
-@dataclass(frozen=True)
-class Job:
-    """One trained network and one way to sample from it."""
+    def __call__(self, script: Sequence[str], training: Training, *more: str, keys: Sequence[str] = ()) -> None:
+        """Run a command on the config of a training; `keys` are set besides.
 
-    system: str
-    seed: int
-    sampling: str
-    config: str
-    training: tuple[str, ...]
-    drawing: tuple[str, ...]
-
-    def resolved(self, *, sampled: bool) -> Config:
-        """The config it is trained with, or sampled with."""
-        return load_config(self.config, [*self.training, *(self.drawing if sampled else ())])
-
-
-def read_protocol(path: Path) -> Protocol:
-    """Raises UsageError if the file is not a protocol."""
-    try:
-        return Protocol(**yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, OSError) as error:
-        raise UsageError(f"--protocol {path}: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"--protocol {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def jobs_of(protocol: Protocol, extra: list[str], small: bool) -> Iterator[Job]:
-    """Every system with every seed and way to sample."""
-    for seed in protocol.seeds:
-        for system in protocol.systems:
-            name = f"{protocol.name}{'_small' if small else ''}-{system.name.replace(' ', '_')}-{seed}"
-            shared = [*protocol.set, *(protocol.small if small else []), *extra, *system.set]
-            training = (*shared, f"name={name}", f"seed={seed}")
-            ways = protocol.samplings
-            if system.sample_once is not None:
-                ways = [Entry(name="one evaluation", set=system.sample_once)]
-            for way in ways:
-                yield Job(system.name, seed, way.name, system.config or protocol.config, training, tuple(way.set))
-
-
-def call(script: tuple[str, ...], job: Job, overrides: tuple[str, ...], *more: str) -> None:
-    """Run a command. Raises UsageError with its last line if it fails."""
-    sets = [part for override in overrides for part in ("--set", override)]
-    command = [sys.executable, *script, "--config", job.config, "--quiet", *sets, *more]
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"{script[-1]}, {job.system}, seed {job.seed}: {last}")
+        Raises UsageError with its last line if it fails, TimeUp once it has saved at the deadline.
+        """
+        sets = [part for override in (*training.overrides, *keys) for part in ("--set", override)]
+        command = [sys.executable, *script, "--config", training.config, "--quiet", *sets, *more]
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeUp
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        try:
+            _, errors = process.communicate(timeout=None if left == float("inf") else left)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate(timeout=GRACE)
+            raise TimeUp from None
+        except BaseException:
+            process.terminate()
+            process.wait(GRACE)
+            raise
+        if process.returncode:
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            raise UsageError(f"{Path(script[-1]).name}, {training.resolved().name}: {last}")
 
 
 def training_seconds(run: Path, batch: int) -> float:
@@ -118,92 +81,139 @@ def training_seconds(run: Path, batch: int) -> float:
     return float((steps * batch / table["images_per_second"]).sum())
 
 
-def trained_run(job: Job) -> Path:
-    """The finished run of a job, trained now or gone on with if need be."""
-    config = job.resolved(sampled=False)
+def trained_run(training: Training, call: Commands) -> Path:
+    """The finished run of a training: of before, gone on with, or made now."""
+    config = training.resolved()
     runs = sorted((path.parent for path in Path("runs", config.name).glob("*/config.yaml")), key=by_time)
     same = [run for run in runs if (run / "config.yaml").read_text() == dump_config(config)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
     begun = bool(same) and (same[-1] / "checkpoints" / "last.pt").is_file()
-    call((str(ROOT / "main.py"),), job, job.training, *(["--resume", str(same[-1])] if begun else []))
+    call([str(ROOT / "main.py")], training, *(["--resume", str(same[-1])] if begun else []))
     return same[-1] if begun else newest_run(config.name)
+
+
+def data_hash(config: Config, split: str) -> str:
+    """Of the preparation, which lists the hashes of all raw files and tables; of the table where there is none."""
+    root = Path(config.data.root)
+    listed = root / "dataset.json"
+    return file_hash(listed if listed.is_file() else root / f"{split}.csv")[:12]
 
 
 def key_of(job: Job, split: str) -> dict[str, Any]:
     """What a row is known by."""
-    config = job.resolved(sampled=True)
-    return {
+    config = job.resolved()
+    key = {
         "system": job.system,
         "sampling": job.sampling,
         "seed": job.seed,
         "config_hash": hashlib.sha256(dump_config(config).encode()).hexdigest()[:12],
-        "data_hash": file_hash(Path(config.data.root) / f"{split}.csv")[:12],
     }
+    return key | ({"data_hash": data_hash(config, split)} if Path(config.data.root).is_dir() else {})
 
 
-def row_of(job: Job, split: str) -> dict[str, Any]:
-    """Train if need be, sample, and read what came out."""
-    run = trained_run(job)
-    call(
-        (str(ROOT / "sample.py"),),
-        job,
-        (*job.training, *job.drawing, "sampling.animate=false"),
-        "--run",
-        str(run),
-        "--split",
-        split,
-    )
-    folder = max((run / "samples").iterdir(), key=by_time)
-    summary = json.loads((folder / "summary.json").read_text())
-    environment = json.loads((folder / "environment.json").read_text())
-    config = job.resolved(sampled=True)
+def newest_samples(run: Path) -> Path | None:
+    return max(run.glob("samples/*/"), key=by_time, default=None)
+
+
+def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, call: Commands) -> Path:
+    """The samples of a run, gone on with if the newest were interrupted."""
+    keys = job.sampled(members)
+    begun = newest_samples(run)
+    resume = False
+    if begun is not None and not (begun / "summary.json").is_file():
+        settings = json.loads((begun / "settings.json").read_text())
+        wanted = job.training.resolved(keys).sampling.model_dump(mode="json") | {"animate": False}
+        resume = settings["sampling"] == wanted and f"{split} data" in settings
+    options = ["--run", str(run), "--split", split, *(["--resume"] if resume else [])]
+    call([str(ROOT / "sample.py")], job.training, *options, keys=[*keys, "sampling.animate=false"])
+    folder = newest_samples(run)
+    assert folder is not None
+    return folder
+
+
+def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a summary.json that a table shows; None for what is not defined."""
+    uncertainty, draws = summary["uncertainty"], summary["draws"]
     return {
-        **key_of(job, split),
         "f1": summary["mmse"]["f1"],
         "iou": summary["mmse"]["iou"],
         "single_f1": summary["single"]["f1"],
         "single_iou": summary["single"]["iou"],
-        "draws": summary["draws"],
+        "pq": summary["objects"]["pq"],
+        "ause": uncertainty["ause"] if draws > 1 else None,  # one draw has a std of 0 everywhere
+        "ece": uncertainty["ece"] if draws > 1 else None,
+        "ged": summary.get("raters", {}).get(f"ged_{draws}"),
+        "draws": draws,
         "nfe": summary["nfe_per_draw"],
         "seconds_per_image": summary["seconds_per_image"],
         "images": summary["images"],
-        "parameters": sum(p.numel() for p in denoiser_of(config).parameters()),
+        "threshold": summary["threshold"],
+    }
+
+
+def row_of(job: Job, split: str, call: Commands) -> dict[str, Any]:
+    """Train if need be, sample, and read what came out."""
+    run, *members = [trained_run(training, call) for training in (job.training, *job.others)]
+    folder = sampled_folder(job, run, members, split, call)
+    environment = json.loads((folder / "environment.json").read_text())
+    config = job.training.resolved()
+    seconds = [training_seconds(path, config.training.batch) for path in (run, *members)]
+    return {
+        **key_of(job, split),
+        "scored_on": images_of(config.data.source, split, pd.read_csv(folder / "metrics.csv")["image_id"].astype(str)),
+        **scores_of(json.loads((folder / "summary.json").read_text())),
+        "parameters": len(seconds) * sum(p.numel() for p in denoiser_of(config).parameters()),
         "steps": config.training.steps,
-        "training_seconds": training_seconds(run, config.training.batch),
+        "training_seconds": sum(seconds),
         "commit": environment["commit"],
         "device": environment["device"],
         "folder": str(folder),
     }
 
 
-def combined(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and the standard deviation of F1 where there are several."""
-    means = ["f1", "iou", "single_f1", "single_iou", "draws", "nfe", "seconds_per_image", "training_seconds"]
-    groups = table.groupby(["system", "sampling"], sort=False)
-    result = groups[means].mean().assign(parameters=groups["parameters"].first(), seeds=groups.size())
-    if (groups.size() > 1).any():
-        result.insert(1, "f1_std", groups["f1"].std())
-    return result.reset_index()
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Of an OUTPUT.csv; none where it is absent."""
+    if not path.is_file():
+        return []
+    texts = dict.fromkeys(("config_hash", "data_hash", "commit"), str)  # a hash may look like a number
+    return pd.read_csv(path, dtype=texts).to_dict("records")  # type: ignore[arg-type, return-value]
 
 
-def markdown(protocol: Protocol, table: pd.DataFrame, command: str) -> str:
-    """The page: what was done, and a row for each system and way to sample."""
-    rows = combined(table)
-    shown = {"parameters": ".3g", "draws": ".4g", "nfe": ".4g", "seeds": "d", "seconds_per_image": ".2f",
-             "training_seconds": ".0f"}  # fmt: skip
-    lines = [f"# {protocol.title}", "", f"`{command}`", ""]
-    lines += [f"{protocol.split} split, {table['images'].iloc[0]} images; seeds {sorted(set(table['seed']))}; "
-              f"{', '.join(sorted(set(table['device'])))}; commit {', '.join(sorted(set(map(str, table['commit']))))}; "
-              f"data {', '.join(sorted(set(table['data_hash'])))}.", ""]  # fmt: skip
-    lines += ["| " + " | ".join(rows.columns) + " |", "|" + "---|" * len(rows.columns)]
-    for row in rows.to_dict("records"):
-        cells = [v if isinstance(v, str) else format(v, shown.get(str(name), ".4f")) for name, v in row.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def known_rows(jobs: Sequence[Job], rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """The rows of these jobs that are there, in their order. Where the data are not, any data's will do."""
+    found = []
+    for job in jobs:
+        key = key_of(job, split)
+        found += [row for row in rows if all(row.get(name) == value for name, value in key.items())][:1]
+    return found
 
 
-def main(argv: list[str] | None = None) -> None:
+def fill(jobs: Sequence[Job], rows: list[dict[str, Any]], split: str, path: Path, call: Commands) -> None:
+    """Add the rows of `jobs` that are missing, to `rows` and to the CSV file, one by one. Raises TimeUp."""
+    for job in jobs:
+        if not Path(job.resolved().data.root).is_dir():
+            call(["-m", "data.prepare"], job.training)
+        row = next(iter(known_rows([job], rows, split)), None)
+        if row is None:
+            row = row_of(job, split, call)
+            rows.append(row)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, pd.DataFrame(rows).to_csv(index=False))
+        print(f"{job.system}, seed {job.seed}, {job.sampling}: F1 {row['f1']:.4f}, single {row['single_f1']:.4f}, "
+              f"{row['nfe']} evaluations", flush=True)  # fmt: skip
+
+
+def chosen(jobs: Sequence[Job], names: Sequence[str], protocol: Protocol) -> list[Job]:
+    """Those of the systems of --only. Raises UsageError for others."""
+    known = [system.name for system in protocol.systems]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--only {name}: no such system; {', '.join(known)}")
+    return [job for job in jobs if not names or job.system in names]
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and score the systems of a protocol.")
     parser.add_argument("--protocol", required=True, metavar="YAML", help="a file of bench/protocols, or its name")
     parser.add_argument("--output", metavar="PATH", help="without its ending; default: docs/results/<name>")
@@ -211,37 +221,32 @@ def main(argv: list[str] | None = None) -> None:
                         help="override one key of all systems")  # fmt: skip
     parser.add_argument("--split", choices=("val", "test"), help="default: the protocol's")
     parser.add_argument("--small", action="store_true", help="the protocol's small form, for CPUs")
-    args = parser.parse_args(argv)
-    path = Path(args.protocol)
-    if not path.suffix:
-        path = Path(__file__).parent / "protocols" / f"{args.protocol}.yaml"
-    protocol = read_protocol(path)
-    protocol = protocol.model_copy(update={"split": args.split or protocol.split})
+    parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="only these; other rows stay")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="N",
+                        help="stop by then, with all saved; the same command goes on")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    protocol = read_protocol(args.protocol)
+    split = args.split or protocol.split
     output = Path(args.output or f"docs/results/{protocol.name}{'_small' if args.small else ''}")
-    done = pd.read_csv(output.with_suffix(".csv")) if output.with_suffix(".csv").is_file() else pd.DataFrame()
-    rows = done.to_dict("records")
-    current = []
-    for job in jobs_of(protocol, args.overrides, args.small):
-        if not Path(job.resolved(sampled=False).data.root).is_dir():
-            call(("-m", "data.prepare"), job, job.training)
-        key = key_of(job, protocol.split)
-        row = next((row for row in rows if all(row.get(name) == value for name, value in key.items())), None)
-        if row is None:
-            row = row_of(job, protocol.split)
-            rows.append(row)
-        current.append(row)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output.with_suffix(".csv"), pd.DataFrame(rows).to_csv(index=False))
-        print(f"{job.system}, seed {job.seed}, {job.sampling}: F1 {row['f1']:.4f}, single {row['single_f1']:.4f}, "
-              f"{row['nfe']} evaluations", flush=True)  # fmt: skip
-    table = pd.DataFrame(current)
-    write_text(output.with_suffix(".csv"), table.to_csv(index=False))
-    command = " ".join(["python -m bench.table", *(sys.argv[1:] if argv is None else argv)])
-    write_text(output.with_suffix(".md"), markdown(protocol, table, command))
-    if table["nfe"].nunique() > 1:
-        first = combined(table).drop_duplicates(["system", "nfe"])  # of several ways at one cost
-        f1_over_nfe(first, "system", ("f1", "single_f1"), protocol.title, output.with_suffix(".png"))
-    print(f"table: {output.with_suffix('.md')}")
+    path = output.with_suffix(".csv")
+    rows = read_rows(path)
+    jobs = list(jobs_of(protocol, args.overrides, args.small))
+    unfinished = False
+    try:
+        fill(chosen(jobs, args.only, protocol), rows, split, path, Commands(args.seconds))
+    except TimeUp:
+        unfinished = True
+    current = known_rows(jobs, rows, split)
+    if current:
+        write_text(path, pd.DataFrame(current).to_csv(index=False))
+        words = sys.argv[1:] if argv is None else argv
+        print(write_page(protocol, pd.DataFrame(current), words, output))
+    if unfinished:
+        print(f"{len(current)} of {len(jobs)} rows; time is up, the same command goes on")
 
 
 if __name__ == "__main__":

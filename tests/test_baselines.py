@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from bench import table
+from bench.protocol import jobs_of, read_protocol
 from models.baselines import Baseline, build_baseline, dice_cross_entropy
 from models.uncertainty import DeepEnsemble, seeded_dropout
 from sde.process import VE
@@ -24,7 +25,7 @@ from tests.test_denoiser import shake
 from utils.build import sampler_of
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
-from utils.config import dump_config, load_config
+from utils.config import load_config
 from utils.draws import drawer_of
 from utils.loading import load_denoiser
 from utils.segmenter import Segmenter
@@ -355,10 +356,9 @@ PROTOCOL = ROOT / "bench" / "protocols" / "glas128.yaml"
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_the_protocol_compares_ten_systems(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_systems_of_the_protocol_share_their_data(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    configs = [job.resolved(sampled=True) for job in table.jobs_of(table.read_protocol(PROTOCOL), [], small)]
-    assert len({dump_config(config) for config in configs}) == 10
+    configs = [job.resolved() for job in jobs_of(read_protocol("glas128"), [], small)]
     shared = [(config.data.root, config.data.size, config.data.rotations, config.data.split_seed) for config in configs]
     assert len(set(shared)) == 1
 
@@ -367,12 +367,26 @@ def test_the_protocol_compares_ten_systems(small: bool, monkeypatch: pytest.Monk
 def test_baselines_and_denoisers_in_one_table(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace.path / "cfg").symlink_to(ROOT / "cfg")
     content = yaml.safe_load(PROTOCOL.read_text())
-    content["systems"] = [system for system in content["systems"] if system["name"] in ("Res-UNet", "DDPM")]
+    names = ["Res-UNet", "regression", "regression ensemble of 5", "DDPM"]
+    content["systems"] = [system for system in content["systems"] if system["name"] in names]
+    content["systems"][2]["members"] = 2
     content["small"] += ["training.steps=2", "sampling.steps=3", "data.phantom.size=32", "data.phantom.test=2"]
-    (workspace.path / "two.yaml").write_text(yaml.safe_dump(content))
+    (workspace.path / "four.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert run_command(lambda: table.main(["--protocol", "two.yaml", "--output", "two", "--small"])) == 0
-    rows = pd.read_csv("two.csv")
-    assert rows["system"].tolist() == ["Res-UNet", "DDPM"]
-    assert rows["nfe"].tolist() == [1, 3]
-    assert rows["draws"].tolist() == [1, 4]
+
+    def run(*more: str) -> pd.DataFrame:
+        assert run_command(lambda: table.main(["--protocol", "four.yaml", "--output", "four", "--small", *more])) == 0
+        return pd.read_csv("four.csv")
+
+    assert run("--only", "DDPM")["system"].tolist() == ["DDPM"]
+    rows = run()
+    assert rows["system"].tolist() == names
+    assert rows["nfe"].tolist() == [1, 1, 1, 3]
+    assert rows["draws"].tolist() == [1, 1, 2, 4]
+    assert rows["ause"].notna().tolist() == [False, False, True, True]
+    assert rows["parameters"][2] == 2 * rows["parameters"][1]
+    assert len({str(folder).split("/samples")[0] for folder in rows["folder"]}) == 3
+    page = (workspace.path / "four.md").read_text()
+    assert "| regression ensemble of 5 |" in page
+    assert "test split (2)" in page
+    assert (workspace.path / "four.png").is_file()

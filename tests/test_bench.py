@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import ensembles, large, moments, nfe, speed, table
+from bench.protocol import jobs_of, read_protocol
 from models.unet import ImageEncoder
 from tests.conftest import ROOT, Workspace
 from utils.cli import run_command
@@ -147,11 +148,17 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["systems_phantom", "systems_glas64"])
-def test_every_system_of_the_protocols_is_a_valid_config(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "small", "count"),
+    [("systems_phantom", False, 41), ("systems_glas64", False, 41), ("glas64", False, 13), ("glas128", False, 13),
+     ("glas128", True, 13)],
+)  # fmt: skip
+def test_every_system_of_the_protocols_is_a_valid_config(
+    name: str, small: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    jobs = list(table.jobs_of(table.read_protocol(ROOT / f"bench/protocols/{name}.yaml"), [], small=True))
-    assert len({dump_config(job.resolved(sampled=True)) for job in jobs}) == len(jobs) == 41
+    jobs = list(jobs_of(read_protocol(name), ["data.raw=here"], small))
+    assert len({dump_config(job.resolved()) for job in jobs}) == len(jobs) == count
 
 
 @pytest.mark.slow

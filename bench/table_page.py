@@ -1,0 +1,118 @@
+"""The page of `bench.table`: OUTPUT.md, and OUTPUT.png where rows differ in cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.charts import f1_over_nfe, f1_over_seconds
+from bench.protocol import Protocol
+from utils.runs import write_text
+
+MEANS = ("f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "draws", "nfe", "seconds_per_image",
+         "training_seconds")  # fmt: skip
+LEGEND = """
+F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. PQ: panoptic quality of
+the objects. AUSE: area between the sparsification curves by std and by true error, ECE: expected calibration error of
+the share of draws that call a pixel foreground; both need draws. GED: squared, at all draws, IoU of two empty masks 1,
+diagonal pairs included. NFE: evaluations of the network per draw. Seconds per image are of all draws, on a machine that
+other work shared; training time is that of the optimiser's steps."""
+
+
+def short_command(words: Sequence[str]) -> str:
+    """The command without the folders of one machine."""
+    return re.sub(r"data\.(raw|root)=\S+", r"data.\1=...", " ".join(["python -m bench.table", *words]))
+
+
+def images_of(source: str, split: str, ids: Sequence[str]) -> str:
+    """How many images of which split: of GlaS, whether test B is among them."""
+    if source != "glas" or split != "test":
+        return f"{split} split ({len(ids)})"
+    return f"test A and B ({len(ids)})" if any(name.startswith("testB") for name in ids) else f"test A ({len(ids)})"
+
+
+def combined(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, and the standard deviation of F1 where there are several."""
+    groups = table.groupby(["system", "sampling"], sort=False)
+    result = groups[list(MEANS)].mean().assign(parameters=groups["parameters"].first(), seeds=groups.size())
+    result["f1_std"] = groups["f1"].std()
+    return result.reset_index()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _pair(first: float, second: float) -> str:
+    return f"{first:.3f} / {second:.3f}"
+
+
+def cells_of(row: dict[str, Any]) -> dict[str, str]:
+    """A line of the table, by its headings; empty where a number is not defined."""
+    f1 = f" ± {row['f1_std']:.3f}" if row["f1_std"] == row["f1_std"] else ""
+
+    def known(name: str) -> str:
+        return "" if pd.isna(row[name]) else f"{row[name]:.3f}"
+
+    return {
+        "system": row["system"],
+        "sampling": row["sampling"],
+        "F1 / IoU of the mean": _pair(row["f1"], row["iou"]) + f1,
+        "of single draws": _pair(row["single_f1"], row["single_iou"]) if row["draws"] > 1 else "",
+        "PQ": known("pq"),
+        "AUSE": known("ause"),
+        "ECE": known("ece"),
+        "GED": known("ged"),
+        "draws x NFE": f"{row['draws']:.4g} x {row['nfe']:.4g}",
+        "s per image": f"{row['seconds_per_image']:.2f}",
+        "parameters": f"{row['parameters'] / 1e6:.1f} M",
+        "training": _duration(row["training_seconds"]),
+        "seeds": str(row["seeds"]),
+    }
+
+
+def markdown_table(rows: pd.DataFrame) -> list[str]:
+    """Lines of the table; columns that are empty or say nothing are left out."""
+    lines = [cells_of(row) for row in rows.to_dict("records")]
+    columns = [name for name in lines[0] if any(line[name] for line in lines)]
+    if len({line["sampling"] for line in lines}) == 1:
+        columns.remove("sampling")
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return head + ["| " + " | ".join(line[name] for name in columns) + " |" for line in lines]
+
+
+def facts_of(table: pd.DataFrame) -> str:
+    """What a row depends on besides its config."""
+
+    def all_of(column: str) -> str:
+        return ", ".join(sorted(set(table[column].astype(str))))
+
+    return (
+        f"{all_of('scored_on')}; seeds {all_of('seed')}; {all_of('device')}; commit {all_of('commit')}; "
+        f"data {all_of('data_hash')}; config hashes, thresholds and run folders are in the CSV file beside this page."
+    )
+
+
+def write_page(protocol: Protocol, table: pd.DataFrame, words: Sequence[str], output: Path) -> str:
+    """Write the page and its chart; returns the table as text. words: of the command."""
+    rows = combined(table)
+    shown = markdown_table(rows)
+    lines = [f"# {protocol.title}", "", f"`{short_command(words)}`", "", facts_of(table)]
+    lines += ["", *shown, "", LEGEND.strip()]
+    if protocol.notes:
+        lines += ["", *(f"- {note}" for note in protocol.notes)]
+    lines += ["", "Any row again: the same command with `--only` and the name of its system."]
+    chart = output.with_suffix(".png")
+    if rows["sampling"].nunique() > 2:
+        first = rows.drop_duplicates(["system", "nfe"])  # of several ways at one cost
+        f1_over_nfe(first, "system", ("f1", "single_f1"), protocol.title, chart)
+    elif len(rows) > 1:
+        f1_over_seconds(rows, protocol.title, chart)
+    if chart.is_file():
+        lines += ["", f"![F1 and what it costs]({chart.name})"]
+    write_text(output.with_suffix(".md"), "\n".join(lines) + "\n")
+    return "\n".join([*shown, f"table: {output.with_suffix('.md')}"])

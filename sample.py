@@ -19,8 +19,9 @@ from data.preparation import file_hash
 from data.scenes import Scene, scenes_of
 from evaluation.figures import trajectory
 from utils.build import reading_of, sampler_of, threshold_of
-from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
 from utils.comparing import compare
+from utils.config import dump_config, override_config
 from utils.draws import ROUND, Drawer, drawer_of, image_tensor, standard_error_of, whole_draws, whole_moments
 from utils.errors import UsageError
 from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
@@ -37,10 +38,11 @@ from utils.results import (
     start_result,
     write_image,
 )
-from utils.runs import choose_device, device_name, environment, newest_run, write_json
+from utils.runs import choose_device, device_name, environment, new_folder, newest_run, write_json, write_text
 from utils.schema import Config, SamplingConfig
 from utils.segmenter import Segmenter
 from utils.summaries import finish
+from utils.weights import read_header
 
 log = logging.getLogger("sample")
 
@@ -106,6 +108,15 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
     trajectory(frames, threshold_of(config), path)
 
 
+def run_of_weights(config: Config, resume: bool) -> Path:
+    """A run folder for samples of weights that were trained elsewhere."""
+    if resume:
+        return newest_run(config.name)
+    run = new_folder(Path("runs") / config.name)
+    write_text(run / "config.yaml", dump_config(config))
+    return run
+
+
 def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
     """What results depend on besides the config of the run."""
     members = [file_hash(other) for other in member_checkpoints(config.sampling, path)]
@@ -118,13 +129,13 @@ def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
     }
 
 
-def generate(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
+def generate(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     """Pairs, or images for the test masks, of a joint model."""
     requests = (pair_requests if args.generate == "pairs" else image_requests)(config, args.count)
     drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set
     settings = {**settings_of(config, path, "test"), "generate": args.generate, "count": args.count}
-    folder = open_folder(run, settings, args.resume, "generated")
+    folder = open_folder(run or run_of_weights(config, args.resume), settings, args.resume, "generated")
     with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
         for made in write_samples(drawer, requests, config, folder):
             bar.update(made)
@@ -147,12 +158,13 @@ def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]
     }
 
 
-def sample(config: Config, run: Path, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
+def sample(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     root = Path(config.data.root)
     scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
+    run = run or run_of_weights(config, args.resume)
     folder = open_folder(run, settings_of(config, path, args.split), args.resume)
     log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
     bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
@@ -179,9 +191,10 @@ def sample(config: Config, run: Path, path: Path, device: torch.device, args: An
 
 def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> None:
     """--input and --output."""
-    if not args.output:
-        raise UsageError("--input needs --output, the folder for its results")
-    inputs, output = inputs_of(Path(args.input)), Path(args.output)
+    if args.resume and not args.output:
+        raise UsageError("--resume with --input needs --output, the folder of the results to go on with")
+    inputs = inputs_of(Path(args.input))
+    output = Path(args.output) if args.output else new_folder(Path("predictions"))
     config = segmenter.config
     settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
     open_output(output, settings, args.overwrite, args.resume)
@@ -192,14 +205,43 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> 
     print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
 
 
+def config_of(args: Any) -> Config | None:
+    """That of --config, --weights or --run. Raises UsageError where none is named, or the weights' and another."""
+    if args.weights:
+        for name, unset in (("config", None), ("run", None), ("checkpoint", "best")):
+            if getattr(args, name) != unset:
+                raise UsageError(f"--weights {args.weights}: has a config of its own; leave out --{name}")
+        path = Path(args.weights)
+        header = read_header(path)
+        log.info("%s: %s", path, header.licence)
+        return shown(override_config(header.config, path, args.overrides), args)
+    if args.config is None:
+        if args.run is None:
+            raise UsageError("--config, --run or --weights is needed")
+        args.config = str(Path(args.run) / "config.yaml")
+    return read_config(args)
+
+
+def place_of(args: Any, config: Config) -> tuple[Path | None, Path]:
+    """The run folder, none for --weights, and the checkpoint."""
+    if args.weights:
+        return None, Path(args.weights)
+    run = Path(args.run) if args.run else newest_run(config.name)
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
+    return run, checkpoint_path(run, args.checkpoint)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Draw segmentations of the test images and score them.", config_needed=False)
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--weights", metavar="FILE", help="weights with their config (weights/) instead of a run")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
     parser.add_argument("--input", metavar="PATH", help="predict on a picture, or a folder of them, instead")
-    parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go")
+    parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go; default: "
+                        "predictions/<time>")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace results in --output")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="put sampled runs side by side instead")
     parser.add_argument("--generate", choices=("pairs", "images"), help="with model.kind: joint, instead of "
@@ -212,24 +254,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         print(compare(args.compare, Path("runs/comparisons")))
         return
-    if args.config is None:
-        if args.run is None:
-            raise UsageError("--config or --run is needed")
-        args.config = str(Path(args.run) / "config.yaml")
-    config = read_config(args)
+    log_to_console(args.quiet)
+    config = config_of(args)
     if config is None:
         return
     if args.generate:
         check_generation(config, args.count)
     elif args.count is not None:
         raise UsageError(f"--count {args.count}: goes with --generate")
-    log_to_console(args.quiet)
     stop = StopFlag()
     device = choose_device(args.device)
-    run = Path(args.run) if args.run else newest_run(config.name)
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
-    path = checkpoint_path(run, args.checkpoint)
+    run, path = place_of(args, config)
     if args.input:
         predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
     else:

@@ -3,7 +3,8 @@
     python -m bench.speed --config cfg/quickstart.yaml
 
 Each way is timed in turn, several rounds, so that a noisy neighbour hits all alike; the median of the per-round ratios
-is reported. Random images and untrained weights: the arithmetic is that of a trained network.
+is reported, and the share that its convolutions and products reach of the rate of a large matrix product of the same
+type, measured in the same rounds. Random images and untrained weights: the arithmetic is that of a trained network.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.denoiser import Denoiser
 from sde.samplers import heun
@@ -27,6 +30,8 @@ from utils.results import peak_memory_mib
 from utils.runs import choose_device, device_name
 from utils.schema import Config
 
+MATRIX = {"cuda": 8192, "mps": 4096, "cpu": 1536}  # side of the product whose rate is the measure
+
 
 @dataclass(frozen=True)
 class Way:
@@ -36,6 +41,11 @@ class Way:
     channels_last: bool
     bfloat16: bool
     cached: bool = True
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bfloat16 else torch.float32
 
 
 class Uncached(Denoiser):
@@ -57,6 +67,9 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
     if not way.cached:
         model.__class__ = Uncached
     placed(model, device, way.channels_last)
+    if way.compiled:
+        model.encoder.compile()
+        model.network.compile()
     sampler = partial(heun, steps=5) if config.sampling.steps > 20 else sampler_of(config.sampling)
     return Drawer(
         model, sampler, 0, max_batch_of(config.sampling, device), 1.0, device, way.channels_last, way.bfloat16
@@ -74,6 +87,19 @@ def train_once(drawer: Drawer, images: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def matrix_product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    """A product of two square matrices that are large for the device."""
+    a, b = torch.randn(2, MATRIX[device.type], MATRIX[device.type]).to(device, dtype)
+    return lambda: a @ b
+
+
+def operations(action: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products of an action."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return int(counter.get_total_flops())
+
+
 def timed(action: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -85,25 +111,48 @@ def timed(action: Callable[[], object], device: torch.device) -> float:
 
 
 def compare(
-    actions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
+    actions: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Any, tuple[float, float]]:
     """Seconds (median) and speed relative to the first action (median of the rounds' ratios) of each."""
     for action in actions.values():
         action()  # warm up
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    seconds: dict[Any, list[float]] = {key: [] for key in actions}
     for _ in range(rounds):
-        for name, action in actions.items():
-            seconds[name].append(timed(action, device))
+        for key, action in actions.items():
+            seconds[key].append(timed(action, device))
     plain = seconds[next(iter(actions))]
     return {
-        name: (statistics.median(own), statistics.median(p / s for p, s in zip(plain, own, strict=True)))
-        for name, own in seconds.items()
+        key: (statistics.median(own), statistics.median(p / s for p, s in zip(plain, own, strict=True)))
+        for key, own in seconds.items()
     }
 
 
-def report(title: str, unit: str, count: int, results: Mapping[str, tuple[float, float]]) -> None:
-    for name, (seconds, ratio) in results.items():
-        print(f"{title:9} {name:32} {count / seconds:9.2f} {unit:9} {ratio:6.2f} x")
+def measure(
+    title: str, unit: str, count: int, actions: Mapping[Way, Callable[[], object]], rounds: int, device: torch.device
+) -> None:
+    """Time actions that do `count` units of work each, and print a line for each."""
+    products = {dtype: matrix_product(dtype, device) for dtype in {way.dtype: None for way in actions}}
+    # What is compiled does the same work, but cannot be counted.
+    work = {way.cached: operations(action) for way, action in actions.items() if not way.compiled}
+    results = compare({**actions, **products}, rounds, device)
+    for way in actions:
+        (seconds, ratio), (product, _) = results[way], results[way.dtype]
+        rate = 2 * MATRIX[device.type] ** 3 / product
+        share = work[way.cached] / seconds / rate
+        print(f"{title:9} {way.name:42} {count / seconds:9.2f} {unit:9} {ratio:6.2f} x {share:7.1%} of "
+              f"{rate / 1e12:.3g} TFLOP/s", flush=True)  # fmt: skip
+
+
+def ways_of(compiled: bool) -> list[Way]:
+    """From the plain way on, a change at a time."""
+    ways = [
+        Way("plain", channels_last=False, bfloat16=False, cached=False),
+        Way("cached features", channels_last=False, bfloat16=False),
+        Way("cached, channels_last", channels_last=True, bfloat16=False),
+        Way("cached, channels_last, bfloat16", channels_last=True, bfloat16=True),
+    ]
+    fast = [replace(way, name=f"{way.name}, compiled", compiled=True) for way in ways[2:]]
+    return ways + (fast if compiled else [])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; default: 5")
     parser.add_argument("--size", type=int, default=64, help="height and width; default: 64")
     parser.add_argument("--draws", type=int, default=8, help="draws of the one image; default: 8")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args(argv)
     config = read_config(args)
     if config is None:
@@ -120,24 +170,19 @@ def main(argv: list[str] | None = None) -> None:
             f"model.kind: {config.model.kind} has no image encoder, whose cached features this bench is about"
         )
     device = choose_device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # products as convolutions
     channels = 3 if config.data.color == "rgb" else 1
     shape = (config.training.batch, channels, args.size, args.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ways = [
-        Way("plain", channels_last=False, bfloat16=False, cached=False),
-        Way("cached features", channels_last=False, bfloat16=False),
-        Way("cached, channels_last", channels_last=True, bfloat16=False),
-        Way("cached, channels_last, bfloat16", channels_last=True, bfloat16=True),
-    ]
-    drawers = {way.name: drawer_for(way, config, device) for way in ways}
+    drawers = {way: drawer_for(way, config, device) for way in ways_of(args.compile)}
     print(f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds")
     sampling = {
-        name: partial(lambda d: list(d(images[:1], ["image"], args.draws)), drawer) for name, drawer in drawers.items()
+        way: partial(lambda d: list(d(images[:1], ["image"], args.draws)), drawer) for way, drawer in drawers.items()
     }
-    report("sampling", "draws/s", args.draws, compare(sampling, args.rounds, device))
+    measure("sampling", "draws/s", args.draws, sampling, args.rounds, device)
     # Caching plays no part in a training step.
-    training = {name: partial(train_once, drawers[name], images) for name in list(drawers)[1:]}
-    report("training", "images/s", len(images), compare(training, args.rounds, device))
+    training = {way: partial(train_once, drawers[way], images) for way in drawers if way.cached}
+    measure("training", "images/s", len(images), training, args.rounds, device)
     print(f"peak memory {peak_memory_mib(device):.0f} MiB")
 
 

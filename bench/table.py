@@ -205,12 +205,12 @@ def fill(jobs: Sequence[Job], rows: list[dict[str, Any]], split: str, path: Path
 
 
 def chosen(jobs: Sequence[Job], names: Sequence[str], protocol: Protocol) -> list[Job]:
-    """Those of the systems of --only. Raises UsageError for others."""
+    """Those of the systems of --only, in its order. Raises UsageError for others."""
     known = [system.name for system in protocol.systems]
     for name in names:
         if name not in known:
             raise UsageError(f"--only {name}: no such system; {', '.join(known)}")
-    return [job for job in jobs if not names or job.system in names]
+    return [job for name in names or known for job in jobs if job.system == name]
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,13 +19,20 @@ from models.unet import ImageEncoder
 from tests.conftest import ROOT, Workspace
 from utils.cli import run_command
 from utils.config import dump_config, load_config
+from utils.weights import read_header
 
 
 def test_speed_prints_ratios_of_every_way(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     speed.main(["--config", "config.yaml", "--device", "cpu", "--rounds", "1", "--size", "16", "--draws", "2"])
-    ratios = [float(x) for x in re.findall(r"([\d.]+) x$", capsys.readouterr().out, re.MULTILINE)]
-    assert len(ratios) == 7
-    assert all(ratio > 0 for ratio in ratios)
+    found = re.findall(r"([\d.]+) x +([\d.]+)% of ([\d.e-]+) TFLOP/s$", capsys.readouterr().out, re.MULTILINE)
+    assert len(found) == 7
+    assert all(float(number) > 0 for line in found for number in line)
+
+
+def test_operations_are_those_of_convolutions_and_products() -> None:
+    layer, matrix = torch.nn.Conv2d(3, 4, 3, padding=1), torch.ones(5, 5)
+    assert speed.operations(lambda: layer(torch.zeros(2, 3, 8, 8))) == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
+    assert speed.operations(lambda: matrix @ matrix) == 2 * 5**3
 
 
 def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +170,36 @@ def test_every_system_of_the_protocols_is_a_valid_config(
     monkeypatch.chdir(ROOT)
     jobs = list(jobs_of(read_protocol(name), ["data.raw=here"], small))
     assert len({dump_config(job.resolved()) for job in jobs}) == len(jobs) == count
+
+
+@pytest.mark.slow
+def test_the_gpu_script_goes_on_and_leaves_weights(tmp_path: Path) -> None:
+    for name in ("bench", "cfg", "data", "evaluation", "models", "sde", "utils"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("main.py", "sample.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    tiny = [
+        "training.steps=2",
+        "sampling.steps=2",
+        "data.phantom.size=32",
+        "data.phantom.train=4",
+        "data.phantom.test=2",
+    ]
+    options = [word for change in tiny for word in ("--set", change)]
+    speed_options = "--size 16 --draws 1 --rounds 1 --set model.channels=8 --set training.batch=2"
+    settings = {"PYTHON": sys.executable, "SPEED": speed_options, "OMP_NUM_THREADS": "1"}
+
+    def call(seconds: str) -> str:
+        command = ["bash", "bench/gpu.sh", "out", seconds, "--small", *options]
+        result = subprocess.run(command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr + (tmp_path / "out/log.txt").read_text()
+        return result.stdout
+
+    assert call("1").splitlines()[-1] == "0 of 13 rows; time is up, the same command goes on"
+    assert call("400").splitlines()[-1] == "table: out/glas128.md"
+    systems = pd.read_csv(tmp_path / "out/glas128.csv")["system"]
+    assert set(systems) == {"VP recommended", "VP direct mean", "U-Net", "regression", "VE paper"}
+    assert read_header(tmp_path / "out/glas.safetensors").config["name"] == "glas"
 
 
 @pytest.mark.slow

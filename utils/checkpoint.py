@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
+from utils.weights import SUFFIX, read_weights
 
 FORMAT = 1
 
@@ -71,6 +72,8 @@ def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    if path.suffix == SUFFIX:
+        return read_weights(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

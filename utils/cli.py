@@ -40,7 +40,7 @@ class StopFlag:
 def common_parser(description: str, *, config_needed: bool = True) -> argparse.ArgumentParser:
     """A parser with the options all commands share."""
     parser = argparse.ArgumentParser(description=description)
-    note = "" if config_needed else "; default: that of --run"
+    note = "" if config_needed else "; default: that of --run or --weights"
     parser.add_argument("--config", required=config_needed, metavar="YAML", help=f"the experiment{note}")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key"
@@ -53,7 +53,11 @@ def common_parser(description: str, *, config_needed: bool = True) -> argparse.A
 
 def read_config(args: argparse.Namespace) -> Config | None:
     """The config of the arguments; None after --print-config has shown it."""
-    config = load_config(args.config, args.overrides)
+    return shown(load_config(args.config, args.overrides), args)
+
+
+def shown(config: Config, args: argparse.Namespace) -> Config | None:
+    """The config; None after --print-config has shown it."""
     if args.print_config:
         print(dump_config(config), end="")
         return None

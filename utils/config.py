@@ -138,7 +138,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with one line that names file, key, value and what is allowed.
     """
     path = Path(path)
-    tree, origins = _load_chain(path)
+    return _overridden(*_load_chain(path), path, overrides)
+
+
+def override_config(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Config:
+    """A config that is kept in the file `path`, with overrides; otherwise as `load_config`."""
+    return _overridden(tree, {}, path, overrides)
+
+
+def _overridden(
+    tree: dict[str, Any], origins: dict[tuple[str, ...], str], path: Path, overrides: Sequence[str]
+) -> Config:
     for override in overrides:
         tree = _apply_override(tree, origins, override)
     return parse_config(tree, path, origins)

@@ -37,11 +37,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a small file as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: object) -> None:

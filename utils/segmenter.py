@@ -20,7 +20,7 @@ from data.stain import Stain
 from evaluation.ensemble import classify
 from evaluation.instances import DrawObjects, ObjectRecord
 from utils.build import prepare_options_of, sampler_of, threshold_of
-from utils.config import load_config
+from utils.config import load_config, override_config
 from utils.draws import Drawer, drawer_of
 from utils.errors import CheckpointError, UsageError
 from utils.loading import checkpoint_path, loaded
@@ -28,6 +28,7 @@ from utils.results import objects_of
 from utils.runs import choose_device
 from utils.schema import Config
 from utils.tiled import Band, TiledDrawer, Watch, tiled_of
+from utils.weights import read_header
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,13 @@ class Segmenter:
             raise UsageError(f"{run}: not a run folder (no config.yaml)")
         config = load_config(run / "config.yaml", list(overrides))
         return cls.from_checkpoint(config, checkpoint_path(run, checkpoint), choose_device(device))
+
+    @classmethod
+    def from_weights(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Segmenter:
+        """Of a file of weights (`utils.weights`), which has its config with it; otherwise as `from_run`."""
+        path = Path(path)
+        config = override_config(read_header(path).config, path, overrides)
+        return cls.from_checkpoint(config, path, choose_device(device))
 
     @classmethod
     def from_checkpoint(cls, config: Config, path: Path, device: torch.device) -> Segmenter:

@@ -1,0 +1,80 @@
+"""Weights to give away: averaged weights only, as safetensors, with what is needed to use them in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from utils.errors import CheckpointError
+
+SUFFIX = ".safetensors"
+FORMAT = "generative-segmentation-sdf 1"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says besides the weights.
+
+    config: the resolved config, as a mapping. images: size and stains of the training images. licence: of data and
+    weights, one line. commit, step: what they were trained with, and how long.
+    """
+
+    config: dict[str, Any]
+    images: dict[str, Any]
+    licence: str
+    commit: str
+    step: int
+
+
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and convolutions in float16; vectors and numbers, which are few, as they are."""
+    return {name: w.half() if w.ndim > 1 and w.is_floating_point() else w for name, w in weights.items()}
+
+
+def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
+    """The file."""
+    texts = {
+        "format": FORMAT,
+        "config": json.dumps(header.config),
+        "images": json.dumps(header.images),
+        "licence": header.licence,
+        "commit": header.commit,
+        "step": str(header.step),
+    }
+    return save({name: w.contiguous() for name, w in weights.items()}, texts)
+
+
+def read_header(path: Path) -> Header:
+    """Raises CheckpointError for files that are absent, damaged or of another program."""
+    return _read(path)[0]
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """As a checkpoint of a training: config, ema (float32) and images. Raises CheckpointError, see `read_header`."""
+    header, weights = _read(path)
+    return {"config": header.config, "ema": weights, "images": header.images, "step": header.step}
+
+
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights")
+    try:
+        with safe_open(path, "pt") as file:
+            texts = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
+    if texts.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
+    header = Header(
+        json.loads(texts["config"]), json.loads(texts["images"]), texts["licence"], texts["commit"], int(texts["step"])
+    )
+    return header, {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}

@@ -194,6 +194,8 @@ def find_suspicions(config: Config, facts: Facts) -> list[Suspicion]:
               for s in FOLDERS if (root / f"{s}.csv").is_file()}  # fmt: skip
     leaks = inspection.leaking_groups(tables, "patient")
     found = inspection.suspicions(facts.table, config.data.classes or ())
+    if config.data.representation == "sdf":
+        found += inspection.shallow_objects(facts.table, config.data.truncation)
     return [Suspicion("patients in two splits", leaks, grave=True), *found] if leaks else found
 
 

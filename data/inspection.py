@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import label
+from scipy.ndimage import label, minimum
 
 from data.dataset import Patch
 
 SDF_BINS = np.linspace(-1, 1, 41)
 GREY_BINS = np.linspace(0, 256, 65)
+SHALLOW = 0.5  # depth of a usual object below which the background outweighs it
 OUTLIER = 4.0  # how many times larger or smaller than the median a picture has to be to stand out
 
 
@@ -50,6 +51,14 @@ def _touches_all_borders(mask: np.ndarray) -> bool:
     return bool(set.intersection(*(set(edge.tolist()) for edge in edges)) - {0})
 
 
+def object_depth(patch: Patch) -> float:
+    """How deep the SDF is in the middle of an object, in units of the truncation: the median of its connected
+    objects, 1 where it is truncated; NaN without objects."""
+    sdf = patch.sdf.min(axis=(0, 1))
+    components, count = label(sdf <= 0)
+    return float(np.median(-minimum(sdf, components, range(1, count + 1)))) if count else float("nan")
+
+
 def describe(patch: Patch, split: str) -> dict[str, object]:
     """The row of one patch."""
     mask, image = patch.mask, patch.image
@@ -64,6 +73,7 @@ def describe(patch: Patch, split: str) -> dict[str, object]:
         "spread": float(image.std()),
         "empty": not any(m.any() for m in patch.raters or (mask,)),
         "framed": _touches_all_borders(mask),
+        "depth": object_depth(patch),
         "agreement": _agreement(patch.raters),
         "silent_raters": sum(not rater.any() for rater in patch.raters),
         "classes": ",".join(str(k) for k in np.unique(patch.labels[mask])),
@@ -138,6 +148,18 @@ def suspicions(table: pd.DataFrame, classes: Sequence[int] = ()) -> list[Suspici
     counts = Counter(table["split"])
     found.append(Suspicion("splits without images", [s for s in ("train", "val", "test") if not counts[s]]))
     return sorted((s for s in found if s.where), key=lambda s: not s.grave)
+
+
+def shallow_objects(table: pd.DataFrame, truncation: float) -> list[Suspicion]:
+    """Whether the truncation, in pixels, is far larger than the objects of the training patches."""
+    training = table[table["split"] == "train"] if len(table) else table
+    depth = training["depth"].median() if len(training) else float("nan")
+    if not depth < SHALLOW:
+        return []
+    pixels = depth * truncation
+    advice = f"{pixels:.1f} pixels deep in the middle; try data.truncation: {max(2, round(pixels))}"
+    return [Suspicion(f"objects too small for data.truncation: {truncation:g}, so that the background outweighs them",
+                      [advice])]  # fmt: skip
 
 
 def leaking_groups(tables: dict[str, pd.DataFrame], column: str) -> list[str]:

@@ -71,6 +71,25 @@ def test_everything_suspicious_is_found() -> None:
     assert {s.what for s in inspection.suspicions(pd.DataFrame())} == {"no images at all"}
 
 
+@pytest.mark.parametrize(("truncation", "depth"), [(1.0, 1.0), (3.0, 2 / 3), (5.0, 0.4), (10.0, 0.2)])
+def test_a_truncation_too_large_for_the_objects(truncation: float, depth: float) -> None:
+    mask = square()  # five pixels high, the middle two pixels from its border pixels
+    mask[11:16, 1:6] = True
+    one = patch("train/a", mask)[1]
+    scaled = Patch("a", "a", "a", one.image, signed_distance(mask, truncation)[None, None], one.labels)
+    assert inspection.object_depth(scaled) == pytest.approx(depth)
+    facts = inspection.collect([("train", scaled)])
+    suspicions = inspection.shallow_objects(facts.table, truncation)
+    assert bool(suspicions) == (depth < 0.5)
+    if suspicions:
+        assert suspicions[0].where == ["2.0 pixels deep in the middle; try data.truncation: 2"]
+    assert inspection.shallow_objects(pd.DataFrame(), truncation) == []
+
+
+def test_no_object_has_no_depth() -> None:
+    assert np.isnan(inspection.object_depth(patch("train/none", np.zeros((8, 8), bool))[1]))
+
+
 def test_histograms_are_shares() -> None:
     facts = inspection.collect(GOOD)
     assert facts.sdf.sum() == pytest.approx(1)

@@ -29,6 +29,7 @@ from utils.build import (
     check_crop,
     denoiser_of,
     placed,
+    prepared_root,
     reading_of,
     representation_of,
     use_bfloat16,
@@ -50,7 +51,7 @@ log = logging.getLogger("main")
 
 def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
     """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    data, root, reading = config.data, Path(config.data.root), reading_of(config.data)
+    data, root, reading = config.data, prepared_root(config.data), reading_of(config.data)
     training = load_split(root, "train", reading)
     if (root / "val.csv").is_file():
         return training, load_split(root, "val", reading, may_be_empty=True)

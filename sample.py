@@ -18,7 +18,7 @@ from data.dataset import Patch, load_split
 from data.preparation import file_hash
 from data.scenes import Scene, scenes_of
 from evaluation.figures import trajectory
-from utils.build import reading_of, sampler_of, threshold_of
+from utils.build import prepared_root, reading_of, sampler_of, threshold_of
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
 from utils.comparing import compare
 from utils.config import dump_config, override_config
@@ -159,7 +159,7 @@ def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]
 
 
 def sample(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
-    root = Path(config.data.root)
+    root = prepared_root(config.data)
     scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))

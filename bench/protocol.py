@@ -122,11 +122,13 @@ def read_protocol(name: str) -> Protocol:
 def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[Job]:
     """Every system with every seed and way to sample."""
     stem = f"{protocol.name}{'_small' if small else ''}"
-    shared = (*protocol.set, *(protocol.small if small else []), *extra)
+    last = (*(protocol.small if small else []), *extra)
 
     def training(system: System, seed: int) -> Training:
         name = f"{stem}-{system.name.replace(' ', '_').replace('+', 'plus')}-{seed}"
-        return Training(system.config or protocol.config, (*shared, *system.set, f"name={name}", f"seed={seed}"))
+        return Training(
+            system.config or protocol.config, (*protocol.set, *system.set, *last, f"name={name}", f"seed={seed}")
+        )
 
     for seed in protocol.seeds:
         for system in protocol.systems:

@@ -9,7 +9,7 @@ from pathlib import Path
 from data.dataset import load_split
 from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
-from utils.build import reading_of
+from utils.build import prepared_root, reading_of
 from utils.cli import common_parser, read_config
 from utils.errors import UsageError
 from utils.loading import checkpoint_path, load_denoiser
@@ -49,6 +49,8 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
         raise UsageError(f"--run {run}: no such folder")
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
-    scenes = scenes_of(load_split(Path(config.data.root), args.split, reading_of(config.data)))[: args.images or None]
+    scenes = scenes_of(load_split(prepared_root(config.data), args.split, reading_of(config.data)))[
+        : args.images or None
+    ]
     denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
     return Trained(config, run, denoiser, scenes)

@@ -27,6 +27,7 @@ from data.splits import cut_split
 from data.stain import Stain, StainError, central_stain, fit_stain
 
 FORMAT = 2  # raise when the prepared files change for the same options
+BAKED = ("size", "truncation", "stain", "stretch", "patch", "test_patch", "classes")  # options that files depend on
 CANDIDATES = 9  # training images among which the most typical stain is looked for
 
 
@@ -208,6 +209,24 @@ def _save_tables(
     description |= {"counts": result.images, "patches": result.patches, "notes": result.notes, "tables": hashes}
     (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
     return result
+
+
+def check_prepared(root: Path, options: PrepareOptions) -> None:
+    """Raises DataError if root was prepared here with other options than a config's that decide what its files mean.
+
+    Folders that were not prepared by this program are taken as they are.
+    """
+    path = root / "dataset.json"
+    if options.source == "prepared" or not path.is_file():
+        return
+    before = json.loads(path.read_text()).get("options", {})
+    now = json.loads(json.dumps(asdict(options)))
+    for key in BAKED:
+        if key in before and before[key] != now[key]:
+            raise DataError(
+                f"{root}: prepared with data.{key}: {before[key]}, the config says {now[key]}; prepare it again with "
+                "this config, or give the config a data.root of its own"
+            )
 
 
 def prepare(

@@ -359,8 +359,9 @@ PROTOCOL = ROOT / "bench" / "protocols" / "glas128.yaml"
 def test_the_systems_of_the_protocol_share_their_data(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     configs = [job.resolved() for job in jobs_of(read_protocol("glas128"), [], small)]
-    shared = [(config.data.root, config.data.size, config.data.rotations, config.data.split_seed) for config in configs]
-    assert len(set(shared)) == 1
+    data = [config.data for config in configs]
+    assert len({(d.size, d.color, d.stain, d.rotations, d.validation_fraction, d.split_seed) for d in data}) == 1
+    assert len({(d.root, d.truncation) for d in data}) == len({d.root for d in data}) == (1 if small else 2)
 
 
 @pytest.mark.slow

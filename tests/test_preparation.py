@@ -225,3 +225,18 @@ def test_a_stopped_preparation_leaves_nothing(workspace: Workspace, number: sign
     assert process.returncode == code
     assert "Traceback" not in err
     assert sorted(path.name for path in workspace.path.iterdir()) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("data.truncation=5", "data.truncation: 6.0, the config says 5.0"), ("data.stretch=true", "data.stretch: False")],
+)
+def test_data_prepared_otherwise_are_not_trained_on(workspace: Workspace, change: str, said: str) -> None:
+    assert workspace("prepare").code == 0
+    for command in ("main", "sample"):
+        if command == "sample":
+            assert workspace("main").code == 0
+        assert said in workspace.fails(command, "--set", change)
+    assert len(list((workspace.path / "runs" / "tiny").iterdir())) == 1
+    (workspace.path / "prepared" / "dataset.json").unlink()  # then nobody can tell
+    assert workspace("main", "--set", change).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from data.augment import Augmentation
 from data.dataset import Reading
+from data.preparation import check_prepared
 from data.processing import PrepareOptions
 from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
@@ -155,6 +157,12 @@ def prepare_options_of(data: DataConfig, source_options: str = "") -> PrepareOpt
         crop=data.crop,
         classes=data.classes,
     )
+
+
+def prepared_root(data: DataConfig) -> Path:
+    """data.root. Raises DataError if it was prepared with other options."""
+    check_prepared(Path(data.root), prepare_options_of(data))
+    return Path(data.root)
 
 
 def augmentation_of(data: DataConfig) -> Augmentation:

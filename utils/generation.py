@@ -21,7 +21,7 @@ from data.dataset import load_split, read_split
 from evaluation.contact_sheet import contact_sheet
 from evaluation.ensemble import classify
 from models.joint import JointDenoiser
-from utils.build import reading_of, representation_of, threshold_of
+from utils.build import prepared_root, reading_of, representation_of, threshold_of
 from utils.draws import Drawer
 from utils.errors import UsageError
 from utils.runs import write_json, write_text
@@ -64,7 +64,7 @@ def pair_requests(config: Config, count: int | None) -> list[Request]:
 
 def image_requests(config: Config, count: int | None) -> list[Request]:
     """An image for each test mask, and further ones for as many as `count` goes round; of several raters, in turn."""
-    patches = load_split(Path(config.data.root), "test", reading_of(config.data))
+    patches = load_split(prepared_root(config.data), "test", reading_of(config.data))
     requests = []
     for i in range(count or len(patches)):
         patch, draw = patches[i % len(patches)], i // len(patches)

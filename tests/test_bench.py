@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import ensembles, large, moments, nfe, speed, table
+from bench import ensembles, large, moments, nfe, speed, table, table_page
 from bench.protocol import jobs_of, read_protocol
 from models.unet import ImageEncoder
 from tests.conftest import ROOT, Workspace
@@ -144,6 +144,55 @@ def test_table_trains_scores_and_goes_on(workspace: Workspace, monkeypatch: pyte
     rows.to_csv("out/two.csv", index=False)
     assert run_command(lambda: table.main(arguments)) == 0
     assert (pd.read_csv("out/two.csv")["f1"] == 0.5).all()
+
+
+def test_a_page_says_which_test_images_there_were() -> None:
+    assert table_page.images_of("glas", "test", ["testA_1", "testA_2"]) == "test A (2)"
+    assert table_page.images_of("glas", "test", ["testA_1", "testB_2"]) == "test A and B (2)"
+    assert table_page.images_of("glas", "val", ["train_1"]) == "val split (1)"
+    assert table_page.images_of("phantom", "test", ["a", "b"]) == "test split (2)"
+
+
+def test_a_page_names_no_folder_of_one_machine() -> None:
+    words = ["--protocol", "glas64", "--set", "data.raw=/home/me/GlaS", "--set", "training.steps=3"]
+    command = table_page.short_command(words)
+    assert command == "python -m bench.table --protocol glas64 --set data.raw=... --set training.steps=3"
+
+
+def test_a_table_of_several_seeds_has_means_and_spread() -> None:
+    row = {"system": "a", "sampling": "x", "iou": 0.5, "single_f1": 0.4, "single_iou": 0.3, "pq": 0.2, "ause": 0.1,
+           "ece": 0.1, "ged": None, "draws": 4, "nfe": 5, "seconds_per_image": 1.0, "training_seconds": 6000.0,
+           "parameters": 1_600_000}  # fmt: skip
+    rows = pd.DataFrame([{**row, "seed": seed, "f1": f1} for seed, f1 in enumerate((0.7, 0.8, 0.9))])
+    one = {**row, "system": "b", "seed": 0, "f1": 0.6, "draws": 1, "ause": None, "ece": None}
+    lines = table_page.markdown_table(table_page.combined(pd.concat([rows, pd.DataFrame([one])])))
+    assert lines[0].startswith("| system | F1 / IoU of the mean | of single draws | PQ | AUSE | ECE | draws x NFE |")
+    assert (
+        lines[2]
+        == "| a | 0.800 / 0.500 ± 0.100 | 0.400 / 0.300 | 0.200 | 0.100 | 0.100 | 4 x 5 | 1.00 | 1.6 M | 1.7 h | 3 |"
+    )
+    assert lines[3] == "| b | 0.600 / 0.500 |  | 0.200 |  |  | 1 x 5 | 1.00 | 1.6 M | 1.7 h | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("network: nobody", "network: nobody is none of VE"),
+        ("members: 3", "members: needs network"),
+        ("network: VE, config: x.yaml", "network: has a config of its own"),
+    ],
+)
+def test_a_protocol_whose_ensembles_have_no_networks(workspace: Workspace, change: str, message: str) -> None:
+    systems = f"systems:\n  - {{name: VE}}\n  - {{name: both, {change}}}\nsamplings:\n  - {{name: own}}\n"
+    (workspace.path / "bad.yaml").write_text(f"name: bad\ntitle: Bad\nconfig: config.yaml\n{systems}")
+    workspace.capture.readouterr()
+    assert run_command(lambda: table.main(["--protocol", "bad.yaml"])) == 2
+    assert message in workspace.capture.readouterr().err
+
+
+def test_only_takes_systems_of_the_protocol(workspace: Workspace) -> None:
+    assert run_command(lambda: table.main(["--protocol", "glas64", "--only", "U-net"])) == 2
+    assert "--only U-net: no such system; U-Net, U-Net++" in workspace.capture.readouterr().err
 
 
 @pytest.mark.parametrize(

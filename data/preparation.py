@@ -180,7 +180,7 @@ def _write_all(records: Sequence[Record], root: Path, options: PrepareOptions, w
         except DataError as error:
             problem = str(error)
         job = partial(write_image, root=root, options=options, target=target)
-        results = pool.map(job, records, chunksize=max(1, min(16, len(records) // (8 * workers))))
+        results = pool.map(job, records, chunksize=max(1, min(4, len(records) // (8 * workers))))
         written = list(tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet or not records))
     if problem:
         written.append(Written(problem=problem))

@@ -50,14 +50,14 @@ def test_weights_score_as_the_run_they_come_from(trained: Workspace) -> None:
     assert half.stat().st_size < 0.7 * full.stat().st_size
     assert trained("sample", *config).code == 0
     for path in (full, half):
-        assert sampled(trained, "--weights", str(path), *config, "--set", "data.root=prepared").code == 0
+        assert sampled(trained, "--weights", str(path), *config).code == 0
     own, same, near = (summary_of(name) for name in ("tiny", "full", "half"))
     assert same["mmse"] == own["mmse"]
     assert same["single"] == own["single"]
     assert near["mmse"]["f1"] == pytest.approx(own["mmse"]["f1"], abs=0.02)
     (folder,) = Path("runs/full").glob("*/samples/*")
     shutil.rmtree(folder / "phantom_0010")
-    assert sampled(trained, "--weights", str(full), *config, "--set", "data.root=prepared", "--resume").code == 0
+    assert sampled(trained, "--weights", str(full), *config, "--resume").code == 0
     assert (folder / "phantom_0010" / "mmse.npy").is_file()
 
 
@@ -79,15 +79,24 @@ def test_weights_predict_where_there_is_nothing_else(trained: Workspace, tmp_pat
 
 def test_the_header_has_no_folder_of_one_machine(trained: Workspace) -> None:
     header = read_header(exported(trained))
-    assert header.config["data"]["root"] == "prepared/given"
+    assert header.config["data"]["root"] == "prepared"
     assert header.config["data"]["raw"] is None
     assert header.config["name"] == "given"
     assert header.licence == "made up, free to use"
     assert header.step in (3, 6)
     glas = {**header.config, "data": {**header.config["data"], "source": "glas", "raw": "/home/me/GlaS",
-                                      "stain_target": "/home/me/one.png"}}  # fmt: skip
-    data = export.portable(glas, "other", Path("x"))["data"]
-    assert (data["raw"], data["root"], data["stain_target"]) == ("raw/glas", "prepared/other", "one.png")
+                                      "root": "/home/me/x", "stain_target": "/home/me/one.png"}}  # fmt: skip
+    data = export.portable(glas, "other", Path("x")).data
+    assert (data.raw, data.root, data.stain_target) == ("raw/glas", "prepared/other", "one.png")
+
+
+def test_weights_may_be_sampled_otherwise_than_the_run(trained: Workspace) -> None:
+    path = exported(trained, "--set", "sampling.draws=2", "--set", "sampling.steps=3")
+    assert read_header(path).config["sampling"] | {"draws": 2, "steps": 3} == read_header(path).config["sampling"]
+    words = ["--run", str(trained.run_folder()), "--output", "x.safetensors", "--licence", "free"]
+    assert run_command(lambda: export.main([*words, "--set", "model.channels=4"])) == 2
+    assert "the training is done" in trained.capture.readouterr().err
+    assert not Path("x.safetensors").exists()
 
 
 def test_half_precision_keeps_what_is_not_a_matrix() -> None:
@@ -144,6 +153,7 @@ def test_weights_go_alone(trained: Workspace, more: list[str]) -> None:
 
 def test_scoring_without_the_data_leaves_no_run(trained: Workspace) -> None:
     path = exported(trained)
+    shutil.rmtree("prepared")
     assert sampled(trained, "--weights", str(path)).code == 2
     assert not Path("runs/given").exists()
 

@@ -5,26 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
-from utils.config import parse_config
+from utils.config import override_config
 from utils.errors import UsageError
 from utils.loading import checkpoint_path
 from utils.runs import write_bytes
+from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, weights_bytes
 
+FREE = ("sampling.", "evaluation.")  # sections that may change after the training
 
-def portable(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """The config without the folders of one machine, under the name of the weights; checked as any config."""
-    source = config["data"]["source"]
-    folders = {"raw": None if source in ("phantom", "prepared") else f"raw/{source}", "root": f"prepared/{name}"}
-    target = config["data"]["stain_target"]
-    folders["stain_target"] = Path(target).name if target else None
-    changed = {**config, "name": name, "data": {**config["data"], **folders}}
-    return parse_config(changed, path).model_dump(mode="json")
+
+def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config under the name of the weights, without folders of one machine, with other keys for sampling.
+
+    Raises ConfigError for keys that do not exist, UsageError for those of the training.
+    """
+    for override in overrides:
+        if not override.startswith(FREE):
+            raise UsageError(f"--set {override}: the training is done; only {' and '.join(FREE)} keys may change")
+    data, source = dict(config["data"]), config["data"]["source"]
+    for key, usual in (("raw", f"raw/{source}"), ("root", f"prepared/{name}")):
+        if data[key] is not None and Path(data[key]).is_absolute():
+            data[key] = usual
+    if data["stain_target"] is not None:
+        data["stain_target"] = Path(data["stain_target"]).name
+    return override_config({**config, "name": name, "data": data}, path, overrides)
 
 
 def commit_of(run: Path) -> str:
@@ -42,15 +53,16 @@ def main(argv: list[str] | None = None) -> None:
         "--licence", required=True, metavar="TEXT", help="of the data, and what it means for the weights"
     )
     parser.add_argument("--full", action="store_true", help="float32 instead of half precision")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="another way to sample than the run's")  # fmt: skip
     args = parser.parse_args(argv)
     run, output = Path(args.run), Path(args.output)
     if output.suffix != SUFFIX:
         raise UsageError(f"--output {output}: must end in {SUFFIX}")
     path = checkpoint_path(run, args.checkpoint)
     state = load_checkpoint(path, needs=("config", "ema", "images", "step"))
-    header = Header(
-        portable(state["config"], output.stem, path), state["images"], args.licence, commit_of(run), state["step"]
-    )
+    config = portable(state["config"], output.stem, path, args.overrides).model_dump(mode="json")
+    header = Header(config, state["images"], args.licence, commit_of(run), state["step"])
     content = weights_bytes(state["ema"] if args.full else halved(state["ema"]), header)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, content)

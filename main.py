@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, place
 from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
-from data.preparation import stain_target_of
+from data.preparation import data_hash, stain_target_of
 from models.baselines import Baseline
 from models.denoiser import Denoiser
 from models.joint import JointDenoiser
@@ -51,7 +51,7 @@ log = logging.getLogger("main")
 
 def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
     """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    data, root, reading = config.data, prepared_root(config.data), reading_of(config.data)
+    data, root, reading = config.data, prepared_root(config.data, training=True), reading_of(config.data)
     training = load_split(root, "train", reading)
     if (root / "val.csv").is_file():
         return training, load_split(root, "val", reading, may_be_empty=True)
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         run = new_folder(Path("runs") / config.name)
     (run / "checkpoints").mkdir(exist_ok=True)
     write_text(run / "config.yaml", dump_config(config))
-    write_json(run / "environment.json", environment(device))
+    write_json(run / "environment.json", {**environment(device), "data": data_hash(Path(config.data.root), "train")})
     log_to_file(run)
     count = sum(p.numel() for p in state.model.parameters())
     log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),

@@ -26,7 +26,6 @@ from utils.draws import ROUND, Drawer, drawer_of, image_tensor, standard_error_o
 from utils.errors import UsageError
 from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from utils.loading import checkpoint_path, load_denoiser
-from utils.members import member_checkpoints
 from utils.predicting import inputs_of, open_output, predict
 from utils.results import (
     ImageResult,
@@ -35,6 +34,7 @@ from utils.results import (
     open_folder,
     peak_memory_mib,
     set_moments,
+    settings_of,
     start_result,
     write_image,
 )
@@ -109,24 +109,13 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
 
 
 def run_of_weights(config: Config, resume: bool) -> Path:
-    """A run folder for samples of weights that were trained elsewhere."""
+    """A run folder for samples of weights that were trained elsewhere, apart from those of trainings."""
+    root = Path("runs/weights")
     if resume:
-        return newest_run(config.name)
-    run = new_folder(Path("runs") / config.name)
+        return newest_run(config.name, root)
+    run = new_folder(root / config.name)
     write_text(run / "config.yaml", dump_config(config))
     return run
-
-
-def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
-    """What results depend on besides the config of the run."""
-    members = [file_hash(other) for other in member_checkpoints(config.sampling, path)]
-    return {
-        "checkpoint": file_hash(path),
-        **({"members": members} if members else {}),
-        f"{split} data": file_hash(Path(config.data.root) / f"{split}.csv"),
-        "sampling": config.sampling.model_dump(mode="json"),
-        "seed": config.seed,
-    }
 
 
 def generate(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:

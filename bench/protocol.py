@@ -122,6 +122,9 @@ def read_protocol(name: str) -> Protocol:
 def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[Job]:
     """Every system with every seed and way to sample."""
     stem = f"{protocol.name}{'_small' if small else ''}"
+    for override in extra:
+        if override.split("=")[0].strip() in ("name", "seed"):
+            raise UsageError(f"--set {override}: the protocol decides on name and seed")
     last = (*(protocol.small if small else []), *extra)
 
     def training(system: System, seed: int) -> Training:
@@ -140,4 +143,4 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
             source = protocol.trained(system)
             others = [training(source, seed + MEMBER_SEEDS * k) for k in range(1, system.members)]
             for way in ways:
-                yield Job(system.name, seed, way.name, training(source, seed), tuple(way.set), tuple(others))
+                yield Job(system.name, seed, way.name, training(source, seed), (*way.set, *last), tuple(others))

@@ -79,7 +79,7 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
 def train_once(drawer: Drawer, images: torch.Tensor) -> None:
     """Forward and backward of one batch."""
     device, model = drawer.device, drawer.denoiser
-    z = torch.randn(len(images), 1, *images.shape[-2:], device=device)
+    z = torch.randn(len(images), model.mask_channels, *images.shape[-2:], device=device)
     t = torch.rand(len(images), device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
         features = model.encode(network_image(images.to(device), drawer.channels_last))
@@ -169,6 +169,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(
             f"model.kind: {config.model.kind} has no image encoder, whose cached features this bench is about"
         )
+    if min(args.rounds, args.size, args.draws) < 1:
+        raise UsageError("--rounds, --size and --draws must be at least 1")
     device = choose_device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # products as convolutions
     channels = 3 if config.data.color == "rgb" else 1

@@ -12,31 +12,44 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pandas as pd
 
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
 from bench.table_page import images_of, write_page
-from data.preparation import file_hash
+from data.preparation import data_hash
 from utils.build import denoiser_of
 from utils.cli import run_command
 from utils.config import dump_config
-from utils.errors import UsageError
+from utils.errors import Stopped, UsageError
+from utils.results import settings_of
 from utils.runs import by_time, newest_run, write_text
 from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 60  # seconds that a command has to save after it was told to stop
+GRACE = 120  # seconds that a command has to save after it was told to stop
 
 
 class TimeUp(Exception):
     """--seconds are over; what was begun is saved."""
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask a command once to save and end, and wait; end it where it takes longer than GRACE."""
+    process.terminate()
+    try:
+        process.communicate(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 class Commands:
@@ -58,16 +71,19 @@ class Commands:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeUp
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        # In a session of its own: a signal from the terminal reaches it once, through `stop`.
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        )
         try:
             _, errors = process.communicate(timeout=None if left == float("inf") else left)
         except subprocess.TimeoutExpired:
-            process.terminate()
-            process.communicate(timeout=GRACE)
-            raise TimeUp from None
+            stop(process)
+            if process.returncode != 0:
+                raise TimeUp from None
+            return
         except BaseException:
-            process.terminate()
-            process.wait(GRACE)
+            stop(process)
             raise
         if process.returncode:
             last = (errors.strip().splitlines() or ["no message"])[-1]
@@ -81,23 +97,24 @@ def training_seconds(run: Path, batch: int) -> float:
     return float((steps * batch / table["images_per_second"]).sum())
 
 
+def is_same(run: Path, config: Config) -> bool:
+    """Whether a run is of this config, on the data that are there now."""
+    if (run / "config.yaml").read_text() != dump_config(config):
+        return False
+    data = json.loads((run / "environment.json").read_text()).get("data")
+    return data in (None, data_hash(Path(config.data.root), "train"))
+
+
 def trained_run(training: Training, call: Commands) -> Path:
     """The finished run of a training: of before, gone on with, or made now."""
     config = training.resolved()
-    runs = sorted((path.parent for path in Path("runs", config.name).glob("*/config.yaml")), key=by_time)
-    same = [run for run in runs if (run / "config.yaml").read_text() == dump_config(config)]
+    runs = sorted((path.parent for path in Path("runs", config.name).glob("*/environment.json")), key=by_time)
+    same = [run for run in runs if is_same(run, config)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
     begun = bool(same) and (same[-1] / "checkpoints" / "last.pt").is_file()
     call([str(ROOT / "main.py")], training, *(["--resume", str(same[-1])] if begun else []))
     return same[-1] if begun else newest_run(config.name)
-
-
-def data_hash(config: Config, split: str) -> str:
-    """Of the preparation, which lists the hashes of all raw files and tables; of the table where there is none."""
-    root = Path(config.data.root)
-    listed = root / "dataset.json"
-    return file_hash(listed if listed.is_file() else root / f"{split}.csv")[:12]
 
 
 def key_of(job: Job, split: str) -> dict[str, Any]:
@@ -109,27 +126,28 @@ def key_of(job: Job, split: str) -> dict[str, Any]:
         "seed": job.seed,
         "config_hash": hashlib.sha256(dump_config(config).encode()).hexdigest()[:12],
     }
-    return key | ({"data_hash": data_hash(config, split)} if Path(config.data.root).is_dir() else {})
-
-
-def newest_samples(run: Path) -> Path | None:
-    return max(run.glob("samples/*/"), key=by_time, default=None)
+    return key | (
+        {"data_hash": data_hash(Path(config.data.root), split)[:12]} if Path(config.data.root).is_dir() else {}
+    )
 
 
 def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, call: Commands) -> Path:
-    """The samples of a run, gone on with if the newest were interrupted."""
-    keys = job.sampled(members)
-    begun = newest_samples(run)
-    resume = False
-    if begun is not None and not (begun / "summary.json").is_file():
-        settings = json.loads((begun / "settings.json").read_text())
-        wanted = job.training.resolved(keys).sampling.model_dump(mode="json") | {"animate": False}
-        resume = settings["sampling"] == wanted and f"{split} data" in settings
-    options = ["--run", str(run), "--split", split, *(["--resume"] if resume else [])]
-    call([str(ROOT / "sample.py")], job.training, *options, keys=[*keys, "sampling.animate=false"])
-    folder = newest_samples(run)
-    assert folder is not None
-    return folder
+    """The samples of a run: of before, gone on with, or made now."""
+    keys = (*job.sampled(members), "sampling.animate=false")
+    config = job.training.resolved(keys)
+    settings = json.loads(json.dumps(settings_of(config, run / "checkpoints" / "best.pt", split)))
+
+    def folders() -> list[Path]:
+        return sorted((path.parent for path in run.glob("samples/*/settings.json")), key=by_time)
+
+    before = folders()
+    same = [folder for folder in before if json.loads((folder / "settings.json").read_text()) == settings]
+    for folder in same:
+        if (folder / "summary.json").is_file():
+            return folder
+    resume = ["--resume"] if same and same[-1] == before[-1] else []
+    call([str(ROOT / "sample.py")], job.training, "--run", str(run), "--split", split, *resume, keys=keys)
+    return folders()[-1]
 
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +194,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Of an OUTPUT.csv; none where it is absent."""
     if not path.is_file():
         return []
-    texts = dict.fromkeys(("config_hash", "data_hash", "commit"), str)  # a hash may look like a number
+    texts = dict.fromkeys(("system", "sampling", "config_hash", "data_hash", "commit"), str)  # may look like numbers
     return pd.read_csv(path, dtype=texts).to_dict("records")  # type: ignore[arg-type, return-value]
 
 
@@ -192,10 +210,10 @@ def known_rows(jobs: Sequence[Job], rows: Sequence[dict[str, Any]], split: str) 
 def fill(jobs: Sequence[Job], rows: list[dict[str, Any]], split: str, path: Path, call: Commands) -> None:
     """Add the rows of `jobs` that are missing, to `rows` and to the CSV file, one by one. Raises TimeUp."""
     for job in jobs:
-        if not Path(job.resolved().data.root).is_dir():
-            call(["-m", "data.prepare"], job.training)
         row = next(iter(known_rows([job], rows, split)), None)
         if row is None:
+            if not Path(job.resolved().data.root).is_dir():
+                call(["-m", "data.prepare"], job.training)
             row = row_of(job, split, call)
             rows.append(row)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,26 +245,32 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    signal.signal(signal.SIGTERM, _raise_stopped)
     protocol = read_protocol(args.protocol)
     split = args.split or protocol.split
     output = Path(args.output or f"docs/results/{protocol.name}{'_small' if args.small else ''}")
     path = output.with_suffix(".csv")
     rows = read_rows(path)
     jobs = list(jobs_of(protocol, args.overrides, args.small))
+    wanted = chosen(jobs, args.only, protocol)
     unfinished = False
     try:
-        fill(chosen(jobs, args.only, protocol), rows, split, path, Commands(args.seconds))
+        fill(wanted, rows, split, path, Commands(args.seconds))
     except TimeUp:
         unfinished = True
     current = known_rows(jobs, rows, split)
     if current:
-        write_text(path, pd.DataFrame(current).to_csv(index=False))
+        write_text(path, pd.DataFrame(rows if args.only else current).to_csv(index=False))
         words = sys.argv[1:] if argv is None else argv
         print(write_page(protocol, pd.DataFrame(current), words, output))
     if unfinished:
-        print(f"{len(current)} of {len(jobs)} rows; time is up, the same command goes on")
+        print(f"{len(known_rows(wanted, rows, split))} of {len(wanted)} rows; time is up, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ other work shared; training time is that of the optimiser's steps."""
 
 
 def short_command(words: Sequence[str]) -> str:
-    """The command without the folders of one machine."""
-    return re.sub(r"data\.(raw|root)=\S+", r"data.\1=...", " ".join(["python -m bench.table", *words]))
+    """The command without --output and without the folders of one machine."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != "--output" and not word.startswith("--output="):
+            kept.append(re.sub(r"(^|=)[/~].*", r"\1...", word))
+        skip = word == "--output"
+    return f"python -m bench.table {shlex.join(kept)}"
 
 
 def images_of(source: str, split: str, ids: Sequence[str]) -> str:

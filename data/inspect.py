@@ -26,7 +26,7 @@ from data.inspection import GREY_BINS, SDF_BINS, Facts, Suspicion
 from data.prepare import list_archive
 from data.processing import FOLDERS
 from evaluation import figures
-from utils.build import augmentation_of, reading_of
+from utils.build import augmentation_of, prepared_root, reading_of
 from utils.cli import common_parser, read_config, run_command
 from utils.config import dump_config
 from utils.runs import write_text
@@ -38,7 +38,7 @@ SHOWN = 160  # pixels of a picture on the page
 
 def all_patches(config: Config) -> Iterator[tuple[str, Patch]]:
     """(split, patch) of every row of every CSV file that is there."""
-    root = Path(config.data.root)
+    root = prepared_root(config.data, training=True)
     found = [split for split in FOLDERS if (root / f"{split}.csv").is_file()]
     if not found:
         raise DataError(f"data.root: no CSV files in {root}; run `python -m data.prepare` with this config first")

@@ -154,10 +154,11 @@ def shallow_objects(table: pd.DataFrame, truncation: float) -> list[Suspicion]:
     """Whether the truncation, in pixels, is far larger than the objects of the training patches."""
     training = table[table["split"] == "train"] if len(table) else table
     depth = training["depth"].median() if len(training) else float("nan")
-    if not depth < SHALLOW:
-        return []
     pixels = depth * truncation
-    advice = f"{pixels:.1f} pixels deep in the middle; try data.truncation: {max(2, round(pixels))}"
+    better = max(2, round(pixels)) if pixels == pixels else truncation
+    if depth >= SHALLOW or better >= truncation:
+        return []
+    advice = f"{pixels:.1f} pixels deep in the middle; try data.truncation: {better}"
     return [Suspicion(f"objects too small for data.truncation: {truncation:g}, so that the background outweighs them",
                       [advice])]  # fmt: skip
 

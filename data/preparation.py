@@ -27,7 +27,8 @@ from data.splits import cut_split
 from data.stain import Stain, StainError, central_stain, fit_stain
 
 FORMAT = 2  # raise when the prepared files change for the same options
-BAKED = ("size", "truncation", "stain", "stretch", "patch", "test_patch", "classes")  # options that files depend on
+BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "crop", "classes")
+TRAINING = ("patch",)  # options that only training patches depend on
 CANDIDATES = 9  # training images among which the most typical stain is looked for
 
 
@@ -211,22 +212,38 @@ def _save_tables(
     return result
 
 
-def check_prepared(root: Path, options: PrepareOptions) -> None:
+def _written_options(root: Path) -> dict[str, object]:
+    """The options that root was prepared with here; empty for folders that were not."""
+    try:
+        options = json.loads((root / "dataset.json").read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def check_prepared(root: Path, options: PrepareOptions, *, training: bool) -> None:
     """Raises DataError if root was prepared here with other options than a config's that decide what its files mean.
 
-    Folders that were not prepared by this program are taken as they are.
+    training: whether the training patches matter too. Folders that were not prepared by this program are taken as they
+    are.
     """
-    path = root / "dataset.json"
-    if options.source == "prepared" or not path.is_file():
+    if options.source == "prepared":
         return
-    before = json.loads(path.read_text()).get("options", {})
-    now = json.loads(json.dumps(asdict(options)))
-    for key in BAKED:
+    before, now = _written_options(root), json.loads(json.dumps(asdict(options)))
+    if before.get("color") == "rgb":
+        del before["color"]  # grey is made of it as it is read
+    for key in (*BAKED, *(TRAINING if training else ())):
         if key in before and before[key] != now[key]:
             raise DataError(
                 f"{root}: prepared with data.{key}: {before[key]}, the config says {now[key]}; prepare it again with "
                 "this config, or give the config a data.root of its own"
             )
+
+
+def data_hash(root: Path, split: str) -> str:
+    """SHA-256 of dataset.json, which lists the hashes of all raw files and tables; of the table where there is none."""
+    listed = root / "dataset.json"
+    return file_hash(listed if listed.is_file() else root / f"{split}.csv")
 
 
 def prepare(

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +20,10 @@ from bench import ensembles, large, moments, nfe, speed, table, table_page
 from bench.protocol import jobs_of, read_protocol
 from models.unet import ImageEncoder
 from tests.conftest import ROOT, Workspace
+from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.config import dump_config, load_config
+from utils.errors import UsageError
 from utils.weights import read_header
 
 
@@ -140,10 +145,55 @@ def test_table_trains_scores_and_goes_on(workspace: Workspace, monkeypatch: pyte
     text = (workspace.path / "out/two.md").read_text()
     assert "| regression | one evaluation |" in text
     assert (workspace.path / "out/two.png").is_file()
-    rows["f1"] = 0.5  # what is there already is not computed again
+    rows["f1"] = 0.5  # what is there already is not computed again, and needs no data
     rows.to_csv("out/two.csv", index=False)
+    shutil.rmtree("prepared")
     assert run_command(lambda: table.main(arguments)) == 0
     assert (pd.read_csv("out/two.csv")["f1"] == 0.5).all()
+    assert run_command(lambda: table.main([*arguments[:4], "--only", "VE", "--seconds", "0"])) == 0
+    assert len(pd.read_csv("out/two.csv")) == 3  # rows of other settings stay
+
+
+@pytest.mark.slow
+def test_a_table_goes_on_after_an_interruption(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = PROTOCOL.replace("[training.steps=2]", "[training.steps=400, training.validate_every=400]")
+    (workspace.path / "two.yaml").write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, "-m", "bench.table", "--protocol", "two.yaml", "--output", "two", "--small", "--only",
+               "regression"]  # fmt: skip
+    process = subprocess.Popen([*command, "--seconds", "500"])
+    folder = Path("runs/two_small-regression-0")
+    deadline = time.monotonic() + 90
+    while not list(folder.glob("*/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    (run,) = folder.iterdir()
+    assert 0 < load_checkpoint(run / "checkpoints" / "last.pt")["step"] < 400
+    assert subprocess.run(command).returncode == 0
+    (row,) = pd.read_csv("two.csv").to_dict("records")
+    assert row["folder"].startswith(str(run))
+    assert row["steps"] == 400
+    shutil.copytree(Path(row["folder"]), run / "samples" / "20990101-000000")  # a later one that was broken off
+    (run / "samples" / "20990101-000000" / "summary.json").unlink()
+    Path("two.csv").unlink()
+    assert subprocess.run(command).returncode == 0
+    assert pd.read_csv("two.csv")["folder"].tolist() == [row["folder"]]
+
+
+def test_names_that_look_like_numbers_are_known_again(tmp_path: Path) -> None:
+    rows = [{"system": "3", "sampling": "010", "config_hash": "12e4", "data_hash": "0012", "commit": "7", "f1": 0.5}]
+    pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    assert table.read_rows(tmp_path / "a.csv") == rows
+
+
+def test_a_protocol_decides_on_names_and_seeds() -> None:
+    with pytest.raises(UsageError, match="--set seed=3: the protocol decides"):
+        list(jobs_of(read_protocol("glas64"), ["seed=3"], small=False))
+    jobs = list(jobs_of(read_protocol("glas64"), ["data.raw=x", "sampling.draws=3"], small=False))
+    draws = {job.system: job.resolved().sampling.draws for job in jobs}
+    assert (draws["DDPM"], draws["regression MC dropout"]) == (3, 3)
 
 
 def test_a_page_says_which_test_images_there_were() -> None:
@@ -154,9 +204,18 @@ def test_a_page_says_which_test_images_there_were() -> None:
 
 
 def test_a_page_names_no_folder_of_one_machine() -> None:
-    words = ["--protocol", "glas64", "--set", "data.raw=/home/me/GlaS", "--set", "training.steps=3"]
+    words = [
+        "--output",
+        "/home/me/out",
+        "--protocol",
+        "glas64",
+        "--set",
+        "data.raw=/home/me/My GlaS",
+        "--only",
+        "VE paper",
+    ]
     command = table_page.short_command(words)
-    assert command == "python -m bench.table --protocol glas64 --set data.raw=... --set training.steps=3"
+    assert command == "python -m bench.table --protocol glas64 --set data.raw=... --only 'VE paper'"
 
 
 def test_a_table_of_several_seeds_has_means_and_spread() -> None:
@@ -244,11 +303,15 @@ def test_the_gpu_script_goes_on_and_leaves_weights(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr + (tmp_path / "out/log.txt").read_text()
         return result.stdout
 
-    assert call("1").splitlines()[-1] == "0 of 13 rows; time is up, the same command goes on"
+    assert call("1").splitlines()[-1] == "0 of 5 rows; time is up, the same command goes on"
     assert call("400").splitlines()[-1] == "table: out/glas128.md"
     systems = pd.read_csv(tmp_path / "out/glas128.csv")["system"]
     assert set(systems) == {"VP recommended", "VP direct mean", "U-Net", "regression", "VE paper"}
     assert read_header(tmp_path / "out/glas.safetensors").config["name"] == "glas"
+    (tmp_path / "out/speed.txt").unlink()
+    settings["SPEED"] = "--no-such-option"  # a bench that fails is said, and stops nothing
+    assert "unrecognized arguments: --no-such-option" in call("400")
+    assert not (tmp_path / "out/speed.txt").exists()
 
 
 @pytest.mark.slow

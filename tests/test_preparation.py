@@ -238,5 +238,22 @@ def test_data_prepared_otherwise_are_not_trained_on(workspace: Workspace, change
             assert workspace("main").code == 0
         assert said in workspace.fails(command, "--set", change)
     assert len(list((workspace.path / "runs" / "tiny").iterdir())) == 1
-    (workspace.path / "prepared" / "dataset.json").unlink()  # then nobody can tell
-    assert workspace("main", "--set", change).code == 0
+    for content in ("{", "[]", '{"options": null}', '{"name": "of another program"}'):  # then nobody can tell
+        (workspace.path / "prepared" / "dataset.json").write_text(content)
+        assert workspace("main", "--set", change, "--set", "training.steps=1").code == 0
+
+
+def test_colours_are_not_made_of_grey(workspace: Workspace) -> None:
+    assert workspace("prepare").code == 0
+    assert "data.color: grey, the config says rgb" in workspace.fails("main", "--set", "data.color=rgb")
+    assert workspace("prepare", "--set", "data.color=rgb").code == 0
+    assert workspace("main", "--set", "training.steps=1").code == 0
+
+
+def test_other_patches_matter_to_training_only(workspace: Workspace) -> None:
+    cut = ["--set", "data.patch=[24, 24]", "--set", "training.steps=1"]
+    assert workspace("prepare", *cut).code == 0
+    assert workspace("main", *cut).code == 0
+    assert workspace("prepare").code == 0
+    assert "data.patch: None" in workspace.fails("main", *cut)
+    assert workspace("sample", *cut, "--set", "sampling.draws=1").code == 0

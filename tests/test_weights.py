@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import sample
 from tests.conftest import ROOT, Result, Workspace
 from utils import export
 from utils.cli import run_command
+from utils.errors import UsageError
 from utils.segmenter import Segmenter
 from utils.weights import SUFFIX, Header, halved, read_header, read_weights, weights_bytes
 
@@ -51,11 +53,11 @@ def test_weights_score_as_the_run_they_come_from(trained: Workspace) -> None:
     assert trained("sample", *config).code == 0
     for path in (full, half):
         assert sampled(trained, "--weights", str(path), *config).code == 0
-    own, same, near = (summary_of(name) for name in ("tiny", "full", "half"))
+    own, same, near = (summary_of(name) for name in ("tiny", "weights/full", "weights/half"))
     assert same["mmse"] == own["mmse"]
     assert same["single"] == own["single"]
     assert near["mmse"]["f1"] == pytest.approx(own["mmse"]["f1"], abs=0.02)
-    (folder,) = Path("runs/full").glob("*/samples/*")
+    (folder,) = Path("runs/weights/full").glob("*/samples/*")
     shutil.rmtree(folder / "phantom_0010")
     assert sampled(trained, "--weights", str(full), *config, "--resume").code == 0
     assert (folder / "phantom_0010" / "mmse.npy").is_file()
@@ -110,6 +112,11 @@ def test_half_precision_keeps_what_is_not_a_matrix() -> None:
     assert types == {"a": torch.float16, "b": torch.float32, "c": torch.float32, "n": torch.int64}
 
 
+def test_a_file_of_another_name_is_refused_by_its_name(trained: Workspace) -> None:
+    path = exported(trained).rename("given.bin")
+    assert "weights end in .safetensors" in sampled(trained, "--weights", str(path)).err
+
+
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4).T, "b": torch.tensor(0.5), "n": torch.arange(3)}
     header = Header({"name": "x"}, {"size": [8, 8]}, "free", "abc", 7)
@@ -124,12 +131,23 @@ def _other_tensors(path: Path) -> None:
     save_file({"w": torch.zeros(2)}, path)
 
 
+def _rewrite(path: Path, **changes: str | None) -> None:
+    """The same weights under another header; None leaves a text out."""
+    with safe_open(path, "pt") as file:
+        texts = {**file.metadata(), **changes}
+    save_file(load_file(path), path, {name: text for name, text in texts.items() if text is not None})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or not a safetensors file"),
         (lambda path: path.write_text("hello"), "damaged or not a safetensors file"),
         (_other_tensors, "not weights of this program"),
+        (lambda path: _rewrite(path, images=None), "its header is damaged"),
+        (lambda path: _rewrite(path, config="{"), "its header is damaged"),
+        (lambda path: _rewrite(path, images="null"), "its header is damaged"),
+        (lambda path: _rewrite(path, step="3.5"), "its header is damaged"),
         (lambda path: path.unlink(), "no such file of weights"),
     ],
 )
@@ -155,7 +173,30 @@ def test_scoring_without_the_data_leaves_no_run(trained: Workspace) -> None:
     path = exported(trained)
     shutil.rmtree("prepared")
     assert sampled(trained, "--weights", str(path)).code == 2
-    assert not Path("runs/given").exists()
+    assert not Path("runs/weights").exists()
+
+
+def test_samples_of_weights_hide_no_training(trained: Workspace) -> None:
+    path = exported(trained, name="tiny")
+    assert sampled(trained, "--weights", str(path), "--set", "sampling.draws=1").code == 0
+    assert trained("sample", "--set", "sampling.draws=1").code == 0
+
+
+def test_weights_of_another_truncation_are_refused(trained: Workspace) -> None:
+    path = exported(trained)
+    assert trained("prepare", "--set", "data.truncation=3").code == 0
+    assert "prepared with data.truncation: 3.0" in sampled(trained, "--weights", str(path)).err
+    result = sampled(trained, "--weights", str(path), "--set", "data.truncation=3")
+    assert result.code == 2
+    assert "trained with data.truncation: 6.0; the config says 3.0" in result.err
+
+
+def test_an_ensemble_is_not_one_file(trained: Workspace) -> None:
+    state = torch.load(trained.run_folder() / "checkpoints" / "best.pt", weights_only=True)
+    state["config"]["sampling"] |= {"sampler": "ensemble", "members": ["/home/me/runs/a"]}
+    state["config"]["sde"]["prior_share"] = 1.0
+    with pytest.raises(UsageError, match="an ensemble is not one file"):
+        export.portable(state["config"], "x", Path("x"))
 
 
 def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
@@ -174,6 +215,10 @@ def dots(size: int = 128, light: bool = True) -> tuple[np.ndarray, np.ndarray]:
     level = 1 / (1 + np.exp(distance)) * 120
     image = (25 + level if light else 220 - level) + rng.normal(0, 3, distance.shape)
     return image.clip(0, 255).astype(np.uint8), distance < 0
+
+
+def test_nuclei_and_glands_are_kept() -> None:
+    assert [path.stem for path in KEPT] == ["glas", "nuclei"]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

@@ -159,9 +159,9 @@ def prepare_options_of(data: DataConfig, source_options: str = "") -> PrepareOpt
     )
 
 
-def prepared_root(data: DataConfig) -> Path:
-    """data.root. Raises DataError if it was prepared with other options."""
-    check_prepared(Path(data.root), prepare_options_of(data))
+def prepared_root(data: DataConfig, *, training: bool = False) -> Path:
+    """data.root. Raises DataError if it was prepared with other options; see `check_prepared`."""
+    check_prepared(Path(data.root), prepare_options_of(data), training=training)
     return Path(data.root)
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
-from utils.config import override_config
+from utils.config import override_config, parse_config
 from utils.errors import UsageError
 from utils.loading import checkpoint_path
 from utils.runs import write_bytes
 from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, weights_bytes
 
-FREE = ("sampling.", "evaluation.")  # sections that may change after the training
+FREE = ("sampling.", "evaluation.", "data.raw=", "data.root=")  # what may change after the training
 
 
 def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -28,7 +28,10 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
     """
     for override in overrides:
         if not override.startswith(FREE):
-            raise UsageError(f"--set {override}: the training is done; only {' and '.join(FREE)} keys may change")
+            raise UsageError(f"--set {override}: the training is done; only {', '.join(FREE)} may change")
+    config = parse_config(config, path).model_dump(mode="json")
+    if config["sampling"]["members"]:
+        raise UsageError(f"{path}: sampling.members: an ensemble is not one file; export a run that is sampled alone")
     data, source = dict(config["data"]), config["data"]["source"]
     for key, usual in (("raw", f"raw/{source}"), ("root", f"prepared/{name}")):
         if data[key] is not None and Path(data[key]).is_absolute():
@@ -40,8 +43,10 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
 
 def commit_of(run: Path) -> str:
     """That a run was trained at."""
-    path = run / "environment.json"
-    return str(json.loads(path.read_text())["commit"]) if path.is_file() else "unknown"
+    try:
+        return json.loads((run / "environment.json").read_text()).get("commit") or "unknown"
+    except (OSError, ValueError, AttributeError):
+        return "unknown"
 
 
 def main(argv: list[str] | None = None) -> None:

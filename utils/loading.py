@@ -19,7 +19,7 @@ from utils.schema import Config
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
            "sde.prediction", "sde.prior_share",
-           "data.color", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
+           "data.color", "data.truncation", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
 
 
 def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:

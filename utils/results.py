@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from skimage.measure import label as connected_parts
 
+from data.preparation import file_hash
 from data.scenes import Scene
 from evaluation import figures
 from evaluation.calibration import measure
@@ -30,8 +31,9 @@ from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
 from evaluation.raters import consensus_dice, rater_scores
 from utils.errors import UsageError
+from utils.members import member_checkpoints
 from utils.runs import by_time, new_folder, write_json
-from utils.schema import EvaluationConfig
+from utils.schema import Config, EvaluationConfig
 
 RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control
 
@@ -220,6 +222,18 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
 
 def is_done(folder: Path, key: str) -> bool:
     return (folder / key / "scores.json").is_file()
+
+
+def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
+    """What results depend on besides the config of the run."""
+    members = [file_hash(other) for other in member_checkpoints(config.sampling, path)]
+    return {
+        "checkpoint": file_hash(path),
+        **({"members": members} if members else {}),
+        f"{split} data": file_hash(Path(config.data.root) / f"{split}.csv"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.seed,
+    }
 
 
 def open_folder(run: Path, settings: dict[str, Any], resume: bool, kind: str = "samples") -> Path:

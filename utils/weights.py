@@ -63,7 +63,22 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {"config": header.config, "ema": weights, "images": header.images, "step": header.step}
 
 
+def _header(texts: Mapping[str, str], path: Path) -> Header:
+    if texts.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
+    try:
+        config, images = json.loads(texts["config"]), json.loads(texts["images"])
+        header = Header(config, images, texts["licence"], texts["commit"], int(texts["step"]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
+    if not (isinstance(config, dict) and isinstance(images, dict)):
+        raise CheckpointError(f"{path}: its header is damaged (config and images are mappings)")
+    return header
+
+
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    if path.suffix != SUFFIX:
+        raise CheckpointError(f"{path}: weights end in {SUFFIX}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     try:
@@ -72,9 +87,5 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
-    if texts.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
-    header = Header(
-        json.loads(texts["config"]), json.loads(texts["images"]), texts["licence"], texts["commit"], int(texts["step"])
-    )
-    return header, {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
+    floats = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
+    return _header(texts, path), floats

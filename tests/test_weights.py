@@ -205,7 +205,7 @@ def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
     assert "must end in .safetensors" in trained.capture.readouterr().err
 
 
-def dots(size: int = 128, light: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def dots(*, light: bool, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """A blurred, noisy picture of round nuclei, and their mask."""
     rng, (y, x) = np.random.default_rng(3), np.mgrid[:size, :size]
     distance = np.full((size, size), np.inf)
@@ -232,10 +232,11 @@ def test_kept_weights_are_small_and_have_a_card(path: Path) -> None:
     assert "/" not in str(header.config["data"]["stain_target"])
 
 
-def test_kept_nuclei_weights_find_nuclei() -> None:
+@pytest.mark.parametrize("light", [True, False])
+def test_kept_nuclei_weights_find_nuclei(light: bool) -> None:
     path = ROOT / "weights" / "nuclei.safetensors"
     segmenter = Segmenter.from_weights(path, device="cpu", overrides=["sampling.draws=2", "sampling.steps=3"])
-    image, mask = dots()
+    image, mask = dots(light=light)
     result = segmenter(image)
     both = (result.mask & mask).sum()
     assert 2 * both / (result.mask.sum() + mask.sum()) > 0.85

@@ -139,7 +139,7 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
             if system.network is not None:
                 ways = [Entry(name="its own", set=system.set)]
             elif system.sample_once is not None:
-                ways = [Entry(name="one evaluation", set=system.sample_once)]
+                ways = [Entry(name="its own", set=system.sample_once)]
             source = protocol.trained(system)
             others = [training(source, seed + MEMBER_SEEDS * k) for k in range(1, system.members)]
             for way in ways:

@@ -85,7 +85,7 @@ def markdown_table(rows: pd.DataFrame) -> list[str]:
     """Lines of the table; columns that are empty or say nothing are left out."""
     lines = [cells_of(row) for row in rows.to_dict("records")]
     columns = [name for name in lines[0] if any(line[name] for line in lines)]
-    if len({line["sampling"] for line in lines}) == 1:
+    if len({line["system"] for line in lines}) == len(lines):
         columns.remove("sampling")
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return head + ["| " + " | ".join(line[name] for name in columns) + " |" for line in lines]

@@ -137,13 +137,13 @@ def test_table_trains_scores_and_goes_on(workspace: Workspace, monkeypatch: pyte
     arguments = ["--protocol", "two.yaml", "--output", "out/two", "--small", "--set", "model.channels=4"]
     assert run_command(lambda: table.main(arguments)) == 0
     rows = pd.read_csv("out/two.csv")
-    assert rows["sampling"].tolist() == ["one evaluation", "mean", "heun 5"]
+    assert rows["sampling"].tolist() == ["its own", "mean", "heun 5"]
     assert rows["nfe"].tolist() == [1, 1, 5]
     assert rows["draws"].tolist() == [1, 1, 2]
     assert rows["f1"].between(0, 1).all()
     assert len(rows["folder"].str.split("/samples").str[0].unique()) == 2
     text = (workspace.path / "out/two.md").read_text()
-    assert "| regression | one evaluation |" in text
+    assert "| regression | its own |" in text
     assert (workspace.path / "out/two.png").is_file()
     rows["f1"] = 0.5  # what is there already is not computed again, and needs no data
     rows.to_csv("out/two.csv", index=False)

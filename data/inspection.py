@@ -155,7 +155,7 @@ def shallow_objects(table: pd.DataFrame, truncation: float) -> list[Suspicion]:
     training = table[table["split"] == "train"] if len(table) else table
     depth = training["depth"].median() if len(training) else float("nan")
     pixels = depth * truncation
-    better = max(2, round(pixels)) if pixels == pixels else truncation
+    better = max(2, round(pixels / 3)) if pixels == pixels else truncation  # docs/data.md, "Truncation"
     if depth >= SHALLOW or better >= truncation:
         return []
     advice = f"{pixels:.1f} pixels deep in the middle; try data.truncation: {better}"

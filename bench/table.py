@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     if current:
         write_text(path, pd.DataFrame(rows if args.only else current).to_csv(index=False))
         words = sys.argv[1:] if argv is None else argv
-        print(write_page(protocol, pd.DataFrame(current), words, output))
+        print(write_page(protocol, args.small, pd.DataFrame(current), words, output))
     if unfinished:
         print(f"{len(known_rows(wanted, rows, split))} of {len(wanted)} rows; time is up, the same command goes on")
 

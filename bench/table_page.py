@@ -37,7 +37,7 @@ def short_command(words: Sequence[str]) -> str:
 def images_of(source: str, split: str, ids: Sequence[str]) -> str:
     """How many images of which split: of GlaS, whether test B is among them."""
     if source != "glas" or split != "test":
-        return f"{split} split ({len(ids)})"
+        return f"{source}, {split} split ({len(ids)})"
     return f"test A and B ({len(ids)})" if any(name.startswith("testB") for name in ids) else f"test A ({len(ids)})"
 
 
@@ -103,11 +103,12 @@ def facts_of(table: pd.DataFrame) -> str:
     )
 
 
-def write_page(protocol: Protocol, table: pd.DataFrame, words: Sequence[str], output: Path) -> str:
-    """Write the page and its chart; returns the table as text. words: of the command."""
+def write_page(protocol: Protocol, small: bool, table: pd.DataFrame, words: Sequence[str], output: Path) -> str:
+    """Write the page and its chart; returns the table as text. small: its small form. words: of the command."""
+    title = f"{protocol.title}: the small form, which only shows that all of them run" if small else protocol.title
     rows = combined(table)
     shown = markdown_table(rows)
-    lines = [f"# {protocol.title}", "", f"`{short_command(words)}`", "", facts_of(table)]
+    lines = [f"# {title}", "", f"`{short_command(words)}`", "", facts_of(table)]
     lines += ["", *shown, "", LEGEND.strip()]
     if protocol.notes:
         lines += ["", *(f"- {note}" for note in protocol.notes)]
@@ -115,9 +116,9 @@ def write_page(protocol: Protocol, table: pd.DataFrame, words: Sequence[str], ou
     chart = output.with_suffix(".png")
     if rows["sampling"].nunique() > 2:
         first = rows.drop_duplicates(["system", "nfe"])  # of several ways at one cost
-        f1_over_nfe(first, "system", ("f1", "single_f1"), protocol.title, chart)
+        f1_over_nfe(first, "system", ("f1", "single_f1"), title, chart)
     elif len(rows) > 1:
-        f1_over_seconds(rows, protocol.title, chart)
+        f1_over_seconds(rows, title, chart)
     if chart.is_file():
         lines += ["", f"![F1 and what it costs]({chart.name})"]
     write_text(output.with_suffix(".md"), "\n".join(lines) + "\n")

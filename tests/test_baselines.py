@@ -389,5 +389,6 @@ def test_baselines_and_denoisers_in_one_table(workspace: Workspace, monkeypatch:
     assert len({str(folder).split("/samples")[0] for folder in rows["folder"]}) == 3
     page = (workspace.path / "four.md").read_text()
     assert "| regression ensemble of 5 |" in page
-    assert "test split (2)" in page
+    assert "phantom, test split (2)" in page
+    assert "the small form, which only shows that all of them run" in page
     assert (workspace.path / "four.png").is_file()

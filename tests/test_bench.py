@@ -199,8 +199,8 @@ def test_a_protocol_decides_on_names_and_seeds() -> None:
 def test_a_page_says_which_test_images_there_were() -> None:
     assert table_page.images_of("glas", "test", ["testA_1", "testA_2"]) == "test A (2)"
     assert table_page.images_of("glas", "test", ["testA_1", "testB_2"]) == "test A and B (2)"
-    assert table_page.images_of("glas", "val", ["train_1"]) == "val split (1)"
-    assert table_page.images_of("phantom", "test", ["a", "b"]) == "test split (2)"
+    assert table_page.images_of("glas", "val", ["train_1"]) == "glas, val split (1)"
+    assert table_page.images_of("phantom", "test", ["a", "b"]) == "phantom, test split (2)"
 
 
 def test_a_page_names_no_folder_of_one_machine() -> None:

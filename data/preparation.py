@@ -27,7 +27,7 @@ from data.splits import cut_split
 from data.stain import Stain, StainError, central_stain, fit_stain
 
 FORMAT = 2  # raise when the prepared files change for the same options
-BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "crop", "classes")
+BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "classes")
 TRAINING = ("patch",)  # options that only training patches depend on
 CANDIDATES = 9  # training images among which the most typical stain is looked for
 

@@ -154,7 +154,8 @@ def test_nothing_to_read_and_nowhere_to_write(trained: Workspace, inbox: Path) -
     (trained.path / "nothing").mkdir()
     assert "no pictures" in trained.fails("sample", *run, "--input", "nothing", "--output", "out")
     assert "absent" in trained.fails("sample", *run, "--input", "absent", "--output", "out")
-    assert "--output" in trained.fails("sample", *run, "--input", "inbox")
+    assert "needs --output" in trained.fails("sample", *run, "--input", "inbox", "--resume")
+    assert not (trained.path / "predictions").exists()
     assert "--input" in trained.fails("sample", *run, "--output", "out")
     assert not (trained.path / "out").exists()
     assert predict(trained)()[0] == 0

@@ -187,7 +187,7 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[d
     def layers(key: str) -> ImageLayers:
         return read_layers(output / key, segmenter.open(paths[key]).whole(), draws)
 
-    title = f"{config.name}: {len(shown)} pictures"
+    title = f"{config.name}: {len(shown)} picture{'s' if len(shown) != 1 else ''}"
     write_text(output / "report.html", render_report(title, summary, shown, layers, output, dump_config(config)))
 
 

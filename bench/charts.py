@@ -1,4 +1,4 @@
-"""F1 over evaluations per draw."""
+"""F1 over what it costs."""
 
 from __future__ import annotations
 

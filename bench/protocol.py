@@ -135,11 +135,8 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
 
     for seed in protocol.seeds:
         for system in protocol.systems:
-            ways = protocol.samplings
-            if system.network is not None:
-                ways = [Entry(name="its own", set=system.set)]
-            elif system.sample_once is not None:
-                ways = [Entry(name="its own", set=system.sample_once)]
+            own = system.sample_once if system.network is None else system.set
+            ways = protocol.samplings if own is None else [Entry(name="its own", set=own)]
             source = protocol.trained(system)
             others = [training(source, seed + MEMBER_SEEDS * k) for k in range(1, system.members)]
             for way in ways:

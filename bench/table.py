@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -27,9 +25,9 @@ from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
 from bench.table_page import images_of, write_page
 from data.preparation import data_hash
 from utils.build import denoiser_of
-from utils.cli import run_command
+from utils.cli import run_command, stop_on_sigterm
 from utils.config import dump_config
-from utils.errors import Stopped, UsageError
+from utils.errors import UsageError
 from utils.results import settings_of
 from utils.runs import by_time, newest_run, write_text
 from utils.schema import Config
@@ -126,9 +124,8 @@ def key_of(job: Job, split: str) -> dict[str, Any]:
         "seed": job.seed,
         "config_hash": hashlib.sha256(dump_config(config).encode()).hexdigest()[:12],
     }
-    return key | (
-        {"data_hash": data_hash(Path(config.data.root), split)[:12]} if Path(config.data.root).is_dir() else {}
-    )
+    root = Path(config.data.root)
+    return key | ({"data_hash": data_hash(root, split)[:12]} if root.is_dir() else {})
 
 
 def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, call: Commands) -> Path:
@@ -245,13 +242,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _raise_stopped(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    signal.signal(signal.SIGTERM, _raise_stopped)
+    stop_on_sigterm()
     protocol = read_protocol(args.protocol)
     split = args.split or protocol.split
     output = Path(args.output or f"docs/results/{protocol.name}{'_small' if args.small else ''}")

@@ -49,8 +49,6 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
         raise UsageError(f"--run {run}: no such folder")
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
-    scenes = scenes_of(load_split(prepared_root(config.data), args.split, reading_of(config.data)))[
-        : args.images or None
-    ]
+    scenes = scenes_of(load_split(prepared_root(config.data), args.split, reading_of(config.data)))
     denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
-    return Trained(config, run, denoiser, scenes)
+    return Trained(config, run, denoiser, scenes[: args.images or None])

@@ -154,9 +154,11 @@ def shallow_objects(table: pd.DataFrame, truncation: float) -> list[Suspicion]:
     """Whether the truncation, in pixels, is far larger than the objects of the training patches."""
     training = table[table["split"] == "train"] if len(table) else table
     depth = training["depth"].median() if len(training) else float("nan")
+    if not depth < SHALLOW:  # NaN without objects
+        return []
     pixels = depth * truncation
-    better = max(2, round(pixels / 3)) if pixels == pixels else truncation  # docs/data.md, "Truncation"
-    if depth >= SHALLOW or better >= truncation:
+    better = max(2, round(pixels / 3))  # docs/data.md, "Truncation"
+    if better >= truncation:
         return []
     advice = f"{pixels:.1f} pixels deep in the middle; try data.truncation: {better}"
     return [Suspicion(f"objects too small for data.truncation: {truncation:g}, so that the background outweighs them",

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def _named_files(table: pd.DataFrame) -> Iterator[str]:
 def _current(root: Path, description: dict[str, object]) -> Prepared | None:
     """What root holds, if that is what `description` says, with every file its CSV files name."""
     try:
-        found = json.loads((root / "dataset.json").read_text())
+        found = _described(root)
         if any(found.get(key) != value for key, value in json.loads(json.dumps(description)).items()):
             return None
         for name, digest in found["tables"].items():
@@ -161,12 +162,18 @@ def stain_target(records: Sequence[Record], options: PrepareOptions, pool: Execu
     return record.image_id, stain
 
 
+def _described(root: Path) -> dict[str, Any]:
+    """dataset.json of a prepared folder; empty where there is none, or it is no mapping."""
+    try:
+        content = json.loads((root / "dataset.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def stain_target_of(root: Path) -> dict[str, object] | None:
     """What the preparation wrote of the image all others were normalised to; None where there is nothing."""
-    try:
-        return json.loads((root / "dataset.json").read_text()).get("stain_target")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return _described(root).get("stain_target")
 
 
 def _write_all(records: Sequence[Record], root: Path, options: PrepareOptions, workers: int, quiet: bool) -> tuple[
@@ -212,15 +219,6 @@ def _save_tables(
     return result
 
 
-def _written_options(root: Path) -> dict[str, object]:
-    """The options that root was prepared with here; empty for folders that were not."""
-    try:
-        options = json.loads((root / "dataset.json").read_text())["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return options if isinstance(options, dict) else {}
-
-
 def check_prepared(root: Path, options: PrepareOptions, *, training: bool) -> None:
     """Raises DataError if root was prepared here with other options than a config's that decide what its files mean.
 
@@ -229,7 +227,9 @@ def check_prepared(root: Path, options: PrepareOptions, *, training: bool) -> No
     """
     if options.source == "prepared":
         return
-    before, now = _written_options(root), json.loads(json.dumps(asdict(options)))
+    before, now = _described(root).get("options"), json.loads(json.dumps(asdict(options)))
+    if not isinstance(before, dict):
+        return
     if before.get("color") == "rgb":
         del before["color"]  # grey is made of it as it is read
     for key in (*BAKED, *(TRAINING if training else ())):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 from data.preparation import Prepared, prepare
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive
 from utils.build import prepare_options_of
-from utils.cli import common_parser, log_to_console, read_config, run_command
+from utils.cli import common_parser, log_to_console, read_config, run_command, stop_on_sigterm
 from utils.data_schema import DataConfig
-from utils.errors import Stopped, UsageError
+from utils.errors import UsageError
 
 log = logging.getLogger("prepare")
 
@@ -51,16 +49,12 @@ def _summary(root: str, result: Prepared) -> str:
     return f"{'prepared' if result.written else 'up to date, nothing to do'}: {root} ({images}{cut})"
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = common_parser("Prepare a data set: resize, signed distances, CSV files.").parse_args(argv)
     config = read_config(args)
     if config is None:
         return
-    signal.signal(signal.SIGTERM, _stop)
+    stop_on_sigterm()
     log_to_console(args.quiet)
     data = config.data
     archive, source_options = list_archive(data)

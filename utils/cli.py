@@ -37,6 +37,15 @@ class StopFlag:
             raise Stopped(self.number)
 
 
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def stop_on_sigterm() -> None:
+    """For commands that have nothing to save: SIGTERM raises Stopped at once, as Ctrl-C raises KeyboardInterrupt."""
+    signal.signal(signal.SIGTERM, _raise_stopped)
+
+
 def common_parser(description: str, *, config_needed: bool = True) -> argparse.ArgumentParser:
     """A parser with the options all commands share."""
     parser = argparse.ArgumentParser(description=description)

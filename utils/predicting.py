@@ -179,7 +179,6 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[d
         "threshold": threshold_of(config),
         "seed": config.seed,
         "device": device_name(segmenter.drawer.device),
-        "checkpoint": "",
         "seconds_per_image": float(np.mean([row["seconds"] for row in shown])),
         "peak_memory_mib": peak_memory_mib(segmenter.drawer.device),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,17 @@ def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
 
 def read_header(path: Path) -> Header:
     """Raises CheckpointError for files that are absent, damaged or of another program."""
-    return _read(path)[0]
+    with _opened(path) as file:
+        return _header(file.metadata() or {}, path)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """As a checkpoint of a training: config, ema (float32) and images. Raises CheckpointError, see `read_header`."""
-    header, weights = _read(path)
-    return {"config": header.config, "ema": weights, "images": header.images, "step": header.step}
+    with _opened(path) as file:
+        header = _header(file.metadata() or {}, path)
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    floats = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
+    return {"config": header.config, "ema": floats, "images": header.images, "step": header.step}
 
 
 def _header(texts: Mapping[str, str], path: Path) -> Header:
@@ -76,16 +81,14 @@ def _header(texts: Mapping[str, str], path: Path) -> Header:
     return header
 
 
-def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: weights end in {SUFFIX}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     try:
         with safe_open(path, "pt") as file:
-            texts = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
-    floats = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
-    return _header(texts, path), floats

@@ -16,35 +16,21 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data.batches import Batches, place
-from data.dataset import Patch, hold_out, image_array, load_split, same_size, sdf_array
-from data.preparation import data_hash, stain_target_of
-from models.baselines import Baseline
+from data.augment import augmentation_of
+from data.batches import Batches, place, representation_of
+from data.dataset import Patch, hold_out, image_array, load_split, reading_of, same_size, sdf_array
+from data.preparation import data_hash, prepared_root, stain_target_of
+from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
-from models.joint import JointDenoiser
-from sde.loss import denoising_loss, perturbed, sample_times, second_moment_loss
-from utils.baselines import baseline_losses
-from utils.build import (
-    augmentation_of,
-    check_crop,
-    denoiser_of,
-    placed,
-    prepared_root,
-    reading_of,
-    representation_of,
-    use_bfloat16,
-    weighting_of,
-)
+from training.losses import loss_of, rms_of_images
+from training.recorder import Recorder
+from training.state import TrainingState, checked_resume, save_state
+from training.validation import validate
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
-from utils.draws import network_image
 from utils.errors import UsageError
-from utils.joint import joint_losses, rms_of_images
-from utils.recorder import Recorder
 from utils.runs import choose_device, environment, log_to_file, new_folder, write_json, write_text
 from utils.schema import Config
-from utils.training import TrainingState, checked_resume, save_state
-from utils.validation import validate
 
 log = logging.getLogger("main")
 
@@ -80,29 +66,6 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     )
     images = {"size": list(config.data.crop or size), "stain_target": stain_target_of(Path(config.data.root))}
     return TrainingState(model, config.training, batches, config.seed, images)
-
-
-def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:
-    """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
-    `baseline_losses` for other kinds of models."""
-    if isinstance(model, JointDenoiser):
-        return joint_losses(model, images, m, state, config)
-    if isinstance(model, Baseline):
-        return baseline_losses(model, images, m, config)
-    copies, device = config.training.noises, m.device
-    m = m.repeat_interleave(copies, dim=0)
-    t = sample_times(len(m), model.process, state.times, config.sde.prior_share)
-    eps = torch.randn(m.shape, generator=state.noise, device=device)
-    t = t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.training.precision, device)):
-        # Several noise levels share the features of an image.
-        features = model.encode(network_image(images, config.training.channels_last))
-        features = [f.repeat_interleave(copies, dim=0) for f in features]
-        mean, variance = model.moments(perturbed(model.process, m, t, eps), t, features)
-    losses = denoising_loss(mean, model.process, m, t, weighting_of(config.sde), model.sigma_data)
-    if variance is not None:
-        losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
-    return losses, t
 
 
 def training_step(state: TrainingState, config: Config, patches: list[Patch], run: Path) -> dict[str, Tensor]:
@@ -187,6 +150,13 @@ def main(argv: list[str] | None = None) -> None:
         train(config, run, state, training, validation, stop, args.quiet)
     stop.raise_if_set()
     print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
+
+
+def check_crop(size: tuple[int, int], config: Config) -> None:
+    """Raises UsageError if the prepared images (height, width) are smaller than the crops to train on."""
+    crop = config.data.crop
+    if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+        raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
 
 
 if __name__ == "__main__":

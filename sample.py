@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +13,58 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Patch, load_split
-from data.preparation import file_hash
+from data.dataset import Patch, load_split, reading_of
+from data.preparation import prepared_root
 from data.scenes import Scene, scenes_of
-from evaluation.figures import trajectory
-from utils.build import prepared_root, reading_of, sampler_of, threshold_of
-from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
-from utils.comparing import compare
-from utils.config import dump_config, override_config
-from utils.draws import ROUND, Drawer, drawer_of, image_tensor, standard_error_of, whole_draws, whole_moments
-from utils.errors import UsageError
-from utils.generation import check_generation, finish_samples, image_requests, pair_requests, write_samples
-from utils.loading import checkpoint_path, load_denoiser
-from utils.predicting import inputs_of, open_output, predict
-from utils.results import (
+from models.build import threshold_of
+from report.figures import trajectory
+from results.compared import compare
+from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
+from results.predicted import inputs_of, open_output, predict
+from results.sampled import (
     ImageResult,
     add_draw,
     is_done,
     open_folder,
-    peak_memory_mib,
     set_moments,
     settings_of,
     start_result,
     write_image,
 )
-from utils.runs import choose_device, device_name, environment, new_folder, newest_run, write_json, write_text
-from utils.schema import Config, SamplingConfig
-from utils.segmenter import Segmenter
-from utils.summaries import finish
+from results.summary import finish
+from sampling.drawer import (
+    ROUND,
+    Drawer,
+    drawer_of,
+    groups,
+    image_tensor,
+    standard_error_of,
+    whole_draws,
+    whole_moments,
+)
+from sampling.loading import load_denoiser
+from sampling.sampler import sampler_of
+from sampling.segmenter import Segmenter
+from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
+from utils.config import dump_config, override_config
+from utils.errors import UsageError
+from utils.runs import (
+    checkpoint_path,
+    choose_device,
+    device_name,
+    environment,
+    file_hash,
+    new_folder,
+    newest_run,
+    peak_memory_mib,
+    write_json,
+    write_text,
+)
+from utils.schema import Config
+from utils.sections import SamplingConfig
 from utils.weights import read_header
 
 log = logging.getLogger("sample")
-
-
-def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
-    """Consecutive images with parts of one size, at most `most` parts together but at least one image. What is done
-    already plays no part in the grouping, so that an interrupted run computes the same batches."""
-    group: list[Scene] = []
-    for scene in scenes:
-        parts = sum(len(s.parts) for s in group) + len(scene.parts)
-        if group and (parts > most or scene.parts[0].image.shape != group[0].parts[0].image.shape):
-            yield group
-            group = []
-        group.append(scene)
-    if group:
-        yield group
 
 
 def draw_until_sure(drawer: Drawer, results: list[ImageResult], sampling: SamplingConfig) -> None:

@@ -20,14 +20,14 @@ import torch
 
 from data.patches import Window
 from data.sources.phantom import PhantomOptions, draw_sample
-from utils.build import denoiser_of, placed, sampler_of
+from models.build import denoiser_of, placed
+from results.tiff import BandWriter
+from sampling.drawer import drawer_of
+from sampling.sampler import sampler_of
+from sampling.tiled import tiled_of
 from utils.cli import common_parser, log_to_console, read_config, run_command
-from utils.draws import drawer_of
 from utils.errors import UsageError
-from utils.results import peak_memory_mib
-from utils.runs import choose_device, device_name
-from utils.tiff import BandWriter
-from utils.tiled import tiled_of
+from utils.runs import choose_device, device_name, peak_memory_mib
 
 
 class Mosaic:

@@ -18,10 +18,11 @@ from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from evaluation.ensemble import Ensemble, classify
 from evaluation.metrics import count_classes, mean_f1
+from models.build import threshold_of
+from sampling.drawer import Drawer, drawer_of, whole_draws, whole_moments
+from sampling.sampler import sampler_of
 from sde.samplers import posterior_mean
-from utils.build import sampler_of, threshold_of
 from utils.cli import run_command
-from utils.draws import Drawer, drawer_of, whole_draws, whole_moments
 from utils.errors import UsageError
 from utils.runs import device_name
 

@@ -23,12 +23,13 @@ from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged
-from sample import groups
-from utils.build import sampler_of, threshold_of
+from models.build import threshold_of
+from sampling.drawer import Drawer, drawer_of, groups, whole_draws
+from sampling.sampler import sampler_of
 from utils.cli import StopFlag, run_command
-from utils.draws import Drawer, drawer_of, whole_draws
 from utils.errors import UsageError
-from utils.schema import Config, SamplingConfig
+from utils.schema import Config
+from utils.sections import SamplingConfig
 
 NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
 SAMPLERS: dict[str, dict[str, Any]] = {

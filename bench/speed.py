@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.batches import network_image
+from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
+from sampling.drawer import Drawer
+from sampling.sampler import max_batch_of, sampler_of
 from sde.samplers import heun
-from utils.build import denoiser_of, max_batch_of, placed, sampler_of
 from utils.cli import common_parser, read_config, run_command
-from utils.draws import Drawer, network_image
 from utils.errors import UsageError
-from utils.results import peak_memory_mib
-from utils.runs import choose_device, device_name
+from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config
 
 MATRIX = {"cuda": 8192, "mps": 4096, "cpu": 1536}  # side of the product whose rate is the measure

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from data.errors import DataError
 from data.images import SUFFIXES, read_image
 from data.sources.phantom import PhantomOptions, draw_sample
 from data.stain import METHODS, Stain, StainError, central_stain, fit_stain, normalise
 from utils.cli import run_command
+from utils.errors import DataError
 
 _ANNOTATION = re.compile(r"_(anno|mask|label)s?$")
 

@@ -24,11 +24,11 @@ import pandas as pd
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
 from bench.table_page import images_of, write_page
 from data.preparation import data_hash
-from utils.build import denoiser_of
+from models.build import denoiser_of
+from results.sampled import settings_of
 from utils.cli import run_command, stop_on_sigterm
 from utils.config import dump_config
 from utils.errors import UsageError
-from utils.results import settings_of
 from utils.runs import by_time, newest_run, write_text
 from utils.schema import Config
 

@@ -6,14 +6,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.dataset import load_split
+from data.dataset import load_split, reading_of
+from data.preparation import prepared_root
 from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
-from utils.build import prepared_root, reading_of
+from sampling.loading import load_denoiser
 from utils.cli import common_parser, read_config
 from utils.errors import UsageError
-from utils.loading import checkpoint_path, load_denoiser
-from utils.runs import choose_device, newest_run
+from utils.runs import checkpoint_path, choose_device, newest_run
 from utils.schema import Config
 
 

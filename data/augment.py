@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.data_schema import DataConfig
+
 # Optical density of haematoxylin, eosin and what is left over (Ruifrok & Johnston 2001), unit vectors.
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 ELASTIC_SPACING = 16  # pixels between the random displacements of an elastic deformation
@@ -218,3 +220,13 @@ def _lower_envelope(squared: Tensor, axis: int, reach: int) -> Tensor:
         best.narrow(axis, 0, length - d).copy_(torch.minimum(best.narrow(axis, 0, length - d), ahead + d * d))
         best.narrow(axis, d, length - d).copy_(torch.minimum(best.narrow(axis, d, length - d), behind + d * d))
     return best
+
+
+def augmentation_of(data: DataConfig) -> Augmentation:
+    return Augmentation(
+        flips=data.flips,
+        rotations=data.rotations,
+        truncation=data.truncation,
+        sdf_scale=data.sdf_scale,
+        **data.augment.model_dump(),
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.augment import Augmentation
+from utils.data_schema import DataConfig
 
 
 def place(array: np.ndarray, device: torch.device) -> Tensor:
@@ -84,3 +85,16 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order = state["order"]
         self.generator.set_state(state["generator"])
+
+
+def representation_of(sdf: Tensor, data: DataConfig) -> Tensor:
+    """What the process carries: the SDF, or -1 inside and +1 outside, times sdf_scale."""
+    if data.representation == "sdf":
+        return sdf
+    return torch.where(sdf <= 0, -data.sdf_scale, data.sdf_scale)
+
+
+def network_image(images: Tensor, channels_last: bool) -> Tensor:
+    """(N, C, H, W) uint8 to float32 in [-1, 1]."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return (images.float() / 127.5 - 1.0).contiguous(memory_format=layout)

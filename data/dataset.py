@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.errors import DataError
 from data.images import read_image, read_labels, safe_id
 from data.sdf import signed_distance
+from utils.data_schema import DataConfig
+from utils.errors import DataError
 
 PUBLISHED_SCALE = 0.2  # the published code divides its VE distances by 5 once more
 
@@ -283,3 +284,7 @@ def hold_out(patches: list[Patch], fraction: float, seed: int) -> tuple[list[Pat
     count = min(len(ids) - 1, max(1, round(fraction * len(ids)))) if fraction else 0
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
     return [p for p in patches if p.image_id not in chosen], [p for p in patches if p.image_id in chosen]
+
+
+def reading_of(data: DataConfig, *, instances: bool = False) -> Reading:
+    return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes, instances=instances)

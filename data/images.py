@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.errors import DataError
+from utils.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".npy")
 MAX_PIXELS = 100_000_000

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, check_size, read_image, readable, stretch, stretch_window
 from data.patches import Window
 from data.processing import PrepareOptions, normalise_stain, stain_of, transform_image, with_stain
 from data.stain import Stain
+from utils.errors import DataError
 
 WHOLE = 4_000_000  # pixels up to which statistics of a picture are of all its pixels, as in the preparation
 PROBES, PROBE = 8, 256  # of larger ones: windows each way, and their side

@@ -20,15 +20,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data import inspection
-from data.dataset import Patch, image_array, read_split, same_size, sdf_array
-from data.errors import DataError
+from data.augment import augmentation_of
+from data.dataset import Patch, image_array, read_split, reading_of, same_size, sdf_array
 from data.inspection import GREY_BINS, SDF_BINS, Facts, Suspicion
+from data.preparation import prepared_root
 from data.prepare import list_archive
 from data.processing import FOLDERS
-from evaluation import figures
-from utils.build import augmentation_of, prepared_root, reading_of
+from report import figures
 from utils.cli import common_parser, read_config, run_command
 from utils.config import dump_config
+from utils.errors import DataError
 from utils.runs import write_text
 from utils.schema import Config
 

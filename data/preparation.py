@@ -20,12 +20,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.errors import DataError, problems_error
 from data.images import read_image
 from data.processing import FOLDERS, PrepareOptions, Written, read_sample, write_image
 from data.sources.record import Archive, Record
 from data.splits import cut_split
 from data.stain import Stain, StainError, central_stain, fit_stain
+from utils.data_schema import DataConfig
+from utils.errors import DataError, problems_error
+from utils.runs import file_hash
 
 FORMAT = 2  # raise when the prepared files change for the same options
 BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "classes")
@@ -45,15 +47,6 @@ class Prepared:
     written: bool
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _inputs(records: Iterable[Record], options: PrepareOptions) -> dict[str, str]:
@@ -299,3 +292,32 @@ def _replace_folder(root: Path, new: Path) -> None:
         if path.name != "inspection.html" and not (root / path.name).exists():
             path.rename(root / path.name)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def prepare_options_of(data: DataConfig, source_options: str = "") -> PrepareOptions:
+    """As the config's data section says."""
+    default_test = 0.0 if data.has_official_split else 0.2
+    return PrepareOptions(
+        source=data.source,
+        size=data.size,
+        color=data.color,
+        truncation=data.truncation,
+        validation_fraction=data.validation_fraction,
+        split_seed=data.split_seed,
+        source_options=source_options,
+        test_fraction=default_test if data.test_fraction is None else data.test_fraction,
+        stain=data.stain,
+        stain_target=data.stain_target,
+        stretch=data.stretch,
+        patch=data.patch,
+        stride=data.stride,
+        test_patch=data.test_patch,
+        crop=data.crop,
+        classes=data.classes,
+    )
+
+
+def prepared_root(data: DataConfig, *, training: bool = False) -> Path:
+    """data.root. Raises DataError if it was prepared with other options; see `check_prepared`."""
+    check_prepared(Path(data.root), prepare_options_of(data), training=training)
+    return Path(data.root)

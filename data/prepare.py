@@ -8,10 +8,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from data.preparation import Prepared, prepare
+from data.preparation import Prepared, prepare, prepare_options_of
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive
-from utils.build import prepare_options_of
 from utils.cli import common_parser, log_to_console, read_config, run_command, stop_on_sigterm
 from utils.data_schema import DataConfig
 from utils.errors import UsageError

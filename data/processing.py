@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.errors import DataError
 from data.images import stretch
 from data.patches import Window, even_parts, overlapping, random_window
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample
 from data.stain import Stain, StainError, fit_stain, normalise
+from utils.errors import DataError
 
 FOLDERS = {"train": "Training_patches", "val": "Validation_patches", "test": "Test_patches"}
 

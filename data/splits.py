@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.errors import DataError
 from data.sources.record import Record, Split
+from utils.errors import DataError
 
 
 def _choose_groups(records: Sequence[Record], fraction: float, rng: np.random.Generator) -> set[str]:

@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from scipy.stats import bootstrap, wilcoxon
-
-from evaluation.report import TEMPLATES
 
 SCORES = {"f1": "F1", "iou": "IoU", "single_f1": "F1 of single draws", "single_iou": "IoU of single draws"}
 COSTS = {"draws": "draws", "nfe_per_draw": "NFE a draw", "seconds_per_image": "s an image"}
@@ -158,79 +155,3 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         images=images,
         notes=_notes(runs, tables),
     )
-
-
-def to_csv(comparison: Comparison) -> str:
-    """A line a run: images, costs, means, and difference_<score>_<what> against the first, whose own are empty."""
-    rows: list[dict[str, Any]] = []
-    for k, name in enumerate(comparison.names):
-        rows.append({"run": name, "images": comparison.counts[k], **comparison.costs[k], **comparison.means[k]})
-        for score, difference in comparison.differences[k - 1].items() if k else ():
-            rows[-1] |= {f"difference_{score}_{what}": value for what, value in vars(difference).items()}
-    return pd.DataFrame(rows).to_csv(index=False)
-
-
-def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns of equal width, two spaces apart; the first `left` are flush left, the others flush right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    padded = [
-        [cell.ljust(w) if k < left else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _cost(name: str, value: float | None) -> str:
-    return _number(value, ".2f" if name == "seconds_per_image" else "g")
-
-
-def _p(value: float | None) -> str:
-    return "< 0.0001" if value is not None and value < 1e-4 else _number(value, ".4f")
-
-
-def to_text(comparison: Comparison) -> str:
-    """Two aligned tables for the terminal, and the notes."""
-    runs = [["run", "images", *COSTS.values(), *SCORES.values()]]
-    for name, count, costs, means in zip(
-        comparison.names, comparison.counts, comparison.costs, comparison.means, strict=True
-    ):
-        cells = [_cost(*item) for item in costs.items()] + [f"{mean:.4f}" for mean in means.values()]
-        runs.append([name, str(count), *cells])
-    pairs = [[f"minus {comparison.names[0]}", "score", "mean", "95 % from", "to", "better", "worse", "equal", "p"]]
-    for name, differences in zip(comparison.names[1:], comparison.differences, strict=True):
-        for score, d in differences.items():
-            interval = [_number(value, "+.4f") for value in (d.mean, d.low, d.high)]
-            shares = [f"{share:.0%}" for share in (d.better, d.worse, d.equal)]
-            pairs.append([name, SCORES[score], *interval, *shares, _p(d.p)])
-    return "\n\n".join([_aligned(runs, 1), _aligned(pairs, 2), *comparison.notes])
-
-
-def _intervals(comparison: Comparison) -> list[dict[str, Any]]:
-    """Lines of the page's table of differences; start, end and point are percent of the width of its little chart."""
-    lines = []
-    for score, title in SCORES.items():
-        column = [differences[score] for differences in comparison.differences]
-        reach = max(abs(x) for d in column for x in (d.mean, d.low, d.high) if x is not None) or 1.0
-        for k, d in enumerate(column, start=2):
-            start, point, end = (50.0 + 48.0 * (d.mean if x is None else x) / reach for x in (d.low, d.mean, d.high))
-            lines.append({"run": k, "score": title, "start": start, "point": point, "end": end, **vars(d)})
-    return lines
-
-
-def render_comparison(comparison: Comparison, title: str = "Comparison of runs") -> str:
-    """A self-contained HTML page: runs, differences with their intervals, and every image."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "p": _p}
-    images = comparison.images.astype(object).where(comparison.images.notna(), None)
-    rows = [
-        (image, {score: [images.loc[image, (score, name)] for name in comparison.names] for score in SCORES})
-        for image in images.index
-    ]
-    return environment.get_template("compare.html").render(
-        title=title, comparison=comparison, scores=SCORES, costs=COSTS, cost=_cost, lines=_intervals(comparison),
-        rows=rows, resamples=RESAMPLES,
-    )  # fmt: skip

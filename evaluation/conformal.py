@@ -169,3 +169,6 @@ def interval_coverage(
         "expected": float(np.mean(expected)) if inside else None,
         "width": float(np.sum(widths) / total) if total > 0 else None,
     }
+
+
+RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control

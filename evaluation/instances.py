@@ -19,7 +19,6 @@ from evaluation.object_scores import check_labels, contingency
 
 STRIP = 3_000_000  # pixels that are split at once
 SIMPLIFY = 0.25  # pixels; the contours of different pixels keep sqrt(1/2) apart, so simplified ones cannot cross
-
 Polygon = list[np.ndarray]  # rings (n, 2) of x, y: the outer one, then holes
 
 
@@ -310,3 +309,9 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
             )
         )
     return records
+
+
+def objects_of(mmse: np.ndarray, std: np.ndarray, objects: DrawObjects) -> tuple[np.ndarray, list[ObjectRecord]]:
+    """Labels (H, W) of the MMSE's objects, of any class, and what the draws say of them."""
+    labels = split_objects(mmse.min(axis=0), objects.threshold, objects.depth, objects.minimum_area)
+    return labels, describe_objects(labels, objects, std.max(axis=0))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Workspace
-from tests.test_sampling import samples, truth
+from tests.results.test_sampling import samples, truth
 
 QUICK = ("--set", "sampling.animate=false")
 

@@ -10,36 +10,45 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = {"data", "sde", "models", "evaluation", "utils", "bench"}
-# Commands read a config; they are the one place in `data` that knows `utils`.
-COMMANDS = {"data/prepare.py", "data/inspect.py"}
-ALLOWED = {"sde": {"sde"}, "models": {"models"}, "data": {"data"}, "evaluation": {"evaluation"},
-           "utils": {"utils", "data", "sde", "models", "evaluation"}}  # fmt: skip
-EXTRA = {f"models/{name}.py": {"sde"} for name in ("denoiser", "joint", "baselines")}
+FLOORS = [{"sde", "utils", "evaluation", "report"}, {"data", "models"}, {"sampling"}, {"training", "results"},
+          {"main", "sample", "bench"}]  # fmt: skip
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(path for room in FLOOR for path in [*(ROOT / room).rglob("*.py"), ROOT / f"{room}.py"] if path.is_file())
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, also inside functions and for types only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+            inner = {f"{node.module}.{name.name}" for name in node.names}
+            found |= (inner & MODULES.keys()) or {node.module}
         elif isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
+            found |= {name.name for name in node.names}
     return found
 
 
-FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_rooms_import_lower_floors_only(path: Path) -> None:
+    room = module_of(path).split(".")[0]
+    for other in {name.split(".")[0] for name in imports(path)} & (FLOOR.keys() - {room}):
+        assert FLOOR[other] < FLOOR[room], f"{room} imports {other}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_do_not_know_each_others_insides(path: Path) -> None:
-    name = str(path.relative_to(ROOT))
-    if name in COMMANDS:
-        return
-    package = name.split("/")[0]
-    assert imports(path) & (PACKAGES | {"main", "sample"}) <= ALLOWED[package] | EXTRA.get(name, set())
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
+    while free := {name for name, needs in left.items() if not needs}:
+        left = {name: needs - free for name, needs in left.items() if name not in free}
+    assert not left
 
 
 def test_sde_needs_torch_only() -> None:
     for path in (ROOT / "sde").glob("*.py"):
-        assert imports(path) <= sys.stdlib_module_names | {"torch", "sde"}
+        assert {name.split(".")[0] for name in imports(path)} <= sys.stdlib_module_names | {"torch", "sde"}

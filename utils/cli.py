@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from data.errors import DataError
 from utils.config import ConfigError, dump_config, load_config
-from utils.errors import CheckpointError, Stopped, UsageError
+from utils.errors import CheckpointError, DataError, Stopped, UsageError
 from utils.schema import Config
 
 

@@ -13,8 +13,7 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.config import override_config, parse_config
 from utils.errors import UsageError
-from utils.loading import checkpoint_path
-from utils.runs import write_bytes
+from utils.runs import checkpoint_path, write_bytes
 from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, weights_bytes
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -149,3 +151,30 @@ class MetricsFile:
     def append(self, row: Mapping[str, object]) -> None:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(dict(row))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """best and last are files of the run; anything else is a path."""
+    if name not in ("best", "last"):
+        return Path(name)
+    path = run / "checkpoints" / f"{name}.pt"
+    if name == "best" and not path.is_file() and path.with_name("last.pt").is_file():
+        raise UsageError(f"{path}: not validated yet, so there is no best; use --checkpoint last")
+    return path
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory used so far: of the GPU where there is one, of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

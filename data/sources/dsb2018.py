@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, read_image, read_labels, safe_id
 from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
+from utils.errors import DataError
 
 COLORED = 8.0  # mean difference of the channels above which a picture counts as stained
 

@@ -16,7 +16,6 @@ from typing import cast, get_args
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, SUFFIXES, read_image, read_labels, safe_id
 from data.sources.record import (
     Archive,
@@ -28,6 +27,7 @@ from data.sources.record import (
     files_by_stem,
     number_labels,
 )
+from utils.errors import DataError
 
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, read_image, read_labels
 from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
+from utils.errors import DataError
 
 EXPECTED = {"train": 85, "testA": 60, "testB": 20}
 _NAME = re.compile(r"(train|testA|testB)_(\d+)(_anno)?\.(bmp|png|tif|tiff)$")

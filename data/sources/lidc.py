@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, SUFFIXES, read_image, read_labels, safe_id
 from data.sources.record import Archive, Record, Sample, consensus, existing_folder
+from utils.errors import DataError
 
 RATERS = 4
 SIDE = 128  # height of a slice in a packed file

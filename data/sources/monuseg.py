@@ -16,9 +16,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from skimage.draw import polygon
 
-from data.errors import DataError
 from data.images import MAX_PIXELS, read_image, read_labels, safe_id
 from data.sources.record import Archive, Record, Sample, Split, existing_folder, files_by_stem
+from utils.errors import DataError
 
 # The challenge's training archive had 30 tiles at first and has 37 since its test set was published.
 EXPECTED: dict[Split, tuple[int, ...]] = {"train": (30, 37), "test": (14,)}

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.errors import DataError
+from utils.errors import DataError
 
 Split = Literal["train", "val", "test"]
 

@@ -1,0 +1,97 @@
+"""report.html: one self-contained page per sampling run."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from json import loads
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from report import scores as report_scores
+from report.layers import ImageLayers, Picture, class_color, draw_picture, error_scale, layers_of
+
+TEMPLATES = Path(__file__).with_name("templates")
+PICTURES = 24_000_000  # characters of all pictures together; the rest of a page of 80 images is below 1 MB
+USUAL = 80  # images that share them; fewer do not get more
+ANIMATION = 2_000_000  # bytes; a larger one is linked
+
+IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "probability.png", "mask_std.png",
+               "instances.png", "instances.tif", "objects.csv", "objects.geojson", "panel.png", "overlay.png",
+               "details.json")  # fmt: skip
+
+RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
+             "reliability.png", "sparsification.png", "trajectory.gif")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of the page: its scores, pictures, and the files that its folder has."""
+
+    row: Mapping[str, Any]
+    picture: Picture
+    files: list[str]
+
+
+def _present(folder: Path, names: Sequence[str]) -> list[str]:
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _animation(path: Path) -> str | None:
+    """A GIF inside the page, if it is small."""
+    if not path.is_file() or path.stat().st_size > ANIMATION:
+        return None
+    return "data:image/gif;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def render_report(
+    title: str,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    layers: Callable[[str], ImageLayers],
+    folder: Path,
+    settings: str,
+) -> str:
+    """The page as text.
+
+    summary: as in summary.json; needs draws, nfe_per_draw, sampler and threshold. Without `mmse` (no truth) or
+    uncertainty, objects, raters the page has no such part.
+    rows: of each image image_id, and whatever of `report_scores.COLUMNS` is known.
+    layers: arrays of the image of that image_id; called twice for each, so that not all are in memory.
+    folder: where the page will lie. Links go to the files that are there, curves come from its calibration.json.
+    settings: the resolved config as YAML.
+    """
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = lambda value, form=".4f": report_scores.number(value, form)
+    names = [str(row["image_id"]) for row in rows]
+    shown = layers_of(error_scale(layers(name) for name in names))
+    most = PICTURES // max(len(rows), USUAL)
+    cards = [
+        Card(row, draw_picture(layers(name), shown, most), _present(folder / name, IMAGE_FILES))
+        for name, row in zip(names, rows, strict=True)
+    ]
+    used = {key for card in cards for key in card.picture.layers}
+    curves = folder / "calibration.json"
+    count = max((card.picture.classes for card in cards), default=1)
+    classes = list(summary.get("mmse", {}).get("classes", range(1, count + 1))) if count > 1 else []
+    return environment.get_template("report.html").render(
+        title=title,
+        summary=summary,
+        headline=report_scores.headline(summary),
+        classes=report_scores.class_scores(summary),
+        class_colors=[(name, class_color(k)) for k, name in enumerate(classes)],
+        uncertainty=report_scores.uncertainty(summary),
+        risk=report_scores.risk_sentence(summary),
+        objects=report_scores.objects(summary),
+        raters=report_scores.raters(summary),
+        curves=loads(curves.read_text()) if curves.is_file() else None,
+        columns={key: name for key, name in report_scores.COLUMNS.items() if any(key in row for row in rows)},
+        layers=[layer for layer in shown if layer.key in used],
+        cards=cards,
+        files=_present(folder, RUN_FILES),
+        animation=_animation(folder / "trajectory.gif"),
+        settings=settings,
+    )

@@ -1,0 +1,202 @@
+"""The numbers of a run in words: what each is called, what is best, what knowing nothing gives, how to read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Numbers = Mapping[str, Any]
+
+
+# Columns of the table of images, and what the images can be sorted by.
+COLUMNS = {
+    "image_id": "image",
+    "f1": "F1",
+    "iou": "IoU",
+    "single_f1": "F1 of single draws",
+    "mean_std": "mean std",
+    "aji": "AJI",
+    "pq": "PQ",
+    "objects": "objects found",
+    "true_objects": "true objects",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number of the report. value: as text, None where there is none. hint: how to read it. best: the best value;
+    guess: what knowing nothing gives; empty where that says nothing. why: the reason if there is no value."""
+
+    name: str
+    value: str | None
+    hint: str
+    best: str = ""
+    guess: str = ""
+    why: str = "not measured"
+
+
+def number(value: float | None, form: str = ".4f") -> str | None:
+    """As text; None for None and what is not finite."""
+    return None if value is None or not math.isfinite(value) else format(value, form)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def headline(summary: Numbers) -> list[Line]:
+    """What a reader looks for first. Scores only where there was a truth to compare with."""
+    lines = []
+    if "mmse" in summary:
+        mmse, single = summary["mmse"], summary["single"]
+        spread = f"± {mmse['f1_std']:.3f} between images; all pixels together {mmse['f1_pooled']:.4f}"
+        gain = mmse["f1"] - single["f1"]
+        lines = [
+            Line("F1 of the mean", number(mmse["f1"]),
+                 f"Overlap of the MMSE mask with the truth, 1 is best. {spread}."),
+            Line("IoU of the mean", number(mmse["iou"]), "The same as intersection over union, 1 is best. "
+                 f"All pixels together {mmse['iou_pooled']:.4f}."),
+            Line("F1 of single draws", number(single["f1"]), f"The mean of the draws is {abs(gain):.4f} "
+                 f"{'better' if gain >= 0 else 'worse'}. IoU {single['iou']:.4f}."),
+        ]  # fmt: skip
+    draws, nfe = summary["draws"], summary["nfe_per_draw"]
+    return [
+        *lines,
+        Line("NFE", f"{draws:.4g} × {nfe:g}", f"Network evaluations (NFE): {nfe:g} for a draw, {draws:.4g} "
+             f"draw{'' if draws == 1 else 's'} of each image."),
+        Line("seconds per image", number(summary.get("seconds_per_image"), ".2f"),
+             f"All draws of an image on {summary.get('device', 'this device')}; at most "
+             f"{summary.get('peak_memory_mib', 0):.0f} MiB."),
+    ]  # fmt: skip
+
+
+def class_scores(summary: Numbers) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Name, F1 and IoU of the mean and F1 of single draws of every class; empty for one class."""
+    mmse, single = (summary.get(name, {}).get("classes", {}) for name in ("mmse", "single"))
+    return [(k, number(own["f1"]), number(own["iou"]), number(single[k]["f1"])) for k, own in mmse.items()]
+
+
+def _shares(draws: float) -> str:
+    return "One draw knows" if draws <= 1 else f"{draws:.4g} draws know"
+
+
+def uncertainty(summary: Numbers) -> list[Line]:
+    """Does the standard deviation say where the error is, and the probability how often?"""
+    own: Numbers = summary.get("uncertainty") or {}
+    if not own:
+        return []
+    flat = summary["draws"] <= 1 and not own.get("pearson")
+    why = "one draw has no spread" if flat else "std or error is the same everywhere"
+    no_error = "the MMSE has no error at all"
+    low, high = (number(own.get(f"image_rank_correlation_{end}"), ".2f") for end in ("low", "high"))
+    interval = f" 95 % interval {low} to {high}: other images like these." if low and high else ""
+    draws = summary["draws"]
+    return [
+        Line("rank correlation of std and error (Spearman)", number(own.get("spearman"), ".3f"),
+             "Are pixels with a larger std also more wrong? Only the order counts.", "1", "0", why),
+        Line("correlation of std and error (Pearson)", number(own.get("pearson"), ".3f"),
+             "The same for the values themselves, as on a straight line.", "1", "0", why),
+        Line("AUSE", number(own.get("ause")),
+             "Area between the two curves of the sparsification chart: how much error stays because std does not know "
+             "the worst pixels. In units of the mean error.", "0", number(own.get("ause_random")) or "", no_error),
+        Line("AURC", number(own.get("aurc")),
+             "Share of wrong pixels if only the surest are kept, on average over how many are kept.",
+             number(own.get("aurc_best")) or "", number(own.get("aurc_random")) or "", "no pixels"),
+        Line("ECE (expected calibration error)", number(own.get("ece")),
+             "Mean gap between the share of draws that say foreground and how often it is. Certain background counts "
+             f"most. {_shares(draws)} only {draws + 1:.4g} shares, which alone adds to it.", "0", "", "no pixels"),
+        Line("ECE, bins of equal size", number(own.get("ece_adaptive")),
+             "The same with about as many pixels in every bin.", "0", "", "no pixels"),
+        Line("Brier score", number(own.get("brier")),
+             "Mean squared gap between that share and the truth (0 or 1). Knowing nothing: always say the overall "
+             "share of foreground.", "0", number(own.get("brier_uncertainty")) or "", "no pixels"),
+        Line("image rank correlation", number(own.get("image_rank_correlation"), ".3f"),
+             "Does a large mean std point to images with a low F1, the ones a person should check?" + interval, "1",
+             "0", "too few images, or all have the same std or F1"),
+        Line("image AURC", number(own.get("image_aurc")),
+             "Mean 1 − F1 if only the images with the least std are kept.", number(own.get("image_aurc_best")) or "",
+             number(own.get("image_aurc_random")) or "", "no images"),
+    ]  # fmt: skip
+
+
+def risk_sentence(summary: Numbers) -> str:
+    """What threshold keeps the missed share of the foreground low, or how to get one."""
+    if summary.get("split") == "val":
+        return (
+            "These are the validation images. Sample the test images with the same settings: a threshold that bounds "
+            "the foreground missed there is chosen here."
+        )
+    control = (summary.get("uncertainty") or {}).get("risk_control")
+    if not control:
+        return (
+            "No threshold with a bound on missed foreground yet: sample the validation images first (add --split val "
+            "to the same sample.py command), then the test images again."
+        )
+    chosen, alpha = f"chosen on {control['validation_images']} validation images", percent(control["alpha"])
+    if control["sdf_below"] is None:
+        least = math.ceil(1 / control["alpha"] - 1 - 1e-9)
+        reason = "only calling every pixel foreground does" if control["attainable"] else f"it takes at least {least}"
+        return f"No threshold {chosen} promises to miss at most {alpha} of the foreground: {reason}."
+    error = control["missed_error"]
+    return (
+        f"To miss at most {alpha} of the foreground on average, take the pixels whose MMSE is below "
+        f"{control['sdf_below']:.2f} SDF units ({chosen}). On these images that misses {percent(control['missed'])}"
+        f"{'' if error is None else f' (standard error {percent(error)})'} and calls {percent(control['size'])} of the "
+        f"pixels foreground; {percent(control['images_over_alpha'])} of the images miss more than {alpha}."
+    )
+
+
+def objects(summary: Numbers) -> list[Line]:
+    """Scores of single objects; empty where there are none."""
+    own: Numbers = summary.get("objects") or {}
+    if not own:
+        return []
+    interval = own.get("area_interval") or {}
+    expected = number(interval.get("expected"), ".3f")
+    return [
+        Line("AJI (aggregated Jaccard index)", number(own["aji"]),
+             "Overlap of the objects that belong together; missed and invented objects count against it.", "1"),
+        Line("PQ (panoptic quality)", number(own["pq"]),
+             f"Detection times outline: DQ {own['dq']:.4f}, the F1 of objects found with an IoU above one half, times "
+             f"SQ {own['sq']:.4f}, the mean IoU of these.", "1"),
+        Line("object F1", number(own["f1"]),
+             "An object is found if half of it is covered (rule of the GlaS challenge).", "1"),
+        Line("object Dice", number(own["dice"]), "Overlap object by object, large objects count more.", "1"),
+        Line("object Hausdorff distance", number(own["hausdorff"], ".2f"),
+             "Pixels: how far the two outlines of an object are apart at their worst place.", "0"),
+        Line("true areas inside the draws' interval", number(interval.get("coverage"), ".3f"),
+             f"Does the range of an object's area over the draws hold its true area, for {interval.get('objects', 0)} "
+             f"objects? Right would be {expected}: less means that the draws are too alike, more that they differ too "
+             "much.", expected or "", "", "no true objects"),
+    ]  # fmt: skip
+
+
+_RATERS = {
+    "ged": ("generalised energy distance", "Do draws differ from raters as raters do among themselves? Squared, "
+            "distance 1 − IoU.", "0"),
+    "hm_iou": ("matched IoU", "Each draw paired with one rater for the largest mean IoU.", "1"),
+    "d_max": ("best Dice", "For every rater the draw that is closest.", "1"),
+    "diversity": ("diversity of the draws", "Mean 1 − IoU of two draws; right is that of the raters.", ""),
+    "distance": ("distance of draws and raters", "Mean 1 − IoU of a draw and a rater.", ""),
+    "rater_diversity": ("diversity of the raters", "Mean 1 − IoU of two raters.", ""),
+    "ncc": ("NCC", "Correlation of where draws differ with where they differ from the raters.", "1"),
+    "volume_crps": ("CRPS of the area", "Distance of the distributions of the area in draws and raters, pixels.", ""),
+    "consensus_dice": ("consensus Dice", "Dice where all raters agree.", "1"),
+    "ece_raters": ("ECE against raters", "Expected calibration error against each rater, mean over them.", "0"),
+}  # fmt: skip
+
+
+def raters(summary: Numbers) -> list[Line]:
+    """Scores against several raters; empty where there is a single annotation."""
+    lines = []
+    for key, value in (summary.get("raters") or {}).items():
+        head, _, count = key.rpartition("_")
+        name, counted = (head, f", {count} draws") if count.isdigit() else (key, "")
+        if name in _RATERS:
+            title, hint, best = _RATERS[name]
+            if name == "diversity":
+                best = number(summary["raters"].get("rater_diversity")) or ""
+            lines.append(Line(title + counted, number(value), hint, best, "", "the draws are equal"))
+    return lines

@@ -1,0 +1,139 @@
+"""python sample.py --compare RUN1 RUN2 ...: which samplings are meant, and what is written about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
+from report.page import TEMPLATES
+from utils.errors import UsageError
+from utils.runs import by_time, new_folder, write_text
+
+
+def sampled_folder(name: str) -> Path:
+    """A folder with summary.json: the given one, or the newest sampling of the test images of a run."""
+    path = Path(name)
+    if (path / "summary.json").is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(f"--compare {name}: no such folder")
+    done = [p.parent for p in path.glob("samples/*/summary.json")]
+    done = [p for p in done if json.loads((p / "summary.json").read_text()).get("split", "test") == "test"]
+    if not done:
+        raise UsageError(f"--compare {name}: not sampled yet; run sample.py --run {name} first")
+    return max(done, key=by_time)
+
+
+def _run(folder: Path) -> Run:
+    rows = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
+    parts = folder.resolve().parts
+    # runs/<name>/<time>/samples/<id>
+    name = "/".join(p for p in parts[-4:] if p != "samples") if len(parts) > 4 else str(folder)
+    return Run(name, rows, json.loads((folder / "summary.json").read_text()))
+
+
+def _truth(folder: Path) -> str | None:
+    """What identifies the images and masks that a sampling was scored on."""
+    path = folder / "settings.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    return settings.get("test data") or settings.get("val data")
+
+
+def compare(names: Sequence[str], output: Path) -> str:
+    """Write page and table into a new folder below `output`; return the text for the terminal.
+
+    Raises UsageError for folders that are none, or that cannot be compared.
+    """
+    folders = [sampled_folder(name) for name in names]
+    try:
+        comparison = compare_runs([_run(folder) for folder in folders])
+    except ValueError as error:
+        raise UsageError(f"--compare: {error}") from None
+    if len({_truth(folder) for folder in folders}) > 1:
+        comparison.notes.append("The runs were scored on different prepared data, so their truths may differ.")
+    folder = new_folder(output)
+    write_text(folder / "compare.csv", to_csv(comparison))
+    write_text(folder / "compare.html", render_comparison(comparison))
+    return f"{to_text(comparison)}\n\npage: {folder / 'compare.html'}"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A line a run: images, costs, means, and difference_<score>_<what> against the first, whose own are empty."""
+    rows: list[dict[str, Any]] = []
+    for k, name in enumerate(comparison.names):
+        rows.append({"run": name, "images": comparison.counts[k], **comparison.costs[k], **comparison.means[k]})
+        for score, difference in comparison.differences[k - 1].items() if k else ():
+            rows[-1] |= {f"difference_{score}_{what}": value for what, value in vars(difference).items()}
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of equal width, two spaces apart; the first `left` are flush left, the others flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    padded = [
+        [cell.ljust(w) if k < left else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _cost(name: str, value: float | None) -> str:
+    return _number(value, ".2f" if name == "seconds_per_image" else "g")
+
+
+def _p(value: float | None) -> str:
+    return "< 0.0001" if value is not None and value < 1e-4 else _number(value, ".4f")
+
+
+def to_text(comparison: Comparison) -> str:
+    """Two aligned tables for the terminal, and the notes."""
+    runs = [["run", "images", *COSTS.values(), *SCORES.values()]]
+    for name, count, costs, means in zip(
+        comparison.names, comparison.counts, comparison.costs, comparison.means, strict=True
+    ):
+        cells = [_cost(*item) for item in costs.items()] + [f"{mean:.4f}" for mean in means.values()]
+        runs.append([name, str(count), *cells])
+    pairs = [[f"minus {comparison.names[0]}", "score", "mean", "95 % from", "to", "better", "worse", "equal", "p"]]
+    for name, differences in zip(comparison.names[1:], comparison.differences, strict=True):
+        for score, d in differences.items():
+            interval = [_number(value, "+.4f") for value in (d.mean, d.low, d.high)]
+            shares = [f"{share:.0%}" for share in (d.better, d.worse, d.equal)]
+            pairs.append([name, SCORES[score], *interval, *shares, _p(d.p)])
+    return "\n\n".join([_aligned(runs, 1), _aligned(pairs, 2), *comparison.notes])
+
+
+def _intervals(comparison: Comparison) -> list[dict[str, Any]]:
+    """Lines of the page's table of differences; start, end and point are percent of the width of its little chart."""
+    lines = []
+    for score, title in SCORES.items():
+        column = [differences[score] for differences in comparison.differences]
+        reach = max(abs(x) for d in column for x in (d.mean, d.low, d.high) if x is not None) or 1.0
+        for k, d in enumerate(column, start=2):
+            start, point, end = (50.0 + 48.0 * (d.mean if x is None else x) / reach for x in (d.low, d.mean, d.high))
+            lines.append({"run": k, "score": title, "start": start, "point": point, "end": end, **vars(d)})
+    return lines
+
+
+def render_comparison(comparison: Comparison, title: str = "Comparison of runs") -> str:
+    """A self-contained HTML page: runs, differences with their intervals, and every image."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": _number, "p": _p}
+    images = comparison.images.astype(object).where(comparison.images.notna(), None)
+    rows = [
+        (image, {score: [images.loc[image, (score, name)] for name in comparison.names] for score in SCORES})
+        for image in images.index
+    ]
+    return environment.get_template("compare.html").render(
+        title=title, comparison=comparison, scores=SCORES, costs=COSTS, cost=_cost, lines=_intervals(comparison),
+        rows=rows, resamples=RESAMPLES,
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""Objects as files that other programs open: GeoJSON for QuPath, label images."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from evaluation.instances import ObjectRecord, Polygon
+from evaluation.object_scores import check_labels
+
+Color = tuple[int, int, int]
+OBJECT_COLOR: Color = (255, 196, 0)
+INNER_COLOR: Color = (0, 158, 230)
+OUTER_COLOR: Color = (213, 94, 0)
+
+
+def _geometry(shape: Sequence[Polygon]) -> dict[str, Any]:
+    rings = [[ring.round(3).tolist() for ring in polygon] for polygon in shape]
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}
+    return {"type": "MultiPolygon", "coordinates": rings}
+
+
+def _feature(shape: Sequence[Polygon], kind: str, name: str, classification: str, color: Color) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "geometry": _geometry(shape),
+        "properties": {
+            "objectType": kind,
+            "name": name,
+            "classification": {"name": classification, "color": list(color)},
+        },
+    }
+
+
+def _measurements(record: ObjectRecord) -> dict[str, float]:
+    """QuPath takes numbers only: what is not known is left out."""
+    values = {
+        "Area px^2": record.area,
+        "Equivalent diameter px": record.equivalent_diameter,
+        "Probability": record.probability,
+        "Area mean px^2": record.area_mean,
+        "Area std px^2": record.area_std,
+        "Mean std SDF": record.mean_std,
+    }
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def feature_collection(
+    records: Sequence[ObjectRecord], name: str = "Object", color: Color = OBJECT_COLOR, bands: bool = True
+) -> dict[str, Any]:
+    """GeoJSON of the objects, as QuPath 0.4 and later open it.
+
+    Each object is a detection, of which QuPath shows many thousands and lists the measurements, with the
+    classification `name` in `color` (red, green, blue, 0 to 255). With `bands` the borders that 95 % and 5 % of the
+    draws enclose follow as annotations, classified "<name> inner band" and "<name> outer band" so that they can be
+    hidden; an object that has no inner border has no such feature. Coordinates are pixels x, y from the top-left
+    corner of the image, QuPath's own. Outer rings have a positive area in x, y as RFC 7946 asks; on a screen, where
+    y points down, they run clockwise.
+    """
+    features = []
+    for record in records:
+        title = f"{name} {record.label}"
+        feature = _feature(record.contour, "detection", title, name, color)
+        feature["properties"]["measurements"] = _measurements(record)
+        features.append(feature)
+    if bands:
+        for record in records:
+            for side, shape, shade in (("inner", record.inner, INNER_COLOR), ("outer", record.outer, OUTER_COLOR)):
+                if shape:
+                    band = f"{name} {side} band"
+                    features.append(_feature(shape, "annotation", f"{band} {record.label}", band, shade))
+    return {"type": "FeatureCollection", "features": features}
+
+
+def write_geojson(
+    path: Path, records: Sequence[ObjectRecord], name: str = "Object", color: Color = OBJECT_COLOR, bands: bool = True
+) -> None:
+    """Replace a file by the `feature_collection` of the objects."""
+    text = json.dumps(feature_collection(records, name, color, bands), allow_nan=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """Replace a label image by labels (H, W), integers >= 0; the suffix says the format.
+
+    .tif, .tiff: uint16, or uint32 where a label is above 65,535; compressed. .png: 16 bit.
+    Raises ValueError for another suffix, shape or type, and for labels that the format has no room for.
+    """
+    check_labels(labels)
+    suffix, largest = path.suffix.lower(), int(labels.max(initial=0))
+    if suffix not in (".tif", ".tiff", ".png"):
+        raise ValueError(f"{path.name}: label images are .tif, .tiff or .png")
+    most = 2**16 - 1 if suffix == ".png" else 2**32 - 1
+    if largest > most:
+        raise ValueError(f"{path.name}: label {largest} does not fit, {suffix[1:]} holds up to {most}")
+    values = labels.astype(np.uint16 if largest < 2**16 else np.uint32)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if suffix == ".png":
+        Image.fromarray(values).save(temporary, "PNG")
+    else:
+        tifffile.imwrite(temporary, values, compression="zlib")
+    os.replace(temporary, path)

@@ -1,0 +1,179 @@
+"""Samples of a joint model: pairs of image and mask, or images for masks that are given.
+
+A generated folder is prepared data itself (README, "Prepared data"): train.csv and test.csv list all samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.batches import representation_of
+from data.dataset import load_split, read_split, reading_of
+from data.preparation import prepared_root
+from evaluation.ensemble import classify
+from models.build import threshold_of
+from models.joint import JointDenoiser
+from report.contact_sheet import contact_sheet
+from sampling.drawer import Drawer
+from utils.errors import UsageError
+from utils.runs import write_json, write_text
+from utils.schema import Config
+
+PAIRS = 64  # by default
+SHOWN = 64  # on the contact sheet
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to be made.
+
+    name: stem of its files. owner: what seeds its noise. size: (H, W). m: the mask that is given, (K, H, W) in the
+    units of the process; None for a pair.
+    """
+
+    name: str
+    owner: tuple[str, int]
+    size: tuple[int, int]
+    m: Tensor | None = None
+
+
+def check_generation(config: Config, count: int | None) -> None:
+    """Raises UsageError where the config's model cannot generate."""
+    if config.model.kind != "joint":
+        raise UsageError(f"--generate: needs model.kind: joint, a network of masks and images; not {config.model.kind}")
+    if config.sampling.sampler == "mean":
+        raise UsageError("--generate: sampling.sampler: mean makes no samples; use another")
+    if count is not None and count < 1:
+        raise UsageError(f"--count {count}: at least 1 is expected")
+
+
+def pair_requests(config: Config, count: int | None) -> list[Request]:
+    """Pairs of the size that the network was trained on."""
+    first = next(read_split(Path(config.data.root), "train", reading_of(config.data)))
+    size = config.data.crop or (first.labels.shape[0], first.labels.shape[1])
+    return [Request(f"pair_{i:04d}", ("pair", i), size) for i in range(count or PAIRS)]
+
+
+def image_requests(config: Config, count: int | None) -> list[Request]:
+    """An image for each test mask, and further ones for as many as `count` goes round; of several raters, in turn."""
+    patches = load_split(prepared_root(config.data), "test", reading_of(config.data))
+    requests = []
+    for i in range(count or len(patches)):
+        patch, draw = patches[i % len(patches)], i // len(patches)
+        sdf = torch.from_numpy(patch.sdf[draw % len(patch.sdf)]) * config.data.sdf_scale
+        size = (sdf.shape[-2], sdf.shape[-1])
+        owner = (f"image of {patch.key}", draw)
+        requests.append(Request(f"{patch.key}_{draw}", owner, size, representation_of(sdf, config.data)))
+    return requests
+
+
+def batches_of(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
+    """Consecutive requests of one size, at most `most` together."""
+    batch: list[Request] = []
+    for request in requests:
+        if batch and (len(batch) == most or request.size != batch[0].size):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
+
+
+def generated(drawer: Drawer, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
+    """Masks (B, K, H, W) in SDF units and images (B, C, H, W) in [-1, 1] on the host; requests of one size and kind."""
+    model = drawer.denoiser
+    assert isinstance(model, JointDenoiser)
+    owners = [request.owner for request in batch]
+    given = [request.m for request in batch if request.m is not None]
+    if given:
+        m = torch.stack(given).to(drawer.device)
+        x = drawer.run(lambda z, t: model.image(z, t, m), owners, (model.image_channels, *batch[0].size))
+    else:
+        both = drawer.run(model.pair, owners, (model.mask_channels + model.image_channels, *batch[0].size))
+        m, x = both.split([model.mask_channels, model.image_channels], dim=1)
+    return m.float().cpu() / drawer.sdf_scale, x.float().cpu()
+
+
+def pixels_of(image: Tensor) -> np.ndarray:
+    """(C, H, W) in [-1, 1] to (H, W) or (H, W, 3) uint8."""
+    values = ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+
+
+def mask_values(config: Config) -> tuple[int, ...]:
+    """Pixel values of background and classes in a mask's file."""
+    return (0, *(config.data.classes or (255,)))
+
+
+def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, config: Config) -> None:
+    """The files of one sample, the SDF last: it says that the others are there."""
+    labels = classify(sdf, threshold_of(config))
+    Image.fromarray(image).save(folder / "images" / f"{name}.png")
+    Image.fromarray(np.array(mask_values(config), np.uint8)[labels]).save(folder / "masks" / f"{name}.png")
+    temporary = folder / "sdf" / f".{name}.tmp"
+    sdf = sdf.clip(-1.0, 1.0)  # prepared SDFs stay in there
+    with temporary.open("wb") as file:
+        np.save(file, sdf if config.data.classes else sdf[0])
+    os.replace(temporary, folder / "sdf" / f"{name}.npy")
+
+
+def _is_done(folder: Path, request: Request) -> bool:
+    return (folder / "sdf" / f"{request.name}.npy").is_file()
+
+
+def write_samples(drawer: Drawer, requests: Sequence[Request], config: Config, folder: Path) -> Iterator[int]:
+    """Make and write all requests but those that are done; yields the number of samples of each batch."""
+    for part in ("images", "masks", "sdf"):
+        (folder / part).mkdir(exist_ok=True)
+    for batch in batches_of(requests, drawer.max_batch):
+        if not all(_is_done(folder, request) for request in batch):
+            for request, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
+                _write(folder, request.name, sdf.numpy(), pixels_of(image), config)
+        yield len(batch)
+
+
+def _write_tables(folder: Path, requests: Sequence[Request], config: Config) -> None:
+    """train.csv and test.csv, each with all samples."""
+    rows = []
+    for name in (request.name for request in requests):
+        mask = f"masks/{name}.png"
+        row = {"filename": f"images/{name}.png", "maskname": mask, "maskdtname": f"sdf/{name}.npy", "image_id": name}
+        rows.append(row | {"classname": mask} if config.data.classes else row)
+    text = pd.DataFrame(rows).to_csv(index=False)
+    for split in ("train", "test"):
+        write_text(folder / f"{split}.csv", text)
+
+
+def finish_samples(
+    folder: Path, requests: Sequence[Request], config: Config, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """sheet.png, tables and summary.json from the files of all samples; returns the summary."""
+    shares: list[float] = []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for request in requests:
+        mask = np.asarray(Image.open(folder / "masks" / f"{request.name}.png"))
+        shares.append(float((mask > 0).mean()))
+        if len(images) < SHOWN:
+            images.append(np.asarray(Image.open(folder / "images" / f"{request.name}.png")))
+            masks.append(np.argmax([mask == value for value in mask_values(config)], axis=0))
+    _write_tables(folder, requests, config)
+    contact_sheet(images, masks, config.data.channels).save(folder / "sheet.png")
+    summary = {
+        "samples": len(requests),
+        **facts,
+        "foreground": float(np.mean(shares)),
+        "foreground_std": float(np.std(shares)),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary

@@ -1,0 +1,253 @@
+"""python sample.py --run RUN --input PICTURES --output FOLDER: maps and objects of anybody's images."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tifffile
+
+from data.images import SUFFIXES, safe_id
+from data.inputs import Picture
+from data.patches import Window
+from evaluation.instances import split_large
+from models.build import threshold_of
+from report import figures
+from report.layers import ImageLayers
+from report.page import render_report
+from results.exports import write_labels
+from results.sampled import read_layers, write_maps, write_objects
+from results.tiff import BandWriter
+from sampling.segmenter import Result, Segmenter
+from utils.config import dump_config
+from utils.errors import DataError, UsageError, problems_error
+from utils.runs import device_name, peak_memory_mib, write_json, write_text
+
+LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
+OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
+SIDE = 2000  # longest side of the overlay of a large image, about
+BLOCK = 512  # rows that are read at once for it
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture file, and the name of its folder in the output, which also seeds its draws."""
+
+    path: Path
+    key: str
+
+
+def inputs_of(path: Path) -> list[Input]:
+    """The picture, or those of a folder by name. Raises UsageError where there is none."""
+    suffixes = (*SUFFIXES, ".svs")
+    if path.is_file():
+        paths = [path]
+    elif path.is_dir():
+        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    else:
+        raise UsageError(f"--input {path}: no such file or folder")
+    if not paths:
+        raise UsageError(f"--input {path}: no pictures in it; {', '.join(suffixes)} are read")
+    stems = Counter(safe_id(p.stem) for p in paths)
+    keys = [safe_id(p.stem) if stems[safe_id(p.stem)] == 1 else safe_id(p.name.replace(".", "_")) for p in paths]
+    return [Input(p, key) for p, key in zip(paths, keys, strict=True)]
+
+
+def _write_result(picture: Picture, result: Result, folder: Path) -> None:
+    """The files of an image, as of test images but for what needs a truth."""
+    write_maps(folder, result.mmse, result.std, result.probability, result.classes)
+    masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
+    figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
+    write_objects(folder, result.instances, result.objects)
+
+
+def _row(result: Result) -> dict[str, Any]:
+    return {
+        "objects": len(result.objects),
+        "area": int(result.mask.sum()),
+        "area_share": float(result.mask.mean()),
+        "mean_std": float(result.std.max(axis=0).mean()),
+        "draws": result.draws,
+        "warning": result.warning or "",
+    }
+
+
+def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
+    result = segmenter(picture.whole(), key)
+    _write_result(picture, result, folder)
+    return _row(result)
+
+
+def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
+    """Maps as tiled TIFF, in bounded memory; objects of the MMSE only, as no draw is kept."""
+    prepared, classes = segmenter.prepared(picture), segmenter.drawer.denoiser.mask_channels
+    area, spread = 0, 0.0
+    with BandWriter(folder, prepared.shape, classes) as writer:
+        for band in segmenter.bands(prepared, key):
+            writer.add(band)
+            area += int((band.labels > 0).sum())
+            spread += float(band.std.max(axis=0).sum())
+    pixels = prepared.shape[0] * prepared.shape[1]
+    count = _large_objects(segmenter, folder) if pixels <= OBJECTS and classes == 1 else None
+    _large_overlay(picture, folder)
+    return {
+        "objects": count,
+        "area": area,
+        "area_share": area / pixels,
+        "mean_std": spread / pixels,
+        "draws": segmenter.config.sampling.draws_per_image,
+        "warning": prepared.warning or "",
+    }
+
+
+def _large_objects(segmenter: Segmenter, folder: Path) -> int:
+    evaluation = segmenter.config.evaluation
+    mmse = tifffile.imread(folder / "mmse.tif")
+    labels = split_large(mmse, threshold_of(segmenter.config), evaluation.object_depth, evaluation.object_area)
+    write_labels(folder / "instances.tif", labels)
+    return int(labels.max(initial=0))
+
+
+def _large_overlay(picture: Picture, folder: Path) -> None:
+    """Every n-th pixel of image and mask."""
+    step = max(1, max(picture.shape) // SIDE)
+    mask = tifffile.imread(folder / "mask.tif")[::step, ::step] > 0
+    height, width = picture.shape
+    # Many rows at a time: a tiled file decodes a whole row of tiles for a single one.
+    block = step * max(1, BLOCK // step)
+    rows = [
+        picture.read(Window(top, 0, min(block, height - top), width))[::step, ::step] for top in range(0, height, block)
+    ]
+    figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
+
+
+def predict_one(segmenter: Segmenter, one: Input, output: Path) -> dict[str, Any]:
+    """All files of one picture, moved to their place as a whole; its line of results.csv."""
+    begin = time.perf_counter()
+    partial, final = output / f".{one.key}.partial", output / one.key
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        picture = segmenter.open(one.path)
+        height, width = picture.shape
+        large = height * width > LARGE and segmenter.config.data.size is None
+        partial.mkdir()
+        row = (_predict_large if large else _predict_small)(segmenter, picture, one.key, partial)
+        costs = {"nfe_per_draw": segmenter.drawer.evaluations, "seconds": time.perf_counter() - begin}
+        row = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **row, **costs}
+        write_json(partial / "result.json", row)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        return row
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """One line that names the file."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{path}: no space left on the disk for its results"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if str(path) in text else f"{path}: {text}"
+
+
+def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """report.html of the pictures whose maps are arrays; those of large ones are for a TIFF viewer."""
+    paths = {one.key: one.path for one in inputs}
+    shown = [row for row in rows if (output / row["image_id"] / "mmse.npy").is_file()]
+    if not shown:
+        return
+    config, draws = segmenter.config, float(np.mean([row["draws"] for row in shown]))
+    summary = {
+        "images": len(shown),
+        "draws": draws,
+        "nfe_per_draw": shown[0]["nfe_per_draw"],
+        "sampler": config.sampling.sampler,
+        "threshold": threshold_of(config),
+        "seed": config.seed,
+        "device": device_name(segmenter.drawer.device),
+        "seconds_per_image": float(np.mean([row["seconds"] for row in shown])),
+        "peak_memory_mib": peak_memory_mib(segmenter.drawer.device),
+    }
+
+    def layers(key: str) -> ImageLayers:
+        return read_layers(output / key, segmenter.open(paths[key]).whole(), draws)
+
+    title = f"{config.name}: {len(shown)} picture{'s' if len(shown) != 1 else ''}"
+    write_text(output / "report.html", render_report(title, summary, shown, layers, output, dump_config(config)))
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """look_rank: 1 for the image with the largest mean std, the first that a person should look at."""
+    table = pd.DataFrame(rows)
+    ranks = table["mean_std"].rank(ascending=False, method="first").astype(int)
+    table.insert(table.columns.get_loc("mean_std") + 1, "look_rank", ranks)  # type: ignore[arg-type]
+    return table
+
+
+def open_output(output: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> None:
+    """An empty folder, or with `resume` one made with the same settings. Raises UsageError for others' files."""
+    settings = json.loads(json.dumps(settings))
+    known = output / "settings.json"
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output}: is not a folder")
+    if resume and known.is_file():
+        if json.loads(known.read_text()) != settings:
+            raise UsageError(f"--resume: {output} was made with other settings; choose another --output")
+        return
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise UsageError(f"--output {output}: exists and is not empty; --overwrite replaces results in it")
+        if not known.is_file():
+            raise UsageError(f"--output {output}: holds files that were not written here; choose another folder")
+        for path in output.iterdir():
+            if (path / "result.json").is_file():
+                shutil.rmtree(path)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(known, settings)
+
+
+def predict(
+    segmenter: Segmenter,
+    inputs: Sequence[Input],
+    output: Path,
+    stopped: Callable[[], None],
+    progress: Callable[[], object],
+) -> list[dict[str, Any]]:
+    """Predict on every picture that is not done yet; results.csv at the end.
+
+    stopped: raises to end early. Raises DataError with a line for each picture that could not be read or written; the
+    others are done by then.
+    """
+    rows, problems = [], []
+    try:
+        for one in inputs:
+            stopped()
+            done = output / one.key / "result.json"
+            try:
+                row = json.loads(done.read_text()) if done.is_file() else predict_one(segmenter, one, output)
+                rows.append(row)
+            except (DataError, OSError, ValueError, MemoryError, RuntimeError) as error:
+                problems.append(_reason(error, one.path))
+                log.warning("%s", problems[-1])
+            progress()
+    finally:
+        if rows:
+            write_text(output / "results.csv", results_table(rows).to_csv(index=False))
+    if rows:
+        write_report(segmenter, inputs, rows, output)
+    if problems:
+        raise problems_error("--input", problems)
+    return rows

@@ -1,0 +1,234 @@
+"""Files of one image of a sampling run: samples/<id>/<image>/..."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from skimage.measure import label as connected_parts
+
+from data.scenes import Scene
+from evaluation.calibration import measure
+from evaluation.conformal import RISK_THRESHOLDS, risk_curve
+from evaluation.ensemble import Ensemble, Moments
+from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objects_of
+from evaluation.metrics import Counts, count_classes, mean_f1
+from evaluation.object_scores import object_scores
+from evaluation.raters import consensus_dice, rater_scores
+from report import figures
+from report.layers import ImageLayers
+from results.exports import write_geojson, write_labels
+from sampling.loading import member_checkpoints
+from utils.errors import UsageError
+from utils.runs import by_time, file_hash, new_folder, write_json
+from utils.schema import Config
+from utils.sections import EvaluationConfig
+
+
+@dataclass
+class ImageResult:
+    """What is gathered of one image, draw by draw.
+
+    draw_counts: of each draw, by class. draws: only if they are to be kept. masks: of the draws, only if several raters
+    are there to compare them with.
+    """
+
+    scene: Scene
+    classes: int
+    ensemble: Ensemble | Moments
+    objects: DrawObjects
+    draw_counts: list[list[Counts]]
+    draws: list[np.ndarray] | None
+    masks: list[np.ndarray] | None
+
+
+def start_result(scene: Scene, classes: int, threshold: float, evaluation: EvaluationConfig, keep: bool) -> ImageResult:
+    """Nothing drawn yet. keep: keep every draw."""
+    ensemble = Ensemble((classes, *scene.shape), threshold)
+    objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
+    masks: list[np.ndarray] | None = None if scene.raters is None else []
+    return ImageResult(scene, classes, ensemble, objects, [], [] if keep else None, masks)
+
+
+def _score_draw(result: ImageResult, sdf: np.ndarray, labels: np.ndarray) -> None:
+    result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
+    result.objects.add(sdf.min(axis=0))
+    if result.masks is not None:
+        result.masks.append(labels > 0)
+
+
+def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
+    """Take in one draw (K, H, W)."""
+    assert isinstance(result.ensemble, Ensemble)
+    _score_draw(result, sdf, result.ensemble.add(sdf))
+    if result.draws is not None:
+        result.draws.append(sdf)
+
+
+def set_moments(result: ImageResult, mmse: np.ndarray, std: np.ndarray) -> None:
+    """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
+    result.ensemble = Moments(mmse, std, result.ensemble.threshold)
+    _score_draw(result, mmse, result.ensemble.labels)
+
+
+def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.ndarray, labels: np.ndarray) -> None:
+    """Arrays and pictures of the maps (K, H, W), (K, H, W), (H, W) and (H, W) of one image."""
+    one, zoom = len(mmse) == 1, figures.zoom_of(labels.shape)
+    np.save(folder / "mmse.npy", mmse[0] if one else mmse)
+    np.save(folder / "std.npy", std[0] if one else std)
+    figures.gray_image(probability).save(folder / "probability.png")
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "mask.png")
+    if not one:
+        Image.fromarray(labels).save(folder / "classes.png")
+    figures.mmse_map(mmse.min(axis=0), zoom).save(folder / "mmse.png")
+    figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
+
+
+def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
+    """Maps, and pictures that compare them with the truth."""
+    scene, ensemble = result.scene, result.ensemble
+    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
+    zoom = figures.zoom_of(scene.shape)
+    write_maps(folder, mmse, std, ensemble.probability, labels)
+    figures.gray_image(ensemble.mask_std).save(folder / "mask_std.png")
+    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
+    figures.panel(scene.image, scene.labels, mmse, std, labels, f1, zoom).save(folder / "panel.png")
+    if result.draws:
+        draws = np.stack(result.draws)
+        np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
+
+
+def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
+    """A row for each object, without its contours."""
+    names = [
+        "label",
+        "area",
+        "equivalent_diameter",
+        "row",
+        "column",
+        "probability",
+        "area_mean",
+        "area_std",
+        "mean_std",
+    ]
+    rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
+    return pd.DataFrame(rows, columns=names)
+
+
+def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
+    """instances.png (.tif where 16 bits are too few), objects.csv and objects.geojson."""
+    write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
+    object_table(records).to_csv(folder / "objects.csv", index=False)
+    write_geojson(folder / "objects.geojson", records)
+
+
+def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
+    """Scores against the true objects, and the areas of these in the draws."""
+    scene = result.scene
+    known = scene.instances
+    truth = connected_parts(scene.labels > 0, connectivity=1) if known is None else known
+    truth = np.unique(truth, return_inverse=True)[1].reshape(truth.shape) + int(truth.min() > 0)
+    count = int(truth.max(initial=0))
+    areas = np.nan_to_num(matched_areas(truth.astype(np.int32), result.objects, count)).astype(int)
+    return {
+        **asdict(object_scores(truth, labels)),
+        "objects": int(labels.max(initial=0)),
+        "true_objects": count,
+        "true_areas": np.bincount(truth.ravel(), minlength=count + 1)[1:].tolist(),
+        "drawn_areas": areas.T.tolist(),
+    }
+
+
+def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
+    """What the summary of all images needs of this one, besides scores.json."""
+    scene, ensemble = result.scene, result.ensemble
+    truth = scene.labels
+    mmse, probability = ensemble.mmse, ensemble.probability
+    record = measure(mmse, ensemble.std, scene.sdf, probability, ensemble.labels, truth)
+    details = {
+        "uncertainty": record.to_dict(),
+        "risk": asdict(risk_curve(-mmse.min(axis=0), truth > 0, RISK_THRESHOLDS)),
+        "objects": _object_details(result, labels),
+    }
+    if result.masks and scene.raters is not None:
+        dice = consensus_dice(ensemble.labels > 0, scene.raters)
+        details["raters"] = {**rater_scores(np.stack(result.masks), scene.raters), "consensus_dice": dice}
+    return details
+
+
+def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -> None:
+    """All files of one image, written beside their place and moved there as a whole."""
+    scene, ensemble = result.scene, result.ensemble
+    partial, final = folder / f".{scene.key}.partial", folder / scene.key
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    counts = count_classes(ensemble.labels, scene.labels, result.classes)
+    _write_result(result, partial, mean_f1(counts))
+    labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
+    write_objects(partial, labels, records)
+    write_json(partial / "details.json", _details(result, labels))
+    scores = {
+        "mmse": [astuple(c) for c in counts],
+        "draws": [[astuple(c) for c in draw] for draw in result.draw_counts],
+        "mean_std": float(ensemble.std.mean()),
+        **costs,
+    }
+    write_json(partial / "scores.json", scores)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(partial, final)
+
+
+def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:
+    """What was written of an image in its folder, for the report; with the truth of a scene."""
+    mmse, std = (np.load(folder / name).reshape(-1, *image.shape[:2]) for name in ("mmse.npy", "std.npy"))
+    labels = np.asarray(Image.open(folder / ("mask.png" if len(mmse) == 1 else "classes.png")))
+    return ImageLayers(
+        image,
+        mmse,
+        labels > 0 if len(mmse) == 1 else labels,
+        np.asarray(Image.open(folder / "probability.png")) / np.float32(255),
+        std if draws > 1 or std.any() else None,
+        None if scene is None else scene.labels,
+        None if scene is None else scene.sdf,
+    )
+
+
+def is_done(folder: Path, key: str) -> bool:
+    return (folder / key / "scores.json").is_file()
+
+
+def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
+    """What results depend on besides the config of the run."""
+    members = [file_hash(other) for other in member_checkpoints(config.sampling, path)]
+    return {
+        "checkpoint": file_hash(path),
+        **({"members": members} if members else {}),
+        f"{split} data": file_hash(Path(config.data.root) / f"{split}.csv"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+
+
+def open_folder(run: Path, settings: dict[str, Any], resume: bool, kind: str = "samples") -> Path:
+    """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same."""
+    settings = json.loads(json.dumps(settings))
+    if not resume:
+        folder = new_folder(run / kind)
+        write_json(folder / "settings.json", settings)
+        return folder
+    folders = sorted((path.parent for path in (run / kind).glob("*/settings.json")), key=by_time)
+    if not folders:
+        raise UsageError(f"--resume: {run / kind} has nothing to go on with")
+    before = json.loads((folders[-1] / "settings.json").read_text())
+    for key in settings:
+        if before.get(key) != settings[key]:
+            raise UsageError(f"--resume: {folders[-1]} was made with another {key}; sample anew without --resume")
+    return folders[-1]

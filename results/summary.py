@@ -1,0 +1,177 @@
+"""Files of a whole sampling run: metrics.csv, summary.json, calibration.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data.scenes import Scene
+from evaluation import calibration
+from evaluation.calibration import ImageRecord
+from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, achieved_risk, control_risk, interval_coverage
+from evaluation.metrics import Counts, mean_f1, mean_iou
+from report.calibration_figures import reliability_diagram, sparsification_curve
+from report.layers import ImageLayers
+from report.page import render_report
+from results.sampled import read_layers
+from utils.config import dump_config
+from utils.runs import by_time, write_json, write_text
+from utils.schema import Config
+
+
+def _whole(x: float) -> float | int:
+    return int(x) if x.is_integer() else x
+
+
+Scored = Sequence[Counts]  # of one image or draw, by class
+
+
+def _scores(scored: Sequence[Scored], f1_std: float) -> dict[str, Any]:
+    """Means over images (or draws) and classes; counts pooled over images, then means over classes."""
+    pooled = [sum(counts, Counts()) for counts in zip(*scored, strict=True)]
+    return {
+        "f1": float(np.mean([mean_f1(counts) for counts in scored])),
+        "iou": float(np.mean([mean_iou(counts) for counts in scored])),
+        "f1_pooled": mean_f1(pooled),
+        "iou_pooled": mean_iou(pooled),
+        "f1_std": f1_std,
+    }
+
+
+def _by_class(scored: Sequence[Scored], classes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Scores of every class, where there are several."""
+    columns = zip(classes, zip(*scored, strict=True), strict=True)
+    return {str(value): {"f1": mean_f1(counts), "iou": mean_iou(counts)} for value, counts in columns}
+
+
+def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of metrics.csv; pixel counts are sums over classes."""
+    total = sum(whole, Counts())
+    return {
+        "image_id": key,
+        "f1": mean_f1(whole),
+        "iou": mean_iou(whole),
+        "single_f1": float(np.mean([mean_f1(c) for c in draws])),
+        "single_iou": float(np.mean([mean_iou(c) for c in draws])),
+        "true_positive": total.true_positive,
+        "false_positive": total.false_positive,
+        "false_negative": total.false_negative,
+        "mean_std": scores["mean_std"],
+        "draws": len(draws),
+        "nfe_per_draw": scores["nfe"],
+        "seconds": scores["seconds"],
+    }
+
+
+OBJECT_SCORES = ("aji", "pq", "dq", "sq", "f1", "dice", "hausdorff")
+
+
+def _object_columns(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one image, for metrics.csv."""
+    names = {name: name if name in ("aji", "pq", "dq", "sq") else f"object_{name}" for name in OBJECT_SCORES}
+    counts = {"objects": objects["objects"], "true_objects": objects["true_objects"]}
+    return {**counts, **{column: objects[name] for name, column in names.items()}}
+
+
+def _object_summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over images, and how often the draws' interval of an area holds the true one."""
+    drawn = [np.array(areas) for own in objects for areas in own["drawn_areas"]]
+    true = [area for own in objects for area in own["true_areas"]]
+    means: dict[str, Any] = {name: float(np.mean([own[name] for own in objects])) for name in OBJECT_SCORES}
+    return {**means, "area_interval": interval_coverage(drawn, true)}
+
+
+def _mean_known(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean of every score over the images that have it."""
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in rows[0]}
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}  # type: ignore[arg-type]
+
+
+def _read_details(folder: Path, key: str) -> dict[str, Any]:
+    return json.loads((folder / key / "details.json").read_text())
+
+
+def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
+    """Risk curves of the run's newest complete sampling of the validation images with the same settings."""
+    settings = json.loads((folder / "settings.json").read_text())
+    for other in sorted((path.parent for path in folder.parent.glob("*/settings.json")), key=by_time, reverse=True):
+        theirs = json.loads((other / "settings.json").read_text())
+        same = all(theirs.get(name) == settings[name] for name in ("checkpoint", "sampling", "seed"))
+        if same and "val data" in theirs and (other / "summary.json").is_file():
+            table = pd.read_csv(other / "metrics.csv", dtype={"image_id": str})
+            return [RiskCurve(**_read_details(other, key)["risk"]) for key in table["image_id"]]
+    return None
+
+
+def risk_control_of(folder: Path, curves: Sequence[RiskCurve], missed: float) -> dict[str, Any] | None:
+    """The SDF below which foreground is taken so that the expected missed share stays under `missed`, chosen on the
+    validation images, and what it does on these images. None where the validation images were not sampled."""
+    validation = _calibration_curves(folder)
+    if not validation:
+        return None
+    achieved = achieved_risk(control_risk(validation, RISK_THRESHOLDS, missed), curves)
+    threshold = achieved.pop("threshold")
+    return {**achieved, "sdf_below": None if threshold is None else -threshold}
+
+
+def _uncertainty(folder: Path, details: Sequence[Mapping[str, Any]], missed: float, test: bool) -> dict[str, Any]:
+    """All numbers of calibration, with its curves and figures written into the folder."""
+    numbers = calibration.summary(ImageRecord.from_dict(own["uncertainty"]) for own in details)
+    reliability_diagram(numbers).savefig(folder / "reliability.png", dpi=100)
+    sparsification_curve(numbers).savefig(folder / "sparsification.png", dpi=100)
+    write_json(folder / "calibration.json", numbers)
+    flat = {name: value for name, value in numbers.items() if not isinstance(value, list)}
+    curves = [RiskCurve(**own["risk"]) for own in details]
+    return {**flat, "risk_control": risk_control_of(folder, curves, missed) if test else None}
+
+
+def finish(
+    folder: Path, scenes: Sequence[Scene], config: Config, facts: Mapping[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
+    rows, mmse, single, memory, details = [], [], [], [], []
+    for scene in scenes:
+        scores = json.loads((folder / scene.key / "scores.json").read_text())
+        whole = [Counts(*c) for c in scores["mmse"]]
+        draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
+        mmse.append(whole)
+        single += draws
+        memory.append(scores["peak_memory_mib"])
+        details.append(_read_details(folder, scene.key))
+        rows.append(_row(scene.key, whole, draws, scores) | _object_columns(details[-1]["objects"]))
+        rows[-1] |= details[-1].get("raters", {})
+        if config.data.classes is not None:
+            by_class = zip(config.data.classes, whole, strict=True)
+            rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
+    summary: dict[str, Any] = {
+        "images": len(rows),
+        "draws": _whole(float(np.mean([row["draws"] for row in rows]))),
+        "nfe_per_draw": rows[0]["nfe_per_draw"],
+        "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
+        "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),
+        "seconds_per_image": float(np.mean([row["seconds"] for row in rows])),
+        "peak_memory_mib": max(memory),
+        **facts,
+        "objects": _object_summary([own["objects"] for own in details]),
+        "uncertainty": _uncertainty(folder, details, config.evaluation.missed, facts["split"] == "test"),
+    }
+    if any("raters" in own for own in details):
+        summary["raters"] = _mean_known([own["raters"] for own in details if "raters" in own])
+    if config.data.classes is not None:
+        summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
+        summary["single"]["classes"] = _by_class(single, config.data.classes)
+    write_text(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_json(folder / "summary.json", summary)
+    title = f"{config.name}: {len(rows)} {facts['split']} images"
+    own = {scene.key: scene for scene in scenes}
+
+    def layers(key: str) -> ImageLayers:
+        return read_layers(folder / key, own[key].image, summary["draws"], own[key])
+
+    write_text(folder / "report.html", render_report(title, summary, rows, layers, folder, dump_config(config)))
+    return summary, folder / "report.html"

@@ -1,0 +1,235 @@
+"""Draws of many images in batches: features once per image, noise once per draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches import network_image
+from data.dataset import Patch, image_array
+from data.scenes import Scene
+from evaluation.ensemble import StandardError
+from models.build import use_bfloat16
+from models.denoiser import Denoiser
+from sampling.memory import batches
+from sampling.sampler import Sampler, max_batch_of
+from sde.noise import DrawNoise
+from sde.samplers import Callback, Denoise
+from utils.schema import Config
+
+ROUND = 4  # draws of an image between two looks at its standard error
+
+
+@dataclass
+class Drawer:
+    """Everything a draw depends on but the image.
+
+    channels_last, bfloat16: how the network runs. sdf_scale: draws are divided by it, to SDF units.
+    max_batch: draws evaluated at once; halved where memory does not suffice, which changes no draw.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    seed: int
+    max_batch: int
+    sdf_scale: float
+    device: torch.device
+    channels_last: bool
+    bfloat16: bool
+    design: str = "independent"  # of the first noise (sde/noise.py)
+    evaluations: int = 0  # network evaluations of the latest batch
+    before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        keys: Sequence[str],
+        draws: int,
+        callback: Callback | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index of the image, its next draw (K, H, W) on the host in SDF units), image by image.
+
+        images: (N, C, H, W) uint8. keys: names that seed the noise of each image.
+        callback: sees the iterates of every batch.
+        """
+        pairs = [(i, d) for i in range(len(keys)) for d in range(draws)]
+        yield from self.draw(self.encode(images), keys, pairs, images.shape[-2:], callback)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """What every draw of images (N, C, H, W) uint8 knows of them."""
+
+        def some(part: slice) -> list[Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                return self.denoiser.encode(network_image(images[part].to(self.device), self.channels_last))
+
+        whole: list[Tensor] = []
+        for part, features in batches(self, len(images), some):
+            if not whole:
+                if len(features[0]) == len(images):
+                    return features
+                # Filled in place: features of a large image's tiles are not to be held twice.
+                whole = [f.new_empty((len(images), *f.shape[1:])) for f in features]
+            for all_of_them, some_of_them in zip(whole, features, strict=True):
+                all_of_them[part] = some_of_them
+        return whole
+
+    @torch.no_grad()
+    def draw(
+        self,
+        features: Sequence[Tensor],
+        keys: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        size: Sequence[int],
+        callback: Callback | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
+
+        def some(part: slice) -> Tensor:
+            rows = torch.tensor([i for i, _ in pairs[part]], device=self.device)
+            owners = [(keys[i], d) for i, d in pairs[part]]
+            return self._draw(self.select(features, rows), owners, size, callback).float().cpu() / self.sdf_scale
+
+        for part, sdf in batches(self, len(pairs), some):
+            for (i, _), draw in zip(pairs[part], sdf, strict=True):
+                yield i, draw
+
+    def select(self, features: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """The features of some images, with repetitions, in the layout that the network is fastest on."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return [f.index_select(0, rows).contiguous(memory_format=layout) for f in features]
+
+    def evaluate(self, denoise: Denoise, z: Tensor, t: Tensor) -> Tensor:
+        """denoise(z, t) in the precision of the network, unless drawing is to stop."""
+        if self.before_evaluation is not None:
+            self.before_evaluation()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return denoise(z, t)
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N, K, H, W) of m given the images, on the host in SDF units, in one evaluation.
+
+        Raises ValueError unless the denoiser has learned the second moment.
+        """
+
+        def some(part: slice) -> tuple[Tensor, Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                # Not `encode`, which would compute the mean as well.
+                features = self.denoiser.features(network_image(images[part].to(self.device), self.channels_last))
+                mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
+            if variance is None:
+                raise ValueError("this denoiser has not learned the second moment")
+            return mean.cpu() / self.sdf_scale, variance.sqrt().cpu() / self.sdf_scale
+
+        means, stds = zip(*(moments for _, moments in batches(self, len(images), some)), strict=True)
+        self.evaluations = 1
+        return torch.cat(means), torch.cat(stds)
+
+    def _draw(
+        self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
+    ) -> Tensor:
+        shape = (self.denoiser.mask_channels, *size)
+        return self.run(lambda z, t: self.denoiser(z, t, features), owners, shape, callback)
+
+    @torch.no_grad()
+    def run(
+        self,
+        denoise: Denoise,
+        owners: Sequence[tuple[str, int]],
+        shape: Sequence[int],
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One batch of the sampler, (B, *shape), in the units of the process.
+
+        owners: what seeds the noise of each element, a name and a draw index.
+        """
+        self.evaluations = 0
+
+        def evaluate(z: Tensor, t: Tensor) -> Tensor:
+            self.evaluations += 1
+            return self.evaluate(denoise, z, t)
+
+        noise = DrawNoise(self.seed, owners, shape, self.device, self.design)
+        return self.sampler(evaluate, self.denoiser.process, noise, callback=callback)
+
+
+def whole_draws(
+    drawer: Drawer,
+    scenes: Sequence[Scene],
+    draws: int,
+    done: Callable[[int], bool] = lambda i: False,
+    at_once: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the scene, its next draw (K, H, W)) of scenes whose parts are of one size.
+
+    In rounds of `at_once` draws of every scene (all of them by default), without scenes that are done by then.
+    """
+    parts = [part for scene in scenes for part in scene.parts]
+    images, keys = image_tensor(parts), [part.key for part in parts]
+    features = drawer.encode(images)
+    ends = np.cumsum([len(scene.parts) for scene in scenes]).tolist()
+    owner = [i for i, scene in enumerate(scenes) for _ in scene.parts]
+    pieces: list[np.ndarray] = []
+    at_once = at_once or draws
+    for first in range(0, draws, at_once):
+        left = [i for i in range(len(scenes)) if not done(i)]
+        some = range(first, min(first + at_once, draws))
+        pairs = [(p, d) for i in left for d in some for p in range(ends[i] - len(scenes[i].parts), ends[i])]
+        for p, draw in drawer.draw(features, keys, pairs, images.shape[-2:]):
+            pieces.append(draw.numpy())
+            scene = scenes[owner[p]]
+            if len(pieces) == len(scene.parts):
+                yield owner[p], scene.assemble(pieces)
+                pieces = []
+
+
+def standard_error_of(design: str) -> StandardError:
+    """Of the mean of draws whose first noise is spread by this design (sde/noise.py)."""
+    return StandardError(group=2 if design == "antithetic" else 1)
+
+
+def whole_moments(drawer: Drawer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (K, H, W) of a scene in one evaluation of each part."""
+    mean, std = drawer.moments(image_tensor(scene.parts))
+    return scene.assemble(list(mean.numpy())), scene.assemble(list(std.numpy()))
+
+
+def image_tensor(patches: Sequence[Patch]) -> Tensor:
+    """(N, C, H, W) uint8 of patches of one size."""
+    return torch.from_numpy(image_array(list(patches)))
+
+
+def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
+    """A drawer on the denoiser's device with the precision and layout of its training."""
+    device = next(denoiser.parameters()).device
+    return Drawer(
+        denoiser,
+        sampler,
+        seed=config.seed,
+        max_batch=max_batch_of(config.sampling, device),
+        sdf_scale=config.data.sdf_scale,
+        device=device,
+        channels_last=config.training.channels_last,
+        bfloat16=use_bfloat16(config.training.precision, device),
+        design=config.sampling.noise,
+    )
+
+
+def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
+    """Consecutive images with parts of one size, at most `most` parts together but at least one image. What is done
+    already plays no part in the grouping, so that an interrupted run computes the same batches."""
+    group: list[Scene] = []
+    for scene in scenes:
+        parts = sum(len(s.parts) for s in group) + len(scene.parts)
+        if group and (parts > most or scene.parts[0].image.shape != group[0].parts[0].image.shape):
+            yield group
+            group = []
+        group.append(scene)
+    if group:
+        yield group

@@ -1,0 +1,73 @@
+"""A trained denoiser from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.build import denoiser_of, placed
+from models.denoiser import Denoiser
+from models.uncertainty import DeepEnsemble, DropoutDraws
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.config import parse_config
+from utils.errors import UsageError
+from utils.schema import Config
+from utils.sections import SamplingConfig
+
+# Config keys that decide what the weights mean: a run's must be those of its training.
+MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
+           "sde.prediction", "sde.prior_share",
+           "data.color", "data.truncation", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
+
+
+def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
+    """The averaged weights of a checkpoint in the network of the config, as the config's sampler needs it: with
+    dropout for mc_dropout, together with its sampling.members for ensemble.
+
+    Raises CheckpointError or UsageError if they do not belong together.
+    """
+    return loaded(config, path, device)[0]
+
+
+def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+    """The denoiser, and what the checkpoint says of the images it was trained on. See `load_denoiser`."""
+    model, images = _trained(config, path, device)
+    if config.sampling.sampler == "mc_dropout":
+        model = DropoutDraws(model)
+    elif config.sampling.sampler == "ensemble":
+        others = member_checkpoints(config.sampling, path)
+        model = DeepEnsemble([model, *(_trained(config, other, device)[0] for other in others)])
+    return model, images
+
+
+def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+    """One network."""
+    state = load_checkpoint(path, needs=("config", "ema"))
+    model = denoiser_of(config)
+    load_weights(model, state["ema"], path)
+    trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
+    for key in MEANING:
+        section, name = key.split(".")
+        if trained[section][name] != now[section][name]:
+            raise UsageError(
+                f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
+            )
+    return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
+
+
+def member_checkpoints(sampling: SamplingConfig, path: Path) -> list[Path]:
+    """Those of sampling.members: last.pt if `path`, the first member's, is one, else best.pt.
+
+    Raises UsageError for what is no run folder, and for a run that is named twice.
+    """
+    name = path.name if path.name == "last.pt" else "best.pt"
+    seen = {path.resolve().parent.parent}
+    for run in map(Path, sampling.members):
+        if not (run / "config.yaml").is_file():
+            raise UsageError(f"sampling.members: {run} is not a run folder (no config.yaml)")
+        if run.resolve() in seen:
+            raise UsageError(f"sampling.members: {run} is in the ensemble twice; the run that is sampled is its first")
+        seen.add(run.resolve())
+    return [Path(run, "checkpoints", name) for run in sampling.members]

@@ -1,0 +1,87 @@
+"""From the sampling section to a sampler, and the sampler of deep ensembles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sampling.adaptive import adaptive
+from sde.field import FieldNoise
+from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
+from sde.noise import DrawNoise
+from sde.predictor_corrector import predictor_corrector
+from sde.process import Process
+from sde.samplers import (
+    Callback,
+    Denoise,
+    Noise,
+    ancestral,
+    ddim,
+    dpm_solver,
+    euler_maruyama,
+    flowsdf_released,
+    heun,
+    posterior_mean,
+)
+from utils.sections import SamplingConfig
+
+
+@torch.no_grad()
+def each_member(denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None) -> Tensor:
+    """Draw d is the mean of member d of a `DeepEnsemble`, in one evaluation: it gets the number d in place of noise."""
+    assert isinstance(noise, DrawNoise | FieldNoise)
+    start = noise()
+    numbers = torch.tensor([draw for _, draw in noise.draws], dtype=start.dtype, device=start.device)
+    m = denoise(numbers.view(-1, 1, 1, 1).expand_as(start), torch.tensor(process.t_max, dtype=torch.float64))
+    if callback is not None:
+        callback(m, 0.0)
+    return m.float()
+
+
+class Sampler(Protocol):
+    """A sampler whose options are settled."""
+
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None
+    ) -> Tensor: ...
+
+
+def sampler_of(sampling: SamplingConfig) -> Sampler:
+    if sampling.sampler == "pc":
+        return partial(
+            predictor_corrector,
+            steps=sampling.steps,
+            corrector_steps=sampling.corrector_steps,
+            r=sampling.r,
+            denoise_last=sampling.denoise_last,
+        )
+    if sampling.sampler == "adaptive":
+        return partial(adaptive, tolerance=sampling.tolerance)
+    if sampling.sampler in ("mean", "mc_dropout"):  # dropout is in the network: sampling/loading.py
+        return posterior_mean
+    if sampling.sampler == "ensemble":
+        return each_member
+    if sampling.sampler == "flowsdf_released":
+        return partial(flowsdf_released, steps=sampling.steps)
+    samplers: dict[str, tuple[Callable[..., Tensor], str]] = {
+        "euler_maruyama": (euler_maruyama, "logsnr"),
+        "ancestral": (partial(ancestral, variance=sampling.variance), "logsnr"),
+        "ddim": (partial(ddim, eta=sampling.eta), "time"),
+        "euler": (ddim, "rho"),
+        "heun": (heun, "rho"),
+        "dpm_solver": (partial(dpm_solver, order=sampling.order, stochastic=sampling.stochastic), "logsnr"),
+    }
+    grids: dict[str, Grid] = {"time": time_grid, "logsnr": logsnr_grid, "rho": partial(rho_grid, rho=sampling.rho)}
+    sampler, usual = samplers[sampling.sampler]
+    return partial(sampler, steps=sampling.steps, grid=grids[sampling.grid or usual])
+
+
+def max_batch_of(sampling: SamplingConfig, device: torch.device) -> int:
+    """Draws evaluated at once: on a CPU more of them spend their time on fresh memory (docs/results/speed.md)."""
+    if sampling.sampler == "adaptive":
+        return 1
+    return sampling.max_batch or (16 if device.type == "cpu" else 64)

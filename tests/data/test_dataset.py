@@ -1,0 +1,174 @@
+"""Loading prepared folders: what can be wrong with them, batches and augmentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.augment import Augmentation, random_symmetry
+from data.batches import Batches
+from data.dataset import Reading, hold_out, load_split
+from data.sdf import signed_distance
+from utils.errors import DataError
+
+GREY = Reading(rgb=False, truncation=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two patches as somebody else might have prepared them."""
+    for i in range(2):
+        mask = np.zeros((8, 8), bool)
+        mask[2:5, 2 + i : 6] = True
+        Image.fromarray(np.full((8, 8), 100 + i, np.uint8)).save(tmp_path / f"i{i}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"m{i}.png")
+        np.save(tmp_path / f"s{i}.npy", signed_distance(mask, 3))
+    (tmp_path / "train.csv").write_text("filename,maskname,maskdtname\ni0.png,m0.png,s0.npy\ni1.png,m1.png,s1.npy\n")
+    return tmp_path
+
+
+def load(folder: Path) -> list[np.ndarray]:
+    return [patch.sdf for patch in load_split(folder, "train", GREY)]
+
+
+def test_published_layout_and_bare_masks_load(folder: Path) -> None:
+    expected = load(folder)
+    (folder / "train.csv").write_text("filename,maskname\n/i0.png,/m0.png\ni1.png,m1.png\n")
+    np.testing.assert_array_equal(load(folder), expected)
+    patches = load_split(folder, "train", Reading(rgb=True, truncation=3))
+    assert [patch.key for patch in patches] == ["i0", "i1"]
+    assert patches[0].image.shape == (8, 8, 3)
+
+
+def test_several_patches_of_one_image_get_their_own_keys(folder: Path) -> None:
+    (folder / "train.csv").write_text(
+        "filename,maskname,image_id,top,left\ni0.png,m0.png,a b/c,0,0\ni1.png,m1.png,a b/c,0,8\n"
+    )
+    patches = load_split(folder, "train", GREY)
+    assert [patch.key for patch in patches] == ["a_b_c_0_0", "a_b_c_0_8"]
+    assert {patch.image_id for patch in patches} == {"a b/c"}
+
+
+def _link_out(folder: Path) -> Path:
+    link = folder / "link"
+    link.symlink_to("/etc/hostname")
+    return link
+
+
+def spoil(folder: Path, kind: str) -> None:
+    table = folder / "train.csv"
+    good = np.load(folder / "s1.npy")
+    image = folder / "i1.png"
+    actions: dict[str, Callable[[], object]] = {
+        "missing": lambda: (folder / "m1.png").unlink(),
+        "sixteen_bit": lambda: Image.fromarray(np.full((8, 8), 900, np.uint16)).save(image),
+        "grey_mask": lambda: Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "m1.png"),
+        "unreadable": lambda: (folder / "i1.png").write_text("no picture"),
+        "truncated_image": lambda: (folder / "i1.png").write_bytes((folder / "i1.png").read_bytes()[:40]),
+        "truncated_array": lambda: (folder / "s1.npy").write_bytes((folder / "s1.npy").read_bytes()[:150]),
+        "wrong_size": lambda: Image.new("L", (9, 8)).save(folder / "m1.png"),
+        "array_of_wrong_size": lambda: np.save(folder / "s1.npy", good[:4]),
+        "not_finite": lambda: np.save(folder / "s1.npy", np.where(good < 0, np.nan, good)),
+        "out_of_range": lambda: np.save(folder / "s1.npy", good * 3),
+        "pickled": lambda: np.save(folder / "s1.npy", np.array([{}], dtype=object), allow_pickle=True),
+        "integers": lambda: np.save(folder / "s1.npy", good.astype(np.int32)),
+        "parent": lambda: table.write_text(table.read_text().replace("i1.png", "../i1.png")),
+        "absolute": lambda: table.write_text(table.read_text().replace("i1.png", "/etc/hostname")),
+        "link": lambda: os.replace(_link_out(folder), image),
+        "blank": lambda: table.write_text(table.read_text().replace("m1.png", "")),
+    }
+    actions[kind]()
+
+
+KINDS = [
+    "missing",
+    "sixteen_bit",
+    "grey_mask",
+    "unreadable",
+    "truncated_image",
+    "truncated_array",
+    "wrong_size",
+    "array_of_wrong_size",
+    "not_finite",
+    "out_of_range",
+    "pickled",
+    "integers",
+    "parent",
+    "absolute",
+    "link",
+    "blank",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_rows_name_file_and_row(folder: Path, kind: str) -> None:
+    spoil(folder, kind)
+    with pytest.raises(DataError, match=r"train\.csv row 3") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_tables(folder: Path) -> None:
+    (folder / "train.csv").write_text("filename,mask\ni0.png,m0.png\n")
+    with pytest.raises(DataError, match="no column maskname"):
+        load(folder)
+    (folder / "train.csv").write_text("filename,maskname\n")
+    with pytest.raises(DataError, match="lists no images"):
+        load(folder)
+    (folder / "train.csv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.csv"):
+        load(folder)
+    (folder / "train.csv").unlink()
+    with pytest.raises(DataError, match=r"data\.prepare"):
+        load(folder)
+    with pytest.raises(DataError, match=r"data\.root"):
+        load(folder / "nowhere")
+
+
+def test_hold_out_is_by_image(folder: Path) -> None:
+    rows = "".join(f"i0.png,m0.png,image{i // 2}\n" for i in range(20))
+    (folder / "train.csv").write_text("filename,maskname,image_id\n" + rows)
+    train, val = hold_out(load_split(folder, "train", GREY), 0.3, seed=0)
+    assert (len(train), len(val)) == (14, 6)
+    assert not {p.image_id for p in train} & {p.image_id for p in val}
+
+
+# Batches and augmentation.
+
+
+def test_symmetries_keep_an_sdf_an_sdf() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = np.zeros((12, 12), bool)
+    mask[1:5, 2:11] = True
+    mask[8, 3] = True
+    sdf = torch.from_numpy(signed_distance(mask, 5))[None, None].repeat(64, 1, 1, 1)
+    image = torch.from_numpy(mask)[None, None].repeat(64, 1, 1, 1)
+    image, sdf = random_symmetry(image, sdf, generator, flips=True, rotations=True)
+    for i in range(64):
+        np.testing.assert_allclose(sdf[i, 0].numpy(), signed_distance(image[i, 0].numpy(), 5), atol=1e-6)
+    assert len({image[i].numpy().tobytes() for i in range(64)}) == 8
+    same, _ = random_symmetry(image, sdf, generator, flips=False, rotations=False)
+    assert torch.equal(same, image)
+
+
+def test_every_image_once_per_epoch_and_resumable() -> None:
+    def make() -> Batches:
+        images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
+        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), Augmentation(rotations=True))
+
+    batches = make()
+    seen = [i for _ in range(14) for i in batches.next()[2]]
+    assert all(sorted(seen[e : e + 7]) == list(range(7)) for e in range(0, 42, 7))
+    assert seen[:7] != seen[7:14]
+    first, second = make(), make()
+    for _ in range(4):
+        first.next()
+    second.load_state_dict(first.state_dict())
+    for _ in range(5):
+        assert first.next()[2] == second.next()[2]

@@ -1,0 +1,163 @@
+"""Reading pictures and label maps of any format, and refusing the broken ones."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from data.images import read_image, read_labels, stretch
+from utils.errors import DataError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+DEEP = RNG.integers(0, 4096, (9, 7), dtype=np.uint16)
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "tiff", "bmp", "npy"])
+@pytest.mark.parametrize("pixels", [GREY, RGB], ids=["grey", "rgb"])
+def test_lossless_formats_give_the_pixels_back(tmp_path: Path, suffix: str, pixels: np.ndarray) -> None:
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, pixels) if suffix == "npy" else save(path, pixels)
+    np.testing.assert_array_equal(read_image(path), pixels)
+
+
+def test_jpeg_is_close(tmp_path: Path) -> None:
+    smooth = np.tile(np.arange(0, 160, 10, dtype=np.uint8), (16, 1))
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth).max() < 8
+
+
+def test_alpha_is_dropped_and_palettes_become_colours(tmp_path: Path) -> None:
+    rgba = np.dstack([RGB, np.full((9, 7), 3, np.uint8)])
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgba)), RGB)
+    palette = Image.fromarray(GREY % 3).convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png")
+    values = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)[np.asarray(palette)]
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), values)
+    np.testing.assert_array_equal(read_labels(tmp_path / "p.png"), np.asarray(palette))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy"])
+def test_sixteen_bits_only_where_they_are_expected(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, DEEP) if suffix == "npy" else save(path, DEEP)
+    with pytest.raises(DataError, match=r"a\.\w+: has more than 8 bits per pixel; an 8-bit image is expected"):
+        read_image(path)
+    low = read_image(path, deep=True, window=(0, 4095))
+    np.testing.assert_allclose(low, DEEP / 4095 * 255, atol=0.51)
+    own = read_image(path, deep=True)
+    assert (own.min(), own.max()) == (0, 255)
+
+
+def test_sixteen_bit_colours(tmp_path: Path) -> None:
+    colours = RNG.integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif", deep=True, window=(0, 65535)), colours / 257, atol=0.51)
+    with pytest.raises(DataError, match="more than 8 bits"):
+        read_image(tmp_path / "a.tif")
+    header = struct.pack(">IIBBBBB", 7, 9, 16, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(DataError, match="more than 8 bits"):
+        read_image(tmp_path / "a.png")
+
+
+def test_labels_keep_their_values(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_labels(save(tmp_path / "a.png", DEEP)), DEEP)
+    np.testing.assert_array_equal(read_labels(save(tmp_path / "b.png", np.dstack([GREY] * 3))), GREY)
+    np.testing.assert_array_equal(read_labels(save(tmp_path / "c.png", GREY > 99)), GREY > 99)
+    np.save(tmp_path / "d.npy", DEEP.astype(np.float32))
+    np.testing.assert_array_equal(read_labels(tmp_path / "d.npy"), DEEP)
+    np.save(tmp_path / "e.npy", GREY > 99)
+    np.testing.assert_array_equal(read_labels(tmp_path / "e.npy"), GREY > 99)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 8:24] = 255
+    np.testing.assert_array_equal(read_labels(save(tmp_path / "f.jpg", mask)), mask)
+
+
+def test_stretch() -> None:
+    np.testing.assert_array_equal(stretch(np.array([[0.0, 5.0, 10.0, 20.0]]), (0, 10)), [[0, 128, 255, 255]])
+    assert not stretch(np.full((3, 3), 7.0), None).any()
+
+
+def huge_png(path: Path) -> None:
+    """A header of 20,000 x 20,000 pixels and hardly any data: a bomb for whoever decodes first and looks later."""
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def huge_npy(path: Path) -> None:
+    np.lib.format.open_memmap(path, "w+", np.uint8, (20_000, 20_000)).flush()  # sparse on disk
+
+
+def cut_npy(path: Path) -> None:
+    np.save(path, GREY)
+    path.write_bytes(path.read_bytes()[:140])
+
+
+def pages(path: Path) -> None:
+    tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
+
+
+def animate(path: Path) -> None:
+    Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(GREY + 1)])
+
+
+BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "huge png": ("a.png", huge_png, r"20000 x 20000 is 400 megapixels; data\.max_megapixels allows 100"),
+    "huge npy": ("a.npy", huge_npy, r"20000 x 20000 is 400 megapixels"),
+    "nan": ("a.npy", lambda p: np.save(p, np.array([[1.0, np.nan]])), "NaN"),
+    "nan tiff": ("a.tif", lambda p: tifffile.imwrite(p, np.full((4, 4), np.nan, np.float32)), "NaN"),
+    "pickle": ("a.npy", lambda p: np.save(p, np.array([[{}]], object), allow_pickle=True), "pickled Python objects"),
+    "pickle as npy": ("a.npy", lambda p: p.write_bytes(b"\x80\x04N."), r"not a \.npy file"),
+    "text": ("a.npy", lambda p: np.save(p, np.array([["a"]])), "numbers are expected"),
+    "dimensions": ("a.npy", lambda p: np.save(p, np.zeros((2, 3, 4, 5))), "shape"),
+    "cut npy": ("a.npy", cut_npy, "cannot be read"),
+    "cut png": ("a.png", lambda p: p.write_bytes(save(p, RGB).read_bytes()[:90]), "cannot be read"),
+    "empty": ("a.png", lambda p: p.write_bytes(b""), "cannot be read"),
+    "absent": ("a.tif", lambda p: None, "no such file"),
+    "no tiff": ("a.tif", lambda p: p.write_text("no picture"), "cannot be read"),
+    "pages": ("a.tif", pages, "3 pages"),
+    "frames": ("a.png", animate, "2 pages or frames"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_broken_files_are_refused(tmp_path: Path, kind: str) -> None:
+    name, make, message = BAD[kind]
+    make(tmp_path / name)
+    for read in (read_image, read_labels):
+        with pytest.raises(DataError, match=message) as caught:
+            read(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_impossible_masks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a mask in colours"):
+        read_labels(save(tmp_path / "a.png", RGB))
+    np.save(tmp_path / "b.npy", np.array([[0.5, 1.0]]))
+    with pytest.raises(DataError, match="fractions"):
+        read_labels(tmp_path / "b.npy")
+    np.save(tmp_path / "c.npy", np.array([[-1, 1]]))
+    with pytest.raises(DataError, match="negative"):
+        read_labels(tmp_path / "c.npy")

@@ -1,0 +1,94 @@
+"""The report in a real browser: what a reader clicks, moves and types."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from report.layers import ImageLayers
+from tests.report.test_report import disc_layers, example
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# Runs before anything of the page.
+LISTEN = """<script>
+window.problems = [];
+window.addEventListener("error", (event) => problems.push(String(event.message || "a resource did not load")), true);
+for (const kind of ["error", "warn"]) console[kind] = (...said) => problems.push(said.join(" "));
+</script>"""
+
+
+def played(page: str, folder: Path) -> dict[str, Any]:
+    """What the reader saw of the page."""
+    path = folder / "played.html"
+    reader = f"<script>{Path(__file__).with_name('report_reader.js').read_text()}</script>"
+    path.write_text(page.replace("<head>", "<head>" + LISTEN, 1).replace("</body>", reader + "</body>", 1))
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1400,2000",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        path.as_uri(),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', run.stdout, re.DOTALL)
+    assert found, f"the browser ended with {run.returncode}: {run.stderr[-2000:]}"
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_a_reader_sorts_filters_and_moves_the_slider(tmp_path: Path) -> None:
+    names = ["one_10", "two", "one_9", "three"]  # from best to worst F1
+
+    def layers(seed: int) -> ImageLayers:
+        own = disc_layers(seed)
+        return replace(own, std=np.full_like(own.mmse, (0.2, 0.4, 0.1, 0.3)[seed]))
+
+    seen = played(example(tmp_path, names, layers), tmp_path)
+    assert seen["problems"] == []
+    assert seen["fetched"] == []
+    by_name = ["one_9", "one_10", "three", "two"]
+    assert seen["start"] == [by_name, by_name]
+    assert seen["rising"] == [names[::-1], names[::-1], [["f1", "ascending"]], "f1"]
+    assert seen["falling"] == [names, names, [["f1", "descending"]]]
+    by_std = ["two", "three", "one_10", "one_9"]
+    assert seen["std"] == [by_std, by_std]
+    assert seen["turned"] == [by_std[::-1], by_std[::-1]]
+
+    assert seen["text"] == [by_name[:2], by_name[:2], "2 of 4 images"]
+    assert seen["both"] == [["one_9"], ["one_9"], "1 of 4 images"]
+    assert seen["none"] == [[], [], "block"]
+    assert seen["reset"] == [by_name, by_name, "4 of 4 images", "none"]
+
+    assert seen["image"]["layers"] == [["image", 1]]
+    assert (seen["image"]["name"], seen["image"]["scale"]) == ("image", [])
+    blend, other = seen["blend"]
+    assert blend["layers"] == [["mmse", 1], ["std", 0.25]]
+    assert blend["name"] == blend["said"] == "75 % MMSE, 25 % std"
+    assert blend["scale"] == ["-1", "0", "1"]
+    assert other["layers"] == [["image", 1]]
+    assert (seen["key"]["position"], seen["key"]["layers"]) == (2, [["std", 1]])
+    assert seen["stop"]["layers"] == seen["beyond"]["layers"] == [["error", 1]]
+    assert [card["layers"] for card in seen["every"][:2]] == 2 * [[["probability", 1]]]
+    assert seen["every"][2] == "probability"
+    assert seen["contours"] == [[True, True], [False, True], [True, True], [False, False], [True, False]]
+    assert seen["target"] == "one_9"
+    assert seen["sizes"] == 20 * [24]

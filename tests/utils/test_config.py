@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.build import threshold_of
+from tests.conftest import ROOT
+from utils.config import ConfigError, dump_config, load_config
+from utils.config_docs import render
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    return write(tmp_path / "a.yaml", "name: a\ndata: {root: x}\n")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cfg").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    again = load_config(write(tmp_path / "again.yaml", dump_config(config)))
+    assert again == config
+
+
+def test_glas_is_the_papers_experiment() -> None:
+    config = load_config(ROOT / "cfg" / "glas.yaml")
+    assert (config.sde.sigma_min, config.sde.sigma_max, config.training.learning_rate) == (1e-3, 5.0, 1e-4)
+    assert (config.data.size, config.data.color, config.data.flips) == ((128, 128), "grey", True)
+    sampling = config.sampling
+    assert sampling.steps // (1 + sampling.corrector_steps) == 200
+    assert (sampling.corrector_steps, sampling.r, sampling.draws) == (1, 0.15, 128)
+    assert threshold_of(config) == pytest.approx(3e-3)
+
+
+def test_threshold_is_in_sdf_units(minimal: Path) -> None:
+    config = load_config(minimal, ["data.sdf_scale=0.2"])
+    assert threshold_of(config) == pytest.approx(3e-3 / 0.2)
+    assert threshold_of(load_config(minimal, ["sampling.threshold=0.1"])) == 0.1
+    assert threshold_of(load_config(minimal, ["sde.process=vp"])) == pytest.approx(3 * 0.0105, rel=0.02)
+
+
+def test_base_and_overrides(tmp_path: Path, minimal: Path) -> None:
+    child = write(tmp_path / "b.yaml", "base: a.yaml\nsde: {process: vp}\ntraining: {learning_rate: 1e-3}\n")
+    config = load_config(child, ["training.steps=7", "model.multipliers=[1, 2]"])
+    assert (config.name, config.sde.process, config.training.steps) == ("a", "vp", 7)
+    assert config.training.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as text
+    assert config.model.multipliers == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "needles"),
+    [
+        ("name: a\ndata: {root: x, trunkation: 3}", ["data.trunkation", "did you mean data.truncation"]),
+        ("name: a\ndata: {root: x}\ntrainig: {}", ["trainig", "did you mean training"]),
+        (
+            "name: a\ndata: {root: x}\nmodel: {encoder: {chanels: 3}}",
+            ["model.encoder.chanels", "model.encoder.channels"],
+        ),
+        ("name: a\ndata: {root: x, truncation: wide}", ["data.truncation", "'wide'", "number"]),
+        ("name: a\ndata: {root: x, truncation: -1}", ["data.truncation", "-1", "greater than 0"]),
+        ("name: a\ndata: {root: x, truncation: .nan}", ["data.truncation", "finite"]),
+        ("name: a\ndata: {root: x}\ntraining: {steps: true}", ["training.steps", "True", "number"]),
+        ("name: a\ndata: {root: x}\ntraining: {steps: 1.5}", ["training.steps", "1.5"]),
+        (
+            "name: a\ndata: {root: x}\nsde: {process: vpp}",
+            ["sde.process", "'vpp'", "'parabola' or 'flow'"],
+        ),
+        ("name: a\ndata: {root: x}\nsde: {sigma_min: 6}", ["sde.sigma_min: 6", "below sigma_max"]),
+        ("name: a\ndata: {root: x}\nsampling: {steps: 5}", ["sampling.steps: 5", "not a multiple"]),
+        ("name: a\ndata: {root: x}\nsampling: {grid: rho}", ["sampling.grid: rho", "even in time"]),
+        ("name: a\ndata: {root: x}\nsampling: {eta: 0.5}", ["sampling.eta: 0.5", "ddim"]),
+        ("name: a\ndata: {root: x}\nmodel: {attention: [3]}", ["model.attention: 3", "down-sampling factor"]),
+        ("name: a\ndata: {root: x}\ntraining: {weight_decay: 0.1}", ["training.weight_decay", "adamw"]),
+        ("name: a\ndata: {root: x, source: glas}", ["data.source: glas needs data.raw"]),
+        ("name: a/b\ndata: {root: x}", ["name", "'a/b'"]),
+        ("data: {root: x}", ["name is missing"]),
+        ("name: a", ["data is missing"]),
+        ("name: a\nname: b\ndata: {root: x}", ["'name' stands twice"]),
+        ("- 1", ["mapping of sections, not list"]),
+        ("name: [a", ["not valid YAML"]),
+        ("base: nowhere.yaml\nname: a", ["nowhere.yaml", "cannot be read"]),
+        ("base: bad.yaml\nname: a", ["circle"]),
+        ("base: 3\nname: a", ["path of another config"]),
+    ],
+)
+def test_one_line_says_what_is_wrong(tmp_path: Path, text: str, needles: list[str]) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path) in message
+    for needle in needles:
+        assert needle in message, message
+
+
+def test_error_names_the_file_the_key_stands_in(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "name: a\ndata: {root: x, truncation: -3}\n")
+    child = write(tmp_path / "b.yaml", "base: a.yaml\ntraining: {steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: data\.truncation"):
+        load_config(child)
+    with pytest.raises(ConfigError, match=r"--set training\.steps=no: training\.steps"):
+        load_config(child, ["data.truncation=3", "training.steps=no"])
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "training..steps=3", "training.steps=[1"])
+def test_malformed_override(minimal: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(minimal, [override])
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "config.md").read_text() == render()

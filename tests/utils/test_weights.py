@@ -1,0 +1,243 @@
+"""Weights to give away: written from a run, used without one, and those that are kept here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import sample
+from sampling.segmenter import Segmenter
+from tests.conftest import ROOT, Result, Workspace
+from utils import export
+from utils.cli import run_command
+from utils.errors import UsageError
+from utils.weights import SUFFIX, Header, halved, read_header, read_weights, weights_bytes
+
+KEPT = sorted((ROOT / "weights").glob(f"*{SUFFIX}"))
+
+
+def exported(workspace: Workspace, *more: str, name: str = "given") -> Path:
+    path = Path("weights", name + SUFFIX)
+    run = str(workspace.run_folder())
+    words = ["--run", run, "--output", str(path), "--licence", "made up, free to use", *more]
+    assert run_command(lambda: export.main(words)) == 0
+    return path
+
+
+def sampled(workspace: Workspace, *words: str) -> Result:
+    workspace.capture.readouterr()
+    code = run_command(lambda: sample.main(["--device", "cpu", "--quiet", *words]))
+    captured = workspace.capture.readouterr()
+    return Result(code, captured.out, captured.err)
+
+
+def summary_of(name: str) -> dict[str, dict[str, float]]:
+    (path,) = Path("runs", name).glob("*/samples/*/summary.json")
+    return json.loads(path.read_text())
+
+
+def test_weights_score_as_the_run_they_come_from(trained: Workspace) -> None:
+    config = ["--set", "sampling.animate=false"]
+    full, half = exported(trained, "--full", name="full"), exported(trained, name="half")
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    assert trained("sample", *config).code == 0
+    for path in (full, half):
+        assert sampled(trained, "--weights", str(path), *config).code == 0
+    own, same, near = (summary_of(name) for name in ("tiny", "weights/full", "weights/half"))
+    assert same["mmse"] == own["mmse"]
+    assert same["single"] == own["single"]
+    assert near["mmse"]["f1"] == pytest.approx(own["mmse"]["f1"], abs=0.02)
+    (folder,) = Path("runs/weights/full").glob("*/samples/*")
+    shutil.rmtree(folder / "phantom_0010")
+    assert sampled(trained, "--weights", str(full), *config, "--resume").code == 0
+    assert (folder / "phantom_0010" / "mmse.npy").is_file()
+
+
+def test_weights_predict_where_there_is_nothing_else(trained: Workspace, tmp_path: Path) -> None:
+    path = exported(trained).rename(tmp_path / "given.safetensors")
+    for name in ("runs", "prepared", "weights"):
+        shutil.rmtree(name)
+    Path("config.yaml").unlink()
+    Path("pictures").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36), np.uint8)).save("pictures/one.png")
+    assert sampled(trained, "--weights", str(path), "--input", "pictures").code == 0
+    (output,) = Path("predictions").iterdir()
+    assert pd.read_csv(output / "results.csv")["image_id"].tolist() == ["one"]
+    segmenter = Segmenter.from_weights(path, device="cpu", overrides=["sampling.draws=3"])
+    result = segmenter(output.parent.parent / "pictures/one.png", key="one")
+    np.testing.assert_array_equal(result.mmse[0], np.load(output / "one" / "mmse.npy"))
+    assert not Path("runs").exists()
+
+
+def test_the_header_has_no_folder_of_one_machine(trained: Workspace) -> None:
+    header = read_header(exported(trained))
+    assert header.config["data"]["root"] == "prepared"
+    assert header.config["data"]["raw"] is None
+    assert header.config["name"] == "given"
+    assert header.licence == "made up, free to use"
+    assert header.step in (3, 6)
+    glas = {**header.config, "data": {**header.config["data"], "source": "glas", "raw": "/home/me/GlaS",
+                                      "root": "/home/me/x", "stain_target": "/home/me/one.png"}}  # fmt: skip
+    data = export.portable(glas, "other", Path("x")).data
+    assert (data.raw, data.root, data.stain_target) == ("raw/glas", "prepared/other", "one.png")
+
+
+def test_weights_may_be_sampled_otherwise_than_the_run(trained: Workspace) -> None:
+    path = exported(trained, "--set", "sampling.draws=2", "--set", "sampling.steps=3")
+    assert read_header(path).config["sampling"] | {"draws": 2, "steps": 3} == read_header(path).config["sampling"]
+    words = ["--run", str(trained.run_folder()), "--output", "x.safetensors", "--licence", "free"]
+    assert run_command(lambda: export.main([*words, "--set", "model.channels=4"])) == 2
+    assert "the training is done" in trained.capture.readouterr().err
+    assert not Path("x.safetensors").exists()
+
+
+def test_half_precision_keeps_what_is_not_a_matrix() -> None:
+    weights = {
+        "a": torch.full((2, 2), 0.1),
+        "b": torch.full((2,), 0.1),
+        "c": torch.tensor(0.1),
+        "n": torch.ones(2, 2).long(),
+    }
+    types = {name: w.dtype for name, w in halved(weights).items()}
+    assert types == {"a": torch.float16, "b": torch.float32, "c": torch.float32, "n": torch.int64}
+
+
+def test_a_file_of_another_name_is_refused_by_its_name(trained: Workspace) -> None:
+    path = exported(trained).rename("given.bin")
+    assert "weights end in .safetensors" in sampled(trained, "--weights", str(path)).err
+
+
+def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(3, 4).T, "b": torch.tensor(0.5), "n": torch.arange(3)}
+    header = Header({"name": "x"}, {"size": [8, 8]}, "free", "abc", 7)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(weights_bytes(weights, header))
+    assert read_header(path) == header
+    state = read_weights(path)
+    assert all(torch.equal(state["ema"][name], w) for name, w in weights.items())
+
+
+def _other_tensors(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path)
+
+
+def _rewrite(path: Path, **changes: str | None) -> None:
+    """The same weights under another header; None leaves a text out."""
+    with safe_open(path, "pt") as file:
+        texts = {**file.metadata(), **changes}
+    save_file(load_file(path), path, {name: text for name, text in texts.items() if text is not None})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or not a safetensors file"),
+        (lambda path: path.write_text("hello"), "damaged or not a safetensors file"),
+        (_other_tensors, "not weights of this program"),
+        (lambda path: _rewrite(path, images=None), "its header is damaged"),
+        (lambda path: _rewrite(path, config="{"), "its header is damaged"),
+        (lambda path: _rewrite(path, images="null"), "its header is damaged"),
+        (lambda path: _rewrite(path, step="3.5"), "its header is damaged"),
+        (lambda path: path.unlink(), "no such file of weights"),
+    ],
+)
+def test_files_that_are_no_weights(trained: Workspace, damage: Callable[[Path], object], message: str) -> None:
+    path = exported(trained)
+    damage(path)
+    Path("pictures").mkdir()
+    result = sampled(trained, "--weights", str(path), "--input", "pictures")
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not Path("predictions").exists()
+
+
+@pytest.mark.parametrize("more", [["--config", "config.yaml"], ["--run", "runs/tiny"], ["--checkpoint", "last"]])
+def test_weights_go_alone(trained: Workspace, more: list[str]) -> None:
+    result = sampled(trained, "--weights", str(exported(trained)), *more)
+    assert result.code == 2
+    assert f"leave out {more[0]}" in result.err
+
+
+def test_scoring_without_the_data_leaves_no_run(trained: Workspace) -> None:
+    path = exported(trained)
+    shutil.rmtree("prepared")
+    assert sampled(trained, "--weights", str(path)).code == 2
+    assert not Path("runs/weights").exists()
+
+
+def test_samples_of_weights_hide_no_training(trained: Workspace) -> None:
+    path = exported(trained, name="tiny")
+    assert sampled(trained, "--weights", str(path), "--set", "sampling.draws=1").code == 0
+    assert trained("sample", "--set", "sampling.draws=1").code == 0
+
+
+def test_weights_of_another_truncation_are_refused(trained: Workspace) -> None:
+    path = exported(trained)
+    assert trained("prepare", "--set", "data.truncation=3").code == 0
+    assert "prepared with data.truncation: 3.0" in sampled(trained, "--weights", str(path)).err
+    result = sampled(trained, "--weights", str(path), "--set", "data.truncation=3")
+    assert result.code == 2
+    assert "trained with data.truncation: 6.0; the config says 3.0" in result.err
+
+
+def test_an_ensemble_is_not_one_file(trained: Workspace) -> None:
+    state = torch.load(trained.run_folder() / "checkpoints" / "best.pt", weights_only=True)
+    state["config"]["sampling"] |= {"sampler": "ensemble", "members": ["/home/me/runs/a"]}
+    state["config"]["sde"]["prior_share"] = 1.0
+    with pytest.raises(UsageError, match="an ensemble is not one file"):
+        export.portable(state["config"], "x", Path("x"))
+
+
+def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
+    words = ["--run", str(trained.run_folder()), "--output", "x.pt", "--licence", "free"]
+    assert run_command(lambda: export.main(words)) == 2
+    assert "must end in .safetensors" in trained.capture.readouterr().err
+
+
+def dots(*, light: bool, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """A blurred, noisy picture of round nuclei, and their mask."""
+    rng, (y, x) = np.random.default_rng(3), np.mgrid[:size, :size]
+    distance = np.full((size, size), np.inf)
+    for row in range(20, size, 36):
+        for column in range(20, size, 36):
+            distance = np.minimum(distance, np.hypot(y - row, x - column) - rng.uniform(7, 11))
+    level = 1 / (1 + np.exp(distance)) * 120
+    image = (25 + level if light else 220 - level) + rng.normal(0, 3, distance.shape)
+    return image.clip(0, 255).astype(np.uint8), distance < 0
+
+
+def test_nuclei_and_glands_are_kept() -> None:
+    assert [path.stem for path in KEPT] == ["glas", "nuclei"]
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_weights_are_small_and_have_a_card(path: Path) -> None:
+    card = path.with_suffix(".md").read_text()
+    header = read_header(path)
+    assert path.stat().st_size <= 16 * 2**20
+    for heading in ("Data", "Licence", "Protocol", "Scores", "Intended use", "Limits"):
+        assert f"\n## {heading}\n" in card
+    assert header.commit in card
+    assert "/" not in str(header.config["data"]["stain_target"])
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_kept_nuclei_weights_find_nuclei(light: bool) -> None:
+    path = ROOT / "weights" / "nuclei.safetensors"
+    segmenter = Segmenter.from_weights(path, device="cpu", overrides=["sampling.draws=2", "sampling.steps=3"])
+    image, mask = dots(light=light)
+    result = segmenter(image)
+    both = (result.mask & mask).sum()
+    assert 2 * both / (result.mask.sum() + mask.sum()) > 0.85
+    assert len(result.objects) == 9

@@ -1,0 +1,153 @@
+"""The state of a training: all that must be saved so that an interrupted run goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from data.batches import Batches
+from models.denoiser import Denoiser
+from utils.checkpoint import link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from utils.config import load_config
+from utils.errors import UsageError
+from utils.schema import Config
+from utils.sections import EMAConfig, TrainingConfig
+
+
+def ema_decay(ema: EMAConfig, n: int) -> float:
+    """Decay of the n-th average: n = 1 for the first step after the start."""
+    if ema.kind == "power":  # Karras et al. 2024, eq. 3
+        return (1.0 - 1.0 / (n + 1)) ** (ema.gamma + 1.0)
+    return min(ema.decay, (1.0 + n) / (10.0 + n))
+
+
+def _averaging(ema: EMAConfig) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
+        get_ema_multi_avg_fn(ema_decay(ema, int(n)))(averaged, current, n)
+
+    return average
+
+
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """Share of the peak learning rate at optimiser step 0, 1, ...: linear warm-up, then constant or cosine to 0."""
+    if step < training.warmup:
+        return (step + 1) / (training.warmup + 1)
+    if training.schedule == "constant":
+        return 1.0
+    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, training.learning_rate)
+    return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
+
+
+class TrainingState:
+    """Denoiser, its average, optimiser, schedule, data order and generators.
+
+    images: what predictions on other images need to know of the training images: size and stain target.
+    """
+
+    def __init__(
+        self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: dict[str, Any]
+    ) -> None:
+        self.model, self.batches, self.images = model, batches, images
+        # AveragedModel copies at its first update; before that it equals the model.
+        # Running statistics of batch norms are averaged too.
+        averaging = _averaging(training.ema)
+        self.average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)  # type: ignore[arg-type]
+        self.average.update_parameters(model)
+        self.optimizer = optimizer_of(training, model)
+        self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(training, step))
+        device = next(model.parameters()).device
+        self.times = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator(device).manual_seed(seed)
+        self.step = 0
+        self.best_f1 = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, to be read with weights_only=True."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "step": self.step,
+            "best_f1": self.best_f1,
+            "images": self.images,
+            "model": self.model.state_dict(),
+            "ema": self.average.module.state_dict(),
+            "averaged": int(self.average.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "batches": self.batches.state_dict(),
+            "generators": {
+                "times": self.times.get_state(),
+                "noise": self.noise.get_state(),
+                "torch": torch.get_rng_state(),
+                "cuda": cuda,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; weights of another architecture must have been refused before."""
+        self.step, self.best_f1 = state["step"], state["best_f1"]
+        self.model.load_state_dict(state["model"])
+        self.average.module.load_state_dict(state["ema"])
+        self.average.n_averaged.fill_(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.batches.load_state_dict(state["batches"])
+        generators = state["generators"]
+        self.times.set_state(generators["times"])
+        self.noise.set_state(generators["noise"])
+        torch.set_rng_state(generators["torch"])
+        if generators["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(generators["cuda"])
+
+
+def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool) -> None:
+    """Write step_XXXXXXXX.pt, name it last.pt (and best.pt), and drop numbered files beyond training.keep."""
+    path = folder / f"step_{state.step:08d}.pt"
+    save_checkpoint({"config": config.model_dump(mode="json"), **state.state_dict()}, path)
+    link_checkpoint(path, folder / "last.pt")
+    if best:
+        link_checkpoint(path, folder / "best.pt")
+    for old in sorted(folder.glob("step_*.pt"))[: -config.training.keep]:
+        old.unlink()
+
+
+# What may differ between a run and its continuation.
+_FREE = {"name", "training", "sampling", "evaluation"}
+
+
+def checked_resume(run: Path, config: Config, state: TrainingState) -> None:
+    """Load last.pt of a run into `state`.
+
+    Raises UsageError if the run was made with other data, model, process or seed, CheckpointError if its
+    checkpoint cannot be used.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"--resume {run}: not a run folder (no config.yaml)")
+    before, now = load_config(run / "config.yaml").model_dump(), config.model_dump()
+    for section in before:
+        if section not in _FREE and before[section] != now[section]:
+            raise UsageError(f"--resume {run}: {_difference(section, before[section], now[section])}")
+    path = run / "checkpoints" / "last.pt"
+    saved = load_checkpoint(path, needs=("model", "ema", "optimizer", "schedule", "batches", "generators"))
+    load_weights(state.model, saved["model"], path)
+    state.load_state_dict(saved)
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict):
+        inner = next(name for name in before if before[name] != now[name])
+        return _difference(f"{key}.{inner}", before[inner], now[inner])
+    return f"{key} was {before!r} in that run and is {now!r} now"

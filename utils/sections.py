@@ -1,0 +1,288 @@
+"""The sections of a config: types, ranges, defaults and what each key means (docs/config.md is made from this)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from utils.data_schema import Float, Int, Section
+
+ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
+
+
+class EncoderConfig(Section):
+    """The image encoder, run once per image."""
+
+    channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
+    multipliers: tuple[Int, ...] = Field((1, 2, 2, 4), min_length=1, max_length=8, description="channels per level")
+    blocks: Int = Field(1, ge=1, le=8, description="residual blocks per level and way")
+    attention: tuple[Int, ...] = Field((), description="down-sampling factors with self-attention")
+
+    @model_validator(mode="after")
+    def _levels(self) -> EncoderConfig:
+        factors = [2**i for i in range(len(self.multipliers))]
+        for factor in self.attention:
+            if factor not in factors:
+                raise ValueError(f"attention: {factor} is no down-sampling factor of this network; one of {factors}")
+        if min(self.multipliers) < 1:
+            raise ValueError("multipliers: all must be at least 1")
+        return self
+
+
+class ImageEncoderConfig(EncoderConfig):
+    """The image encoder, run once per image."""
+
+    kind: Literal["unet", "rrdb"] = Field(
+        "unet", description="U-Net; or FlowSDF's dense blocks at full resolution, which have channels and blocks only"
+    )
+
+
+class ModelConfig(EncoderConfig):
+    """The network that runs at every evaluation; its encoder below."""
+
+    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn"] = Field(
+        "conditional",
+        description="masks given images; one network of both, p(m, x), without an image encoder; or a baseline that "
+        "predicts the mask in one pass, trained by Dice and cross entropy (models/baselines.py): resunet and "
+        "attention_unet have this section's sizes, unet and unetplusplus channels and multipliers of their decoder",
+    )
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | None = Field(
+        None, description="encoder of unet, unetplusplus (null: resnet34) and fcn (null: resnet50), without pretraining"
+    )
+    channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
+    dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
+    anchored: bool = Field(False, description="the direct mean E[m | x] is an input of every later evaluation")
+    second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
+    encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind not in ("conditional", "joint")
+
+    @property
+    def usual_backbone(self) -> str:
+        return "resnet50" if self.kind == "fcn" else "resnet34"
+
+    @model_validator(mode="after")
+    def _encoder_depth(self) -> ModelConfig:
+        if (
+            self.kind == "conditional"
+            and self.encoder.kind == "unet"
+            and len(self.encoder.multipliers) < len(self.multipliers)
+        ):
+            raise ValueError(
+                f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
+                f"the network needs at least its own {len(self.multipliers)}"
+            )
+        return self
+
+
+class SDEConfig(Section):
+    """The process, what the network predicts, how errors are weighted."""
+
+    process: Literal["ve", "vp", "cosine", "linear", "linear_simple", "parabola", "flow"] = Field(
+        "ve",
+        description="variance exploding; variance preserving with linear beta, or along a schedule from log-SNR 20 to "
+        "-20; optimal-transport flow",
+    )
+    sigma_min: Float = Field(1e-3, gt=0, description="VE, flow: least noise")
+    sigma_max: Float = Field(5.0, gt=0, description="VE: most noise")
+    beta_min: Float = Field(0.1, gt=0, description="VP: beta at t = 0")
+    beta_max: Float = Field(20.0, gt=0, description="VP: beta at t = 1")
+    input_scale: Float = Field(1.0, gt=0, le=1, description="schedules: b, the data's scale; less is more noise")
+    prediction: Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"] = Field(
+        "edm", description="meaning of the raw network output (models/denoiser.py)"
+    )
+    tanh: bool = Field(False, description="x, both: bound the predicted mask to [-sdf_scale, sdf_scale]")
+    weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"] = (
+        Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
+    )
+    sigmoid_shift: Float = Field(4.0, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
+    per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
+    prior_share: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of every batch trained at t = 1 without noise, the direct mean; 1 is plain regression",
+    )
+    clean_share: Float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="kind joint: share trained with a clean image, and as large a one with a clean mask",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SDEConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min} must be below sigma_max: {self.sigma_max}")
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min: {self.beta_min} must not exceed beta_max: {self.beta_max}")
+        scheduled = self.process not in ("ve", "vp", "flow")
+        if self.input_scale != 1 and not scheduled:
+            raise ValueError(
+                f"input_scale: {self.input_scale} is for the schedules cosine to parabola, not {self.process}"
+            )
+        if self.prediction == "velocity" and scheduled:
+            raise ValueError(
+                f"prediction: velocity: {self.process} stands still at t = 0, where it says nothing; use v"
+            )
+        if self.tanh and self.prediction not in ("x", "both"):
+            raise ValueError(
+                f"tanh: bounds a predicted mask, which prediction: {self.prediction} is not; use x or both"
+            )
+        return self
+
+
+class EMAConfig(Section):
+    """Moving average of the weights, the ones that are sampled with."""
+
+    kind: Literal["constant", "power"] = Field(
+        "constant", description="constant decay with warm-up, or a power of the step"
+    )
+    decay: Float = Field(0.999, ge=0, lt=1, description="constant: decay per step, reached by (1 + n) / (10 + n)")
+    gamma: Float = Field(6.94, gt=0, description="power: decay (1 - 1/n)^(gamma + 1)")
+
+
+class TrainingConfig(Section):
+    """Optimisation, checkpoints and logs."""
+
+    steps: Int = Field(100_000, ge=1, description="optimiser steps")
+    batch: Int = Field(16, ge=1, description="images per step")
+    noises: Int = Field(1, ge=1, le=256, description="noise levels per image and step, on shared image features")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or AdamW with decoupled decay")
+    learning_rate: Float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: Float = Field(0.0, ge=0, description="of AdamW")
+    warmup: Int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine ends at 0")
+    clip: Float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: EMAConfig = Field(default_factory=EMAConfig, description="moving average of the weights")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs that have it")
+    channels_last: bool = Field(True, description="memory layout of the convolutions")
+    log_every: Int = Field(50, ge=1, description="steps between rows of metrics.csv")
+    checkpoint_every: Int = Field(1000, ge=1, description="steps between checkpoints")
+    validate_every: Int = Field(1000, ge=1, description="steps between validations by quick draws")
+    keep: Int = Field(2, ge=1, description="numbered checkpoints kept, besides last.pt and best.pt")
+
+    @model_validator(mode="after")
+    def _decay_used(self) -> TrainingConfig:
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError("weight_decay: is for optimizer: adamw, not adam")
+        return self
+
+
+class SamplingConfig(Section):
+    """How draws are made and turned into maps."""
+
+    sampler: Literal[
+        "pc",
+        "euler_maruyama",
+        "ancestral",
+        "ddim",
+        "euler",
+        "heun",
+        "dpm_solver",
+        "adaptive",
+        "mean",
+        "mc_dropout",
+        "ensemble",
+        "flowsdf_released",
+    ] = Field(
+        "pc",
+        description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
+        "with dropout; ensemble: that of several runs (models/uncertainty.py)",
+    )
+    members: tuple[str, ...] = Field(
+        (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
+    )
+    steps: Int = Field(
+        400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
+    )
+    corrector_steps: Int = Field(1, ge=0, description="pc: J, corrector steps per predictor step")
+    r: Float = Field(0.15, gt=0, description="pc: signal-to-noise ratio of the corrector step")
+    denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
+    eta: Float = Field(0.0, ge=0, le=1, description="ddim: 0 is the flow's Euler rule, 1 ancestral DDPM")
+    variance: Literal["small", "large"] = Field("small", description="ancestral: which of DDPM's two variances")
+    order: Literal[1, 2] = Field(2, description="dpm_solver: 2 uses the evaluation before")
+    stochastic: bool = Field(False, description="dpm_solver: follow the reverse SDE")
+    tolerance: Float = Field(1e-4, gt=0, lt=1, description="adaptive: relative and absolute error of a step")
+    grid: Literal["time", "logsnr", "rho"] | None = Field(
+        None,
+        description="what is even between steps; null: rho for heun and euler, time for ddim, logsnr for ancestral, "
+        "dpm_solver and euler_maruyama; pc has time",
+    )
+    rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
+    noise: Literal["independent", "antithetic", "sobol"] = Field(
+        "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
+    )
+    draws: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
+        128, description="draws per image; auto: until the MMSE map's standard error is below standard_error"
+    )
+    standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
+    most_draws: Int = Field(128, ge=1, description="draws auto: no more than these")
+    threshold: Float | None = Field(
+        None, description="SDF units; below is foreground. null: 3 times the residual noise"
+    )
+    max_batch: Int | None = Field(
+        None,
+        ge=1,
+        description="draws or tiles evaluated at once; null: 64 on GPUs, 16 on CPUs; halved when out of memory",
+    )
+    tile: Int | None = Field(
+        None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"
+    )
+    tile_overlap: Float = Field(
+        0.25, ge=0, le=0.5, description="whole images: least share of a tile that it has in common with its neighbour"
+    )
+    animate: bool = Field(True, description="write a GIF of one draw of the first image")
+    save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> SamplingConfig:
+        each = 1 + self.corrector_steps
+        if self.sampler == "pc" and self.steps % each:
+            raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
+        if self.sampler == "pc" and self.grid not in (None, "time"):
+            raise ValueError(f"grid: {self.grid} is not for sampler: pc, whose steps are even in time (Algorithm 1)")
+        if self.sampler in ("adaptive", *ONE_PASS, "flowsdf_released") and self.grid is not None:
+            raise ValueError(f"grid: {self.grid} is not for sampler: {self.sampler}, which has its own")
+        owners = {"eta": "ddim", "variance": "ancestral", "order": "dpm_solver", "stochastic": "dpm_solver"}
+        for name, owner in owners.items():
+            value = getattr(self, name)
+            if self.sampler != owner and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {value} is for sampler: {owner}, not {self.sampler}")
+        return self
+
+    @model_validator(mode="after")
+    def _members(self) -> SamplingConfig:
+        if (self.sampler == "ensemble") != bool(self.members):
+            raise ValueError(
+                f"members: {list(self.members)} do not go with sampler: {self.sampler}; sampler: ensemble needs run "
+                "folders, no other one has them"
+            )
+        if self.sampler == "ensemble" and self.draws == "auto":
+            raise ValueError("draws: auto is not for sampler: ensemble, whose draws are its members")
+        if self.sampler in ("mc_dropout", "ensemble") and self.noise != "independent":
+            raise ValueError(f"noise: {self.noise} is not for sampler: {self.sampler}, which does not start from noise")
+        return self
+
+    @property
+    def draws_per_image(self) -> int:
+        """How many at most; 1 for the posterior mean, which takes one evaluation, and 1 for each of an ensemble."""
+        if self.sampler in ("mean", "ensemble"):
+            return 1 + len(self.members)
+        return self.most_draws if self.draws == "auto" else self.draws
+
+
+class EvaluationConfig(Section):
+    """Quick validation draws during training; what is reported of samples."""
+
+    images: Int = Field(16, ge=1, description="validation images drawn at each validation")
+    draws: Int = Field(2, ge=1, description="draws per validation image")
+    steps: Int = Field(9, ge=1, description="evaluations per validation draw, ancestral and even in log-SNR")
+    object_depth: Float = Field(
+        0.1, ge=0, description="SDF units; objects whose minima lie deeper below their pass are told apart, 0: never"
+    )
+    object_area: Int = Field(10, ge=0, description="pixels; smaller objects are left out")
+    missed: Float = Field(0.1, gt=0, lt=1, description="share of foreground that risk control may miss on average")

@@ -29,7 +29,8 @@ from training.validation import validate
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
 from utils.errors import UsageError
-from utils.runs import choose_device, environment, log_to_file, new_folder, write_json, write_text
+from utils.files import write_json, write_text
+from utils.runs import choose_device, environment, log_to_file, new_folder
 from utils.schema import Config
 
 log = logging.getLogger("main")

@@ -48,6 +48,7 @@ from sampling.segmenter import Segmenter
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
 from utils.config import dump_config, override_config
 from utils.errors import UsageError
+from utils.files import whole_file, write_json, write_text
 from utils.runs import (
     checkpoint_path,
     choose_device,
@@ -57,8 +58,6 @@ from utils.runs import (
     new_folder,
     newest_run,
     peak_memory_mib,
-    write_json,
-    write_text,
 )
 from utils.schema import Config
 from utils.sections import SamplingConfig
@@ -111,7 +110,8 @@ def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
         frames.append((noise, m[0].min(dim=0).values.float().cpu().numpy() / config.data.sdf_scale))
 
     list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
-    trajectory(frames, threshold_of(config), path)
+    with whole_file(path) as temporary:
+        trajectory(frames, threshold_of(config), temporary)
 
 
 def run_of_weights(config: Config, resume: bool) -> Path:

@@ -29,7 +29,8 @@ from results.sampled import settings_of
 from utils.cli import run_command, stop_on_sigterm
 from utils.config import dump_config
 from utils.errors import UsageError
-from utils.runs import by_time, newest_run, write_text
+from utils.files import write_text
+from utils.runs import by_time, newest_run
 from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.charts import f1_over_nfe, f1_over_seconds
 from bench.protocol import Protocol
-from utils.runs import write_text
+from utils.files import write_text
 
 MEANS = ("f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "draws", "nfe", "seconds_per_image",
          "training_seconds")  # fmt: skip

@@ -30,7 +30,7 @@ from report import figures
 from utils.cli import common_parser, read_config, run_command
 from utils.config import dump_config
 from utils.errors import DataError
-from utils.runs import write_text
+from utils.files import write_text
 from utils.schema import Config
 
 PATCHES, PAIRS, RAW = 24, 16, 24

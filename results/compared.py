@@ -13,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader
 from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
 from report.page import TEMPLATES
 from utils.errors import UsageError
-from utils.runs import by_time, new_folder, write_text
+from utils.files import write_text
+from utils.runs import by_time, new_folder
 
 
 def sampled_folder(name: str) -> Path:

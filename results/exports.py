@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from evaluation.instances import ObjectRecord, Polygon
 from evaluation.object_scores import check_labels
+from utils.files import whole_file, write_text
 
 Color = tuple[int, int, int]
 OBJECT_COLOR: Color = (255, 196, 0)
@@ -86,9 +86,7 @@ def write_geojson(
 ) -> None:
     """Replace a file by the `feature_collection` of the objects."""
     text = json.dumps(feature_collection(records, name, color, bands), allow_nan=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
@@ -105,9 +103,8 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
     if largest > most:
         raise ValueError(f"{path.name}: label {largest} does not fit, {suffix[1:]} holds up to {most}")
     values = labels.astype(np.uint16 if largest < 2**16 else np.uint32)
-    temporary = path.with_name(f".{path.name}.tmp")
-    if suffix == ".png":
-        Image.fromarray(values).save(temporary, "PNG")
-    else:
-        tifffile.imwrite(temporary, values, compression="zlib")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        if suffix == ".png":
+            Image.fromarray(values).save(temporary)
+        else:
+            tifffile.imwrite(temporary, values, compression="zlib")

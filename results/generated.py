@@ -5,7 +5,6 @@ A generated folder is prepared data itself (README, "Prepared data"): train.csv 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from models.joint import JointDenoiser
 from report.contact_sheet import contact_sheet
 from sampling.drawer import Drawer
 from utils.errors import UsageError
-from utils.runs import write_json, write_text
+from utils.files import naming, write_array, write_json, write_text
 from utils.schema import Config
 
 PAIRS = 64  # by default
@@ -118,13 +117,11 @@ def mask_values(config: Config) -> tuple[int, ...]:
 def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, config: Config) -> None:
     """The files of one sample, the SDF last: it says that the others are there."""
     labels = classify(sdf, threshold_of(config))
-    Image.fromarray(image).save(folder / "images" / f"{name}.png")
-    Image.fromarray(np.array(mask_values(config), np.uint8)[labels]).save(folder / "masks" / f"{name}.png")
-    temporary = folder / "sdf" / f".{name}.tmp"
     sdf = sdf.clip(-1.0, 1.0)  # prepared SDFs stay in there
-    with temporary.open("wb") as file:
-        np.save(file, sdf if config.data.classes else sdf[0])
-    os.replace(temporary, folder / "sdf" / f"{name}.npy")
+    with naming(folder):
+        Image.fromarray(image).save(folder / "images" / f"{name}.png")
+        Image.fromarray(np.array(mask_values(config), np.uint8)[labels]).save(folder / "masks" / f"{name}.png")
+        write_array(folder / "sdf" / f"{name}.npy", sdf if config.data.classes else sdf[0])
 
 
 def _is_done(folder: Path, request: Request) -> bool:

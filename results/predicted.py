@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 import time
 from collections import Counter
@@ -32,7 +31,8 @@ from results.tiff import BandWriter
 from sampling.segmenter import Result, Segmenter
 from utils.config import dump_config
 from utils.errors import DataError, UsageError, problems_error
-from utils.runs import device_name, peak_memory_mib, write_json, write_text
+from utils.files import whole_folder, write_json, write_text
+from utils.runs import device_name, peak_memory_mib
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
 OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
@@ -135,24 +135,17 @@ def _large_overlay(picture: Picture, folder: Path) -> None:
 
 
 def predict_one(segmenter: Segmenter, one: Input, output: Path) -> dict[str, Any]:
-    """All files of one picture, moved to their place as a whole; its line of results.csv."""
+    """All files of one picture; its line of results.csv."""
     begin = time.perf_counter()
-    partial, final = output / f".{one.key}.partial", output / one.key
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        picture = segmenter.open(one.path)
-        height, width = picture.shape
-        large = height * width > LARGE and segmenter.config.data.size is None
-        partial.mkdir()
-        row = (_predict_large if large else _predict_small)(segmenter, picture, one.key, partial)
+    picture = segmenter.open(one.path)
+    height, width = picture.shape
+    large = height * width > LARGE and segmenter.config.data.size is None
+    with whole_folder(output / one.key) as folder:
+        row = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder)
         costs = {"nfe_per_draw": segmenter.drawer.evaluations, "seconds": time.perf_counter() - begin}
         row = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **row, **costs}
-        write_json(partial / "result.json", row)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        return row
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(folder / "result.json", row)
+    return row
 
 
 def _reason(error: Exception, path: Path) -> str:

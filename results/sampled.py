@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -28,7 +26,8 @@ from report.layers import ImageLayers
 from results.exports import write_geojson, write_labels
 from sampling.loading import member_checkpoints
 from utils.errors import UsageError
-from utils.runs import by_time, file_hash, new_folder, write_json
+from utils.files import whole_folder, write_array, write_json
+from utils.runs import by_time, file_hash, new_folder
 from utils.schema import Config
 from utils.sections import EvaluationConfig
 
@@ -82,8 +81,8 @@ def set_moments(result: ImageResult, mmse: np.ndarray, std: np.ndarray) -> None:
 def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.ndarray, labels: np.ndarray) -> None:
     """Arrays and pictures of the maps (K, H, W), (K, H, W), (H, W) and (H, W) of one image."""
     one, zoom = len(mmse) == 1, figures.zoom_of(labels.shape)
-    np.save(folder / "mmse.npy", mmse[0] if one else mmse)
-    np.save(folder / "std.npy", std[0] if one else std)
+    write_array(folder / "mmse.npy", mmse[0] if one else mmse)
+    write_array(folder / "std.npy", std[0] if one else std)
     figures.gray_image(probability).save(folder / "probability.png")
     Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "mask.png")
     if not one:
@@ -165,25 +164,21 @@ def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
 
 
 def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -> None:
-    """All files of one image, written beside their place and moved there as a whole."""
+    """All files of one image."""
     scene, ensemble = result.scene, result.ensemble
-    partial, final = folder / f".{scene.key}.partial", folder / scene.key
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     counts = count_classes(ensemble.labels, scene.labels, result.classes)
-    _write_result(result, partial, mean_f1(counts))
-    labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
-    write_objects(partial, labels, records)
-    write_json(partial / "details.json", _details(result, labels))
     scores = {
         "mmse": [astuple(c) for c in counts],
         "draws": [[astuple(c) for c in draw] for draw in result.draw_counts],
         "mean_std": float(ensemble.std.mean()),
         **costs,
     }
-    write_json(partial / "scores.json", scores)
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(partial, final)
+    labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
+    with whole_folder(folder / scene.key) as partial:
+        _write_result(result, partial, mean_f1(counts))
+        write_objects(partial, labels, records)
+        write_json(partial / "details.json", _details(result, labels))
+        write_json(partial / "scores.json", scores)
 
 
 def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:

@@ -20,7 +20,8 @@ from report.layers import ImageLayers
 from report.page import render_report
 from results.sampled import read_layers
 from utils.config import dump_config
-from utils.runs import by_time, write_json, write_text
+from utils.files import write_json, write_text
+from utils.runs import by_time
 from utils.schema import Config
 
 

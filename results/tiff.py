@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -14,6 +12,7 @@ import numpy as np
 import tifffile
 
 from sampling.tiled import Band
+from utils.files import naming
 
 SIDE = 256  # of a tile of the file
 CLASSIC = 2**31  # bytes of pixels above which a file is a BigTIFF
@@ -26,13 +25,11 @@ class _Aborted(Exception):
 class TiffStream:
     """One compressed, tiled TIFF (H, W) or (H, W, K) that takes rows from the top as they come.
 
-    tifffile pulls tiles where bands are pushed, so it has a thread of its own; one piece of rows waits in between. The
-    file is written beside its place, under a hidden name, and is moved there by `close`.
+    tifffile pulls tiles where bands are pushed, so it has a thread of its own; one piece of rows waits in between.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
-        self.temporary = path.with_name(f".{path.name}.tmp")
         self._rows = 0  # taken
         self._queue: Queue[np.ndarray | None] = Queue(maxsize=1)
         self._error: BaseException | None = None
@@ -48,32 +45,23 @@ class TiffStream:
         self._rows += len(rows)
         self._queue.put(np.ascontiguousarray(rows, self.dtype))
 
-    def finish(self) -> None:
-        """Wait for the whole file. Raises what the writing has raised, or ValueError for missing rows."""
-        self._end()
+    def end(self) -> None:
+        """Wait for what has been taken; no more is."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+        self._thread.join()
+
+    def check(self) -> None:
+        """After the end: raises what the writing has raised, or ValueError for missing rows."""
         if self._rows < self.shape[0]:
             raise ValueError(f"{self.path}: {self._rows} of {self.shape[0]} rows")
         if self._error is not None:
             raise self._error
 
-    def publish(self) -> None:
-        os.replace(self.temporary, self.path)
-
-    def discard(self) -> None:
-        """Leave nothing. May be called at any time."""
-        self._end()
-        with suppress(FileNotFoundError):
-            self.temporary.unlink()
-
-    def _end(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-        self._thread.join()
-
     def _write(self) -> None:
         try:
             large = int(np.prod(self.shape)) * self.dtype.itemsize >= CLASSIC
-            with tifffile.TiffWriter(self.temporary, bigtiff=large) as file:
+            with naming(self.path), tifffile.TiffWriter(self.path, bigtiff=large) as file:
                 file.write(
                     self._tiles(),
                     shape=self.shape,
@@ -110,8 +98,8 @@ class BandWriter:
     """mmse.tif and std.tif (float32, SDF units), probability.tif and mask.tif (uint8, 255 = all, foreground) of one
     image; with several classes also classes.tif (uint8 labels), and mmse.tif and std.tif are (H, W, K) then.
 
-    shape: (H, W) of the image. A context manager: files appear in `folder` once all rows are written, and after an
-    error nothing does. Raises OSError where the disk does, ValueError for bands that do not make up the image.
+    shape: (H, W) of the image. A context manager: the files in `folder` are whole at its end. Raises OSError where the
+    disk does, ValueError for bands that do not make up the image.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], classes: int = 1) -> None:
@@ -149,12 +137,8 @@ class BandWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                for stream in self._streams.values():
-                    stream.finish()
-                for stream in self._streams.values():
-                    stream.publish()
-        finally:
+        for stream in self._streams.values():
+            stream.end()
+        if kind is None:
             for stream in self._streams.values():
-                stream.discard()
+                stream.check()

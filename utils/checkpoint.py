@@ -14,54 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
+from utils.files import whole_file
 from utils.weights import SUFFIX, read_weights
 
 FORMAT = 1
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write to a temporary name, fsync, rename: `path` is the old file or the new one, never a part.
+    """`path` is the old file or the new one, never a part, and is on the disk when this returns.
 
     Raises CheckpointError if the disk is full or not writable; the previous file is untouched then.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except OSError as error:
         kept = f"; the previous {path.name} is whole" if path.exists() else ""
-        raise CheckpointError(f"{path}: could not be saved ({reason}){kept}") from None
+        raise CheckpointError(f"{error.filename}: could not be saved ({error.strerror}){kept}") from None
 
 
 def link_checkpoint(source: Path, path: Path) -> None:
     """Give the file `source` a second name, atomically; a copy where the file system has no hard links."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        try:
-            shutil.copyfile(source, temporary)
-            _sync(temporary)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(f"{path}: could not be saved ({error.strerror})") from None
-    os.replace(temporary, path)
-    _sync(path.parent)
+        with whole_file(path, sync=True) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be saved ({error.strerror})") from None
 
 
 def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.config import override_config, parse_config
 from utils.errors import UsageError
-from utils.runs import checkpoint_path, write_bytes
+from utils.files import write_bytes
+from utils.runs import checkpoint_path
 from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, weights_bytes
 

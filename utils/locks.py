@@ -20,12 +20,13 @@ def held(path: Path, what: str) -> Iterator[None]:
 
     The system frees the lock of a process that was killed.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         try:
-            who = path.read_text()
+            who = path.read_text(errors="replace")[:200]
         except OSError:
             who = ""
         raise UsageError(f"{what} is in use by {who or 'another process'}; wait until it has ended") from None

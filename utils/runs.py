@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
-import os
 import platform
 import resource
 import subprocess
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from utils.errors import UsageError
+from utils.files import naming, whole_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
 
@@ -37,22 +36,6 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try auto or cpu") from None
     return device
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def new_folder(parent: Path) -> Path:
@@ -125,9 +108,17 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk ends the command with its line, not with a traceback for every line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with naming(Path(self.baseFilename)):
+            raise
+
+
 def log_to_file(run: Path) -> None:
     """Send the log, with times, to run/log.txt too."""
-    handler = logging.FileHandler(run / "log.txt")
+    handler = _LogFile(run / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
 
@@ -137,19 +128,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, columns: list[str], last_step: int = 0) -> None:
         self.path, self.columns = path, columns
-        rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", newline="") as file:
+        rows = [row for row in self._rows() if int(row["step"]) <= last_step] if path.exists() else []
+        with whole_file(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, path)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """Whole rows: the last one is not where a process was killed as it wrote it."""
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        for number, row in enumerate(rows, 2):
+            if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
+                raise UsageError(f"{self.path}: line {number} is damaged; mend it, or take the file away")
+        return rows
 
     def append(self, row: Mapping[str, object]) -> None:
-        with self.path.open("a", newline="") as file:
+        with naming(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(dict(row))
 
 

@@ -1,0 +1,86 @@
+"""Files and folders that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.files import naming, remove_leftovers, whole_file, whole_folder, write_array, write_text
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Writes past `room` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with whole_file(path, sync=True) as temporary:
+        temporary.write_text("new")
+        assert (temporary.suffix, path.read_text()) == (".txt", "old")
+    assert path.read_text() == "new"
+
+    def interrupted() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in ("one", "two"):
+        with whole_folder(path) as temporary:
+            assert not any(temporary.iterdir())
+            (temporary / content).touch()
+
+    def interrupted() -> None:
+        with whole_folder(path) as temporary:
+            (temporary / "three").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["a", "a/two"]
+
+
+def test_a_full_disk_names_the_file_and_the_cause(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    with full_disk(1000), pytest.raises(OSError, match=re.escape(f"{os.strerror(errno.EFBIG)}: '{path}'")):
+        write_array(path, np.zeros(1000))
+    with full_disk(1000), pytest.raises(OSError, match=f"'{path}'"), naming(path), path.open("w") as file:
+        file.write("x" * 2000)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match=f"'{tmp_path / 'a'}'"):  # a folder is there; the hidden name helps nobody
+        write_text(tmp_path / "a", "text")
+    with pytest.raises(OSError, match="nowhere'"), whole_folder(tmp_path / "a") as temporary:
+        (temporary / "nowhere").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.npy"]
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+    (tmp_path / "b/.12.deep").mkdir(parents=True)
+    (tmp_path / "b/.12.deep/file").touch()
+    for name in (".12.a.png", ".mine", ".git", "12.a"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".git", ".mine", "12.a", "b"]

@@ -1,0 +1,107 @@
+"""Files and folders that are whole or absent: written under a hidden name beside their place, then moved there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+_LEFT = re.compile(r"\.\d+\..")  # what `_hidden` makes
+
+
+def _hidden(path: Path) -> Path:
+    """A name beside `path` for this process alone, with its suffix, from which writers tell the format."""
+    return path.with_name(f".{os.getpid()}.{path.name}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
+    """A disk's OSError names a file: `path` where it has no name, or a hidden one that stands for it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of it
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        name = str(cause.filename or path).replace(str(hidden or path), str(path))
+        raise OSError(cause.errno, cause.strerror, name) from None
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Gives a hidden name to write to. At the end of the block the file takes the place of `path`; an exception leaves
+    nothing of it, and what stood at `path`. sync: what nobody can make again outlasts a power failure, too.
+
+    Raises OSError with the name of the file.
+    """
+    temporary = _hidden(path)
+    with naming(path, temporary):
+        try:
+            yield temporary
+            if sync:
+                _sync(temporary)
+            os.replace(temporary, path)
+            if sync:
+                _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a folder that is new and empty at the start of the block."""
+    temporary = _hidden(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with naming(path, temporary):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Of processes that were killed while they wrote below a folder to which nobody else writes now."""
+    for path in [path for path in folder.rglob(".*") if _LEFT.match(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file; by way of memory, as numpy does not say why it could not write to a disk."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())

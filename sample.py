@@ -38,7 +38,6 @@ from sampling.drawer import (
     drawer_of,
     groups,
     image_tensor,
-    standard_error_of,
     whole_draws,
     whole_moments,
 )
@@ -68,7 +67,7 @@ log = logging.getLogger("sample")
 
 def draw_until_sure(drawer: Drawer, results: list[ImageResult], sampling: SamplingConfig) -> None:
     """Rounds of a few draws for every image whose MMSE map's standard error is above the tolerance."""
-    errors = [standard_error_of(drawer.design) for _ in results]
+    errors = [drawer.standard_error() for _ in results]
 
     def sure(i: int) -> bool:
         return errors[i].value <= sampling.standard_error

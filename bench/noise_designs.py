@@ -1,6 +1,6 @@
 """How far the mean of few draws is from the mean of many, for each way to spread the first noise.
 
-    python -m bench.ensembles --config cfg/quickstart.yaml --run runs/quickstart/20261121-131111
+    python -m bench.noise_designs --config cfg/quickstart.yaml --run runs/quickstart/20261121-131111
 
 Prints the root mean squared error of the MMSE map (SDF units) against the mean of many draws of another seed, and its
 square as a share of independent draws': .5 means that half as many draws do. The posterior mean at t = 1, one
@@ -19,11 +19,11 @@ from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from sampling.drawer import Drawer, drawer_of, whole_draws
 from sampling.sampler import sampler_of
-from sde.noise import DESIGNS
 from sde.samplers import posterior_mean
 from utils.cli import run_command
 from utils.runs import device_name
 
+DESIGNS = ("independent", "antithetic")
 COUNTS = (4, 8, 16)
 REPEATS = 2  # seeds for each design
 
@@ -50,7 +50,7 @@ def measure(drawer: Drawer, scenes: Sequence[Scene], many: int) -> tuple[dict[st
         reference = draws_of(drawer, scene, many).mean(axis=0)
         direct.append(np.square(draws_of(replace(drawer, sampler=posterior_mean), scene, 1)[0] - reference).mean())
         for design, errors in designs.items():
-            errors.append(squared_errors(replace(drawer, design=design), scene, reference))
+            errors.append(squared_errors(replace(drawer, antithetic=design == "antithetic"), scene, reference))
     return {design: np.mean(errors, axis=0) for design, errors in designs.items()}, float(np.mean(direct))
 
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if trained is None:
         return
     config, scenes = trained.config, trained.scenes
-    drawer = replace(drawer_of(config, trained.denoiser, sampler_of(config.sampling)), design="independent")
+    drawer = replace(drawer_of(config, trained.denoiser, sampler_of(config.sampling)), antithetic=False)
     errors, direct = measure(drawer, scenes, args.many)
     print(f"{device_name(drawer.device)}, {len(scenes)} images, {config.sampling.sampler} at {config.sampling.steps}; "
           f"root mean squared error against {args.many} draws")  # fmt: skip

@@ -78,7 +78,6 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
         sigma_data=sigma_data,
         limit=config.data.sdf_scale if config.sde.tanh else None,
         direct=config.sde.prior_share > 0,
-        anchored=model.anchored,
         second_moment=model.second_moment,
     )
 

@@ -89,7 +89,6 @@ class Denoiser(nn.Module):
     sigma_data: root mean square of m over the training data; kept in the state dict.
     limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
     direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
-    anchored: that mean is one more input of the network at every other time.
     second_moment: the network has K more outputs, which at t_max are the variance of m given x.
     """
 
@@ -105,7 +104,6 @@ class Denoiser(nn.Module):
         limit: float | None = None,
         *,
         direct: bool = False,
-        anchored: bool = False,
         second_moment: bool = False,
     ) -> None:
         super().__init__()
@@ -114,7 +112,7 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.encoder = encoder
         self.network = network
-        self.direct, self.anchored, self.second_moment = direct, anchored, second_moment
+        self.direct, self.second_moment = direct, second_moment
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
 
     @property
@@ -129,11 +127,10 @@ class Denoiser(nn.Module):
     def encode(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
 
-        Feature maps, finest first; then, where an evaluation has a use for it, the direct mean (B, K, H, W): as anchor,
-        or as the value at t_max when draws are made. It carries no gradient.
+        Feature maps, finest first; then, when draws are made, the direct mean (B, K, H, W): their value at t_max.
         """
         features = self.features(image)
-        if self.anchored or (self.direct and not self.training):
+        if self.direct and not self.training:
             with torch.no_grad():
                 features = [*features, self.direct_moments(features, image.shape[-2:])[0]]
         return features
@@ -160,13 +157,9 @@ class Denoiser(nn.Module):
         t = batch_times(t, z)
         c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
         inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
-        blank = self.process.at_end(t).view(-1, 1, 1, 1)
         if self.direct:
-            z = z.masked_fill(blank, 0.0)
-        inputs = inp * z
-        if self.anchored:
-            inputs = torch.cat([inputs, self._anchor(z, features, blank)], dim=1)
-        raw = self.network(inputs, c.noise.float(), features).float()
+            z = z.masked_fill(self.process.at_end(t).view(-1, 1, 1, 1), 0.0)
+        raw = self.network(inp * z, c.noise.float(), features).float()
         variance = None
         if self.second_moment:
             raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
@@ -175,12 +168,6 @@ class Denoiser(nn.Module):
             return skip * z + out * self._bounded(raw), variance
         raw, eps = raw.chunk(2, dim=1)
         return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps, variance
-
-    def _anchor(self, z: Tensor, features: Sequence[Tensor], blank: Tensor) -> Tensor:
-        """The direct mean with unit variance; nothing where it is what is computed."""
-        if not self._has_mean(features):
-            return torch.zeros_like(z)
-        return features[-1].masked_fill(blank, 0.0) / self.sigma_data
 
     def _has_mean(self, features: Sequence[Tensor]) -> bool:
         return len(features) > len(self.network.trunk.widths)
@@ -210,7 +197,6 @@ def build_denoiser(
     sigma_data: float = 0.5,
     limit: float | None = None,
     direct: bool = False,
-    anchored: bool = False,
     second_moment: bool = False,
 ) -> Denoiser:
     """A denoiser from sizes; see `Trunk` and `Denoiser` for their meaning.
@@ -218,8 +204,8 @@ def build_denoiser(
     encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
     """
     width = 4 * channels
-    inputs, outputs = 1 + anchored, channels_per_mask(prediction) + second_moment
-    trunk = Trunk(inputs * mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
+    outputs = channels_per_mask(prediction) + second_moment
+    trunk = Trunk(mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
     encoder: nn.Module
     if encoder_kind == "rrdb":
         encoder = RRDBEncoder(image_channels, encoder_channels, encoder_blocks, trunk.widths)
@@ -229,5 +215,6 @@ def build_denoiser(
         )
         encoder = ImageEncoder(encoder_trunk, trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels)
-    return Denoiser(process, prediction, encoder, network, sigma_data, limit, direct=direct, anchored=anchored,
-                    second_moment=second_moment)  # fmt: skip
+    return Denoiser(
+        process, prediction, encoder, network, sigma_data, limit, direct=direct, second_moment=second_moment
+    )

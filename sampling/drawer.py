@@ -40,7 +40,7 @@ class Drawer:
     device: torch.device
     channels_last: bool
     bfloat16: bool
-    design: str = "independent"  # of the first noise (sde/noise.py)
+    antithetic: bool = False  # the first noise (sde/noise.py)
     evaluations: int = 0  # network evaluations of the latest batch
     before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
 
@@ -99,6 +99,10 @@ class Drawer:
             for (i, _), draw in zip(pairs[part], sdf, strict=True):
                 yield i, draw
 
+    def standard_error(self) -> StandardError:
+        """Of the mean of draws that are yet to be made."""
+        return StandardError(group=1 + self.antithetic)
+
     def select(self, features: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """The features of some images, with repetitions, in the layout that the network is fastest on."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -155,7 +159,7 @@ class Drawer:
             self.evaluations += 1
             return self.evaluate(denoise, z, t)
 
-        noise = DrawNoise(self.seed, owners, shape, self.device, self.design)
+        noise = DrawNoise(self.seed, owners, shape, self.device, self.antithetic)
         return self.sampler(evaluate, self.denoiser.process, noise, callback=callback)
 
 
@@ -189,11 +193,6 @@ def whole_draws(
                 pieces = []
 
 
-def standard_error_of(design: str) -> StandardError:
-    """Of the mean of draws whose first noise is spread by this design (sde/noise.py)."""
-    return StandardError(group=2 if design == "antithetic" else 1)
-
-
 def whole_moments(drawer: Drawer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (K, H, W) of a scene in one evaluation of each part."""
     mean, std = drawer.moments(image_tensor(scene.parts))
@@ -217,7 +216,7 @@ def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
         device=device,
         channels_last=config.training.channels_last,
         bfloat16=use_bfloat16(config.training.precision, device),
-        design=config.sampling.noise,
+        antithetic=config.sampling.noise == "antithetic",
     )
 
 

@@ -18,11 +18,10 @@ from torch import Tensor
 from data.patches import Window
 from evaluation.ensemble import Ensemble, Moments, classify
 from models.build import threshold_of
-from sampling.drawer import ROUND, Drawer, standard_error_of
+from sampling.drawer import ROUND, Drawer
 from sampling.memory import batches
 from sampling.tiling import Tiling, ramp, split_rows, tiling_of
-from sde.field import FIELD_DESIGNS, FieldNoise
-from utils.errors import UsageError
+from sde.field import FieldNoise
 from utils.schema import Config
 
 Read = Callable[[Window], np.ndarray]
@@ -171,13 +170,13 @@ class TiledDrawer:
         drawer, (height, width) = self.drawer, denoise.tiling.shape
         classes, process = drawer.denoiser.mask_channels, drawer.denoiser.process
         ensemble = Ensemble((classes, height, width), self.threshold)
-        error = standard_error_of(drawer.design)
+        error = drawer.standard_error()
 
         def some(part: slice) -> np.ndarray:
             drawer.evaluations = 0
             owners = [(key, d) for d in range(part.start, part.stop)]
             window = (top, 0, height, width)
-            noise = FieldNoise(drawer.seed, owners, classes, window, drawer.device, drawer.design)
+            noise = FieldNoise(drawer.seed, owners, classes, window, drawer.device, drawer.antithetic)
             return drawer.sampler(denoise, process, noise).float().cpu().numpy() / drawer.sdf_scale
 
         for _, draws in batches(drawer, self.draws, some, at_once):
@@ -198,15 +197,8 @@ class TiledDrawer:
 
 
 def tiled_of(config: Config, drawer: Drawer, trained: int) -> TiledDrawer:
-    """As the config's sampling section says; trained: side of the images or crops the denoiser was trained on.
-
-    Raises UsageError for a spread of the first noise that a field does not have.
-    """
+    """As the config's sampling section says; trained: side of the images or crops the denoiser was trained on."""
     sampling = config.sampling
-    if sampling.noise not in FIELD_DESIGNS:
-        raise UsageError(
-            f"sampling.noise: {sampling.noise} is not for images in tiles; one of {', '.join(FIELD_DESIGNS)}"
-        )
     moments = sampling.sampler == "mean" and drawer.denoiser.second_moment
     return TiledDrawer(
         drawer,

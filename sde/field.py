@@ -11,7 +11,6 @@ from torch import Tensor
 from sde.noise import draw_seed
 
 BLOCK = 128  # pixels each way that share a generator
-FIELD_DESIGNS = ("independent", "antithetic")
 
 
 class FieldNoise:
@@ -21,7 +20,7 @@ class FieldNoise:
     the window: overlapping windows agree. Blocks of 128 x 128 pixels have a generator each.
 
     draws: (image_id, draw index) of every element of the batch. window: top, left, height, width in the image.
-    design: independent or antithetic, as in `DrawNoise`. Raises ValueError for another one.
+    antithetic: as in `DrawNoise`.
     """
 
     def __init__(
@@ -31,13 +30,11 @@ class FieldNoise:
         channels: int,
         window: tuple[int, int, int, int],
         device: torch.device | str = "cpu",
-        design: str = "independent",
+        antithetic: bool = False,
     ) -> None:
-        if design not in FIELD_DESIGNS:
-            raise ValueError(f"unknown design {design!r} of a field; one of {', '.join(FIELD_DESIGNS)}")
         self._seed, self.draws, self._channels, self._window = seed, list(draws), channels, window
         self._device = torch.device(device)
-        self._design: str | None = design  # None after the first noise
+        self._mirrored = antithetic  # until the first noise is made
         top, left, height, width = window
         self._blocks = [
             (row, column)
@@ -51,10 +48,10 @@ class FieldNoise:
         out = torch.empty((len(self.draws), self._channels, *self._window[2:]))
         for row, generators, (image_id, draw) in zip(out, self._generators, self.draws, strict=True):
             self._fill(row, generators)
-            if self._design == "antithetic" and draw % 2:
+            if self._mirrored and draw % 2:
                 self._fill(row, self._start(image_id, draw - 1))
                 row.neg_()
-        self._design = None
+        self._mirrored = False
         return out.to(self._device)
 
     def _start(self, image_id: str, draw: int) -> list[torch.Generator]:

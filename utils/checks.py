@@ -13,13 +13,11 @@ def check_sections(
         raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {sde.process}")
     check_joint(model, sde)
     check_baseline(data, model, sde, training, sampling.sampler)
-    for name in ("anchored", "second_moment"):
-        if getattr(model, name) and sde.prior_share == 0:
-            raise ValueError(f"model.{name}: needs the direct mean, which sde.prior_share: 0 does not train")
-    if sde.prior_share == 1 and (sampling.sampler not in ONE_PASS or model.anchored):
+    if model.second_moment and sde.prior_share == 0:
+        raise ValueError("model.second_moment: needs the direct mean, which sde.prior_share: 0 does not train")
+    if sde.prior_share == 1 and sampling.sampler not in ONE_PASS:
         raise ValueError(
-            "sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: mean, mc_dropout or "
-            "ensemble, not anchored"
+            f"sde.prior_share: 1 trains the direct mean only; it goes with sampling.sampler: {', '.join(ONE_PASS)}"
         )
 
 
@@ -32,7 +30,6 @@ def check_joint(model: ModelConfig, sde: SDEConfig) -> None:
     if model.encoder != ImageEncoderConfig():
         raise ValueError("model.encoder: a model of kind: joint has no image encoder; leave it out")
     for key, value in (
-        ("model.anchored", model.anchored),
         ("model.second_moment", model.second_moment),
         ("sde.prior_share", sde.prior_share),
         ("sde.tanh", sde.tanh),
@@ -68,7 +65,6 @@ def check_baseline(
             "binary, or sde.prior_share: 1 for a regression of the SDF"
         )
     for key, value in (
-        ("model.anchored", model.anchored),
         ("model.second_moment", model.second_moment),
         ("sde.prior_share", sde.prior_share),
         ("sde.tanh", sde.tanh),

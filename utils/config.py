@@ -118,6 +118,17 @@ def _describe(error: Any, origins: Mapping[tuple[str, ...], str], path: Path) ->
     return f"{where}: {key}: {error['input']!r} is not allowed: {message[:1].lower() + message[1:]}"
 
 
+# Options of before that are gone, and the value that every run without them had: stored configs may say it.
+REMOVED = {("model", "anchored"): False}
+
+
+def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:
+    for (section, key), usual in REMOVED.items():
+        if isinstance(tree.get(section), dict) and tree[section].get(key) is usual:
+            tree = {**tree, section: {name: value for name, value in tree[section].items() if name != key}}
+    return tree
+
+
 def parse_config(tree: dict[str, Any], path: Path, origins: Mapping[tuple[str, ...], str] | None = None) -> Config:
     """A checked config; keys that are absent take their defaults.
 
@@ -125,7 +136,7 @@ def parse_config(tree: dict[str, Any], path: Path, origins: Mapping[tuple[str, .
     Raises ConfigError with one line.
     """
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(_without_removed(tree))
     except ValidationError as error:
         errors = error.errors()
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -52,7 +52,6 @@ class ModelConfig(EncoderConfig):
     )
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
-    anchored: bool = Field(False, description="the direct mean E[m | x] is an input of every later evaluation")
     second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
     encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
 
@@ -213,7 +212,7 @@ class SamplingConfig(Section):
         "dpm_solver and euler_maruyama; pc has time",
     )
     rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
-    noise: Literal["independent", "antithetic", "sobol"] = Field(
+    noise: Literal["independent", "antithetic"] = Field(
         "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
     )
     draws: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(

@@ -97,10 +97,10 @@ def test_nfe_scores_every_sampler_and_goes_on(trained: Workspace) -> None:
     assert run("--nfe", "0") == 2
 
 
-def test_ensembles_compares_every_design(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noise_designs_are_compared(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     ensembles.main(["--config", "config.yaml", "--device", "cpu", "--images", "1", "--many", "20"])
     out = capsys.readouterr().out
-    for design in ("independent", "antithetic", "sobol"):
+    for design in ("independent", "antithetic"):
         assert re.search(rf"^{design} +4 draws 0\.\d+ \(\d\.\d\d\)  ", out, re.MULTILINE)
     assert "one evaluation: 0." in out
 
@@ -270,7 +270,7 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
 
 @pytest.mark.parametrize(
     ("name", "small", "count"),
-    [("systems_phantom", False, 41), ("systems_glas64", False, 41), ("glas64", False, 13), ("glas128", False, 13),
+    [("systems_phantom", False, 36), ("systems_glas64", False, 36), ("glas64", False, 13), ("glas128", False, 13),
      ("glas128", True, 13)],
 )  # fmt: skip
 def test_every_system_of_the_protocols_is_a_valid_config(

@@ -317,7 +317,6 @@ def test_a_member_of_another_kind_is_refused(trained: Workspace) -> None:
         (["data.representation=sdf"], "data.representation: sdf"),
         (["sde.prior_share=0.5"], "sde.prior_share"),
         (["model.second_moment=true"], "model.second_moment"),
-        (["model.anchored=true"], "model.anchored"),
         (["training.noises=2"], "training.noises: 2"),
         (["model.backbone=resnet18"], "model.backbone"),
         (["model.dropout=0", *DROPOUT], "model.dropout"),

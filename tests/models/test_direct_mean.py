@@ -1,4 +1,4 @@
-"""The direct mean at t = 1, the anchor made from it, and the variance beside it."""
+"""The direct mean at t = 1 and the variance beside it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def noise(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("process", [VE(), VP(), OTFlow()])
-@pytest.mark.parametrize("anchored", [False, True])
-def test_at_the_end_every_noise_gives_the_direct_mean(process: Process, anchored: bool) -> None:
-    model, image = small(process=process, anchored=anchored), noise(2, 1, 16, 16)
+def test_at_the_end_every_noise_gives_the_direct_mean(process: Process) -> None:
+    model, image = small(process=process), noise(2, 1, 16, 16)
     features = model.encode(image)
     end = torch.tensor(process.t_max, dtype=torch.float64)
     mean = model.direct_moments(features, (16, 16))[0]
@@ -62,23 +61,6 @@ def test_the_direct_mean_is_computed_once_for_all_draws(monkeypatch: pytest.Monk
     monkeypatch.setattr(model.network, "forward", lambda *a: calls.append(a))
     model(noise(1, 1, 16, 16), END, features)
     assert not calls
-
-
-def test_the_anchor_is_the_direct_mean_and_is_used() -> None:
-    model = small(anchored=True)
-    features = model.encode(noise(2, 1, 16, 16))
-    torch.testing.assert_close(features[-1], model.direct_moments(features, (16, 16))[0])
-    t, z = torch.tensor(0.5), noise(2, 1, 16, 16)
-    other = [*features[:-1], features[-1] + 0.5]
-    assert not torch.allclose(model(z, t, features), model(z, t, other), atol=1e-4)
-
-
-def test_the_anchor_carries_no_gradient_but_the_mean_does() -> None:
-    model = small(anchored=True).train()
-    features = model.encode(noise(2, 1, 16, 16))
-    assert not features[-1].requires_grad
-    model.direct_moments(features, (16, 16))[0].sum().backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.network.parameters())
 
 
 @pytest.mark.parametrize("prediction", ["edm", "x", "both", "v"])
@@ -149,7 +131,7 @@ def test_regression_is_a_config(trained: Workspace) -> None:
 
 
 def test_mean_and_std_in_one_evaluation(trained: Workspace) -> None:
-    options = [*DIRECT, "--set", "model.second_moment=true", "--set", "model.anchored=true"]
+    options = [*DIRECT, "--set", "model.second_moment=true"]
     assert trained("main", *options).code == 0
     result = trained("sample", *options, "--set", "sampling.sampler=mean")
     assert result.code == 0, result.err
@@ -162,9 +144,8 @@ def test_mean_and_std_in_one_evaluation(trained: Workspace) -> None:
     assert trained("sample", *options).code == 0
 
 
-@pytest.mark.parametrize("key", ["model.anchored", "model.second_moment"])
-def test_heads_need_the_direct_mean(workspace: Workspace, key: str) -> None:
-    assert "sde.prior_share" in workspace.fails("main", "--set", f"{key}=true")
+def test_the_second_moment_needs_the_direct_mean(workspace: Workspace) -> None:
+    assert "sde.prior_share" in workspace.fails("main", "--set", "model.second_moment=true")
 
 
 def test_draws_until_the_mean_is_sure(trained: Workspace) -> None:

@@ -381,7 +381,6 @@ def test_two_classes_in_colour(workspace: Workspace) -> None:
     ("override", "needle"),
     [
         ("model.encoder.channels=16", "model.encoder"),
-        ("model.anchored=true", "model.anchored: true is for model.kind: conditional"),
         ("model.second_moment=true", "model.second_moment"),
         ("sde.prior_share=0.25", "sde.prior_share: 0.25"),
         ("sde.prediction=both", "sde.prediction: both"),

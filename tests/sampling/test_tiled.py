@@ -370,8 +370,6 @@ def test_settings_are_those_of_the_config(trained: Workspace) -> None:
     assert (drawn.tile, drawn.overlap, drawn.draws) == (24, 0.5, 3)
     assert drawn.threshold == pytest.approx(0.03)
     assert tiled_of(load_config("config.yaml"), drawer, 32).tile == 32
-    with pytest.raises(UsageError, match=r"sampling\.noise: sobol is not for images in tiles"):
-        tiled_of(load_config("config.yaml", ["sampling.noise=sobol"]), drawer, 32)
     for nonsense in ("tile=0", "tile=15", "tile_overlap=0.6", "tile_overlap=-0.1"):
         with pytest.raises(ConfigError, match=r"sampling\.tile"):
             load_config("config.yaml", [f"sampling.{nonsense}"])

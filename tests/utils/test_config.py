@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from models.build import threshold_of
 from tests.conftest import ROOT
-from utils.config import ConfigError, dump_config, load_config
+from utils.config import ConfigError, dump_config, load_config, parse_config
 from utils.config_docs import render
 
 
@@ -112,6 +113,14 @@ def test_error_names_the_file_the_key_stands_in(tmp_path: Path) -> None:
 def test_malformed_override(minimal: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         load_config(minimal, [override])
+
+
+def test_stored_configs_may_say_what_is_gone(minimal: Path) -> None:
+    """Only with the value that runs without the option had."""
+    before = yaml.safe_load(minimal.read_text())
+    assert parse_config({**before, "model": {"channels": 8, "anchored": False}}, minimal).model.channels == 8
+    with pytest.raises(ConfigError, match=r"model\.anchored is not a known key"):
+        parse_config({**before, "model": {"anchored": True}}, minimal)
 
 
 def test_the_reference_is_up_to_date() -> None:

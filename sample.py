@@ -129,16 +129,16 @@ def generate(config: Config, run: Path | None, path: Path, device: torch.device,
     drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set
     settings = {**settings_of(config, path, "test"), "generate": args.generate, "count": args.count}
-    folder = open_folder(run or run_of_weights(config, args.resume), settings, args.resume, "generated")
-    with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
-        for made in write_samples(drawer, requests, config, folder):
-            bar.update(made)
-            stop.raise_if_set()
-    write_json(folder / "environment.json", environment(device))
-    nfe = drawer.evaluations or None  # none where all samples were there already
-    facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
-    summary = finish_samples(folder, requests, config, facts)
-    print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
+    with open_folder(run or run_of_weights(config, args.resume), settings, args.resume, "generated") as folder:
+        with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
+            for made in write_samples(drawer, requests, config, folder):
+                bar.update(made)
+                stop.raise_if_set()
+        write_json(folder / "environment.json", environment(device))
+        nfe = drawer.evaluations or None  # none where all samples were there already
+        facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
+        summary = finish_samples(folder, requests, config, facts)
+        print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
 
 
 def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]:
@@ -159,28 +159,28 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
     run = run or run_of_weights(config, args.resume)
-    folder = open_folder(run, settings_of(config, path, args.split), args.resume)
-    log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
-    bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
-    at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
-    for group in groups(scenes, max(1, drawer.max_batch // at_once)):
+    with open_folder(run, settings_of(config, path, args.split), args.resume) as folder:
+        log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
+        bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
+        at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
+        for group in groups(scenes, max(1, drawer.max_batch // at_once)):
+            stop.raise_if_set()
+            if not all(is_done(folder, scene.key) for scene in group):
+                sample_group(drawer, group, config, folder)
+            bar.update(len(group))
+        bar.close()
+        if config.sampling.animate and not (folder / "trajectory.gif").is_file():
+            animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
         stop.raise_if_set()
-        if not all(is_done(folder, scene.key) for scene in group):
-            sample_group(drawer, group, config, folder)
-        bar.update(len(group))
-    bar.close()
-    if config.sampling.animate and not (folder / "trajectory.gif").is_file():
-        animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
-    stop.raise_if_set()
-    write_json(folder / "environment.json", environment(device))
-    summary, report = finish(folder, scenes, config, {"split": args.split, **facts_of(config, path, device)})
-    print(
-        f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
-        f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
-        f"{summary['images']} images, {summary['nfe_per_draw']} evaluations per draw, "
-        f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"
-        f"report: {report}"
-    )
+        write_json(folder / "environment.json", environment(device))
+        summary, report = finish(folder, scenes, config, {"split": args.split, **facts_of(config, path, device)})
+        print(
+            f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
+            f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
+            f"{summary['images']} images, {summary['nfe_per_draw']} evaluations per draw, "
+            f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"
+            f"report: {report}"
+        )
 
 
 def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> None:
@@ -191,12 +191,12 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> 
     output = Path(args.output) if args.output else new_folder(Path("predictions"))
     config = segmenter.config
     settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
-    open_output(output, settings, args.overwrite, args.resume)
-    segmenter.drawer.before_evaluation = stop.raise_if_set
-    with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
-        rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
-    write_json(output / "environment.json", environment(segmenter.drawer.device))
-    print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
+    with open_output(output, settings, args.overwrite, args.resume):
+        segmenter.drawer.before_evaluation = stop.raise_if_set
+        with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
+            rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
+        write_json(output / "environment.json", environment(segmenter.drawer.device))
+        print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
 
 
 def config_of(args: Any) -> Config | None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from typing_extensions import TypedDict
 
 from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
 from report.page import TEMPLATES
 from utils.errors import UsageError
 from utils.files import write_text
+from utils.reading import read_json, read_table
 from utils.runs import by_time, new_folder
+
+
+class Summary(TypedDict, total=False):
+    """What is read here of a summary.json."""
+
+    split: str
+    device: str
+    draws: int | float
+    nfe_per_draw: int | float
+    seconds_per_image: float
 
 
 def sampled_folder(name: str) -> Path:
@@ -25,24 +36,24 @@ def sampled_folder(name: str) -> Path:
     if not path.is_dir():
         raise UsageError(f"--compare {name}: no such folder")
     done = [p.parent for p in path.glob("samples/*/summary.json")]
-    done = [p for p in done if json.loads((p / "summary.json").read_text()).get("split", "test") == "test"]
+    done = [p for p in done if read_json(p / "summary.json", Summary).get("split", "test") == "test"]
     if not done:
         raise UsageError(f"--compare {name}: not sampled yet; run sample.py --run {name} first")
     return max(done, key=by_time)
 
 
 def _run(folder: Path) -> Run:
-    rows = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
+    rows = read_table(folder / "metrics.csv", SCORES)
     parts = folder.resolve().parts
     # runs/<name>/<time>/samples/<id>
     name = "/".join(p for p in parts[-4:] if p != "samples") if len(parts) > 4 else str(folder)
-    return Run(name, rows, json.loads((folder / "summary.json").read_text()))
+    return Run(name, rows, read_json(folder / "summary.json", Summary))
 
 
 def _truth(folder: Path) -> str | None:
     """What identifies the images and masks that a sampling was scored on."""
     path = folder / "settings.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings = read_json(path, dict[str, Any]) if path.is_file() else {}
     return settings.get("test data") or settings.get("val data")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
-import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
+from typing_extensions import TypedDict
 
-from data.images import SUFFIXES, safe_id
+from data.images import SUFFIXES
 from data.inputs import Picture
+from data.names import unique_names
 from data.patches import Window
 from evaluation.instances import split_large
 from models.build import threshold_of
@@ -32,14 +33,16 @@ from sampling.segmenter import Result, Segmenter
 from utils.config import dump_config
 from utils.errors import DataError, UsageError, problems_error
 from utils.files import whole_folder, write_json, write_text
-from utils.runs import device_name, peak_memory_mib
+from utils.locks import held
+from utils.reading import read_json
+from utils.runs import device_name, peak_memory_mib, settle
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
 OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
 SIDE = 2000  # longest side of the overlay of a large image, about
 BLOCK = 512  # rows that are read at once for it
-
-log = logging.getLogger(__name__)
+OWN = ("results.csv", "report.html", "settings.json", "environment.json")  # beside the pictures' folders
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other picture can be written either
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ def inputs_of(path: Path) -> list[Input]:
         raise UsageError(f"--input {path}: no such file or folder")
     if not paths:
         raise UsageError(f"--input {path}: no pictures in it; {', '.join(suffixes)} are read")
-    stems = Counter(safe_id(p.stem) for p in paths)
-    keys = [safe_id(p.stem) if stems[safe_id(p.stem)] == 1 else safe_id(p.name.replace(".", "_")) for p in paths]
-    return [Input(p, key) for p, key in zip(paths, keys, strict=True)]
+    # The stem; where several files have it, the whole name.
+    stems = Counter(p.stem for p in paths)
+    names = [p.stem if stems[p.stem] == 1 else p.name.replace(".", "_") for p in paths]
+    return [Input(p, key) for p, key in zip(paths, unique_names(names, OWN), strict=True)]
 
 
 def _write_result(picture: Picture, result: Result, folder: Path) -> None:
@@ -72,6 +76,23 @@ def _write_result(picture: Picture, result: Result, folder: Path) -> None:
     masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
     figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
     write_objects(folder, result.instances, result.objects)
+
+
+class Row(TypedDict):
+    """result.json, a line of results.csv."""
+
+    image_id: str
+    file: str
+    height: int
+    width: int
+    objects: int | None
+    area: int
+    area_share: float
+    mean_std: float
+    draws: int
+    warning: str
+    nfe_per_draw: int | float
+    seconds: float
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -134,29 +155,27 @@ def _large_overlay(picture: Picture, folder: Path) -> None:
     figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
 
 
-def predict_one(segmenter: Segmenter, one: Input, output: Path) -> dict[str, Any]:
+def predict_one(segmenter: Segmenter, one: Input, output: Path) -> Row:
     """All files of one picture; its line of results.csv."""
     begin = time.perf_counter()
     picture = segmenter.open(one.path)
     height, width = picture.shape
     large = height * width > LARGE and segmenter.config.data.size is None
     with whole_folder(output / one.key) as folder:
-        row = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder)
+        found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder)
         costs = {"nfe_per_draw": segmenter.drawer.evaluations, "seconds": time.perf_counter() - begin}
-        row = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **row, **costs}
+        row: Any = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **found, **costs}
         write_json(folder / "result.json", row)
     return row
 
 
 def _reason(error: Exception, path: Path) -> str:
     """One line that names the file."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{path}: no space left on the disk for its results"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if str(path) in text else f"{path}: {text}"
 
 
-def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[dict[str, Any]], output: Path) -> None:
+def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[Row], output: Path) -> None:
     """report.html of the pictures whose maps are arrays; those of large ones are for a TIFF viewer."""
     paths = {one.key: one.path for one in inputs}
     shown = [row for row in rows if (output / row["image_id"] / "mmse.npy").is_file()]
@@ -182,34 +201,41 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[d
     write_text(output / "report.html", render_report(title, summary, shown, layers, output, dump_config(config)))
 
 
-def results_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def results_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """look_rank: 1 for the image with the largest mean std, the first that a person should look at."""
     table = pd.DataFrame(rows)
     ranks = table["mean_std"].rank(ascending=False, method="first").astype(int)
     table.insert(table.columns.get_loc("mean_std") + 1, "look_rank", ranks)  # type: ignore[arg-type]
+    # A spreadsheet takes what begins like this for a formula, and runs it.
+    table["file"] = ["'" + name if name[0] in "=+-@\t\r" else name for name in table["file"]]
     return table
 
 
-def open_output(output: Path, settings: dict[str, Any], overwrite: bool, resume: bool) -> None:
-    """An empty folder, or with `resume` one made with the same settings. Raises UsageError for others' files."""
-    settings = json.loads(json.dumps(settings))
+@contextmanager
+def open_output(output: Path, settings: Mapping[str, Any], overwrite: bool, resume: bool) -> Iterator[None]:
+    """Hold an empty folder, or with `resume` one made with the same settings. Raises UsageError for others' files."""
     known = output / "settings.json"
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output}: is not a folder")
-    if resume and known.is_file():
-        if json.loads(known.read_text()) != settings:
-            raise UsageError(f"--resume: {output} was made with other settings; choose another --output")
-        return
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise UsageError(f"--output {output}: exists and is not empty; --overwrite replaces results in it")
-        if not known.is_file():
-            raise UsageError(f"--output {output}: holds files that were not written here; choose another folder")
-        for path in output.iterdir():
-            if (path / "result.json").is_file():
-                shutil.rmtree(path)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(known, settings)
+    with held(output / ".lock", f"--output {output}"):
+        resume = resume and known.is_file()
+        if not resume and any(path for path in output.iterdir() if not path.name.startswith(".")):
+            if not overwrite:
+                raise UsageError(f"--output {output}: exists and is not empty; --overwrite replaces results in it")
+            if not known.is_file():
+                raise UsageError(f"--output {output}: holds files that were not written here; choose another folder")
+            for path in output.iterdir():
+                if (path / "result.json").is_file():
+                    shutil.rmtree(path)
+        settle(output, settings, resume)
+        yield
+
+
+def _done(one: Input, output: Path) -> Row | None:
+    """What an interrupted command has written of a picture, if it was this one."""
+    path = output / one.key / "result.json"
+    row: Row | None = read_json(path, Row) if path.is_file() else None
+    return row if row and row["file"] == one.path.name else None
 
 
 def predict(
@@ -218,27 +244,34 @@ def predict(
     output: Path,
     stopped: Callable[[], None],
     progress: Callable[[], object],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Predict on every picture that is not done yet; results.csv at the end.
 
-    stopped: raises to end early. Raises DataError with a line for each picture that could not be read or written; the
-    others are done by then.
+    stopped: raises to end early. Raises DataError with a line for each picture that could not be predicted on; the
+    others are done by then. Raises OSError where no other could be written either.
     """
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems = []
+
+    def write_table() -> None:
+        if rows:
+            write_text(output / "results.csv", results_table(rows).to_csv(index=False))
+
     try:
         for one in inputs:
             stopped()
-            done = output / one.key / "result.json"
             try:
-                row = json.loads(done.read_text()) if done.is_file() else predict_one(segmenter, one, output)
-                rows.append(row)
+                rows.append(_done(one, output) or predict_one(segmenter, one, output))
             except (DataError, OSError, ValueError, MemoryError, RuntimeError) as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
                 problems.append(_reason(error, one.path))
-                log.warning("%s", problems[-1])
             progress()
-    finally:
-        if rows:
-            write_text(output / "results.csv", results_table(rows).to_csv(index=False))
+    except BaseException:
+        with suppress(OSError):
+            write_table()
+        raise
+    write_table()
     if rows:
         write_report(segmenter, inputs, rows, output)
     if problems:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from annotated_types import Len
 from PIL import Image
+from pydantic import ConfigDict
 from skimage.measure import label as connected_parts
+from typing_extensions import NotRequired, TypedDict
 
+from data.images import read_labels
 from data.scenes import Scene
-from evaluation.calibration import measure
-from evaluation.conformal import RISK_THRESHOLDS, risk_curve
+from evaluation.calibration import ImageRecord, measure
+from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, risk_curve
 from evaluation.ensemble import Ensemble, Moments
 from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objects_of
 from evaluation.metrics import Counts, count_classes, mean_f1
@@ -27,7 +31,9 @@ from results.exports import write_geojson, write_labels
 from sampling.loading import member_checkpoints
 from utils.errors import UsageError
 from utils.files import whole_folder, write_array, write_json
-from utils.runs import by_time, file_hash, new_folder
+from utils.locks import held
+from utils.reading import damaged, read_array, read_json
+from utils.runs import by_time, file_hash, new_folder, settle
 from utils.schema import Config
 from utils.sections import EvaluationConfig
 
@@ -181,15 +187,87 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
         write_json(partial / "scores.json", scores)
 
 
+class Scores(TypedDict):
+    """scores.json. mmse, draws: counts of each class, see `Counts`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    mmse: list[tuple[int, int, int]]
+    draws: Annotated[list[list[tuple[int, int, int]]], Len(1)]
+    mean_std: float
+    nfe: int | float
+    seconds: float
+    peak_memory_mib: float
+
+
+class ObjectDetails(TypedDict):
+    """The part of details.json that `_object_details` makes."""
+
+    aji: float
+    pq: float
+    dq: float
+    sq: float
+    f1: float
+    dice: float
+    hausdorff: float
+    objects: int
+    true_objects: int
+    true_areas: list[int]
+    drawn_areas: list[list[int]]
+
+
+class Details(TypedDict):
+    """details.json, see `_details`."""
+
+    uncertainty: dict[str, Any]
+    risk: RiskCurve
+    objects: ObjectDetails
+    raters: NotRequired[dict[str, float | None]]
+
+
+def read_details(folder: Path) -> Details:
+    """Of an image in its folder. Raises UsageError where it is damaged."""
+    path = folder / "details.json"
+    details: Details = read_json(path, Details)
+    with damaged(path):
+        ImageRecord.from_dict(details["uncertainty"])
+        risk, objects = details["risk"], details["objects"]
+        if {len(risk.missed), len(risk.size)} != {len(RISK_THRESHOLDS)}:
+            raise ValueError(f"{len(RISK_THRESHOLDS)} thresholds of risk are expected")
+        if len(objects["true_areas"]) != len(objects["drawn_areas"]) or not all(objects["drawn_areas"]):
+            raise ValueError("areas in the draws are expected for each true object")
+    return details
+
+
+def read_scores(folder: Path, classes: int) -> Scores:
+    """Of an image in its folder. Raises UsageError where it is damaged."""
+    path = folder / "scores.json"
+    scores: Scores = read_json(path, Scores)
+    with damaged(path):
+        if {len(scores["mmse"]), *map(len, scores["draws"])} != {classes}:
+            raise ValueError(f"counts of {classes} classes are expected")
+    return scores
+
+
+def _picture(path: Path, shape: Sequence[int]) -> np.ndarray:
+    values = read_labels(path)
+    with damaged(path):
+        if values.shape != tuple(shape):
+            raise ValueError(f"{values.shape} pixels, where the image has {tuple(shape)}")
+    return values
+
+
 def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:
-    """What was written of an image in its folder, for the report; with the truth of a scene."""
-    mmse, std = (np.load(folder / name).reshape(-1, *image.shape[:2]) for name in ("mmse.npy", "std.npy"))
-    labels = np.asarray(Image.open(folder / ("mask.png" if len(mmse) == 1 else "classes.png")))
+    """What was written of an image in its folder, for the report; with the truth of a scene. Raises UsageError or
+    DataError where it is damaged."""
+    shape = image.shape[:2]
+    with damaged(folder):
+        mmse, std = (read_array(folder / name).reshape(-1, *shape) for name in ("mmse.npy", "std.npy"))
+    labels = _picture(folder / ("mask.png" if len(mmse) == 1 else "classes.png"), shape)
     return ImageLayers(
         image,
         mmse,
         labels > 0 if len(mmse) == 1 else labels,
-        np.asarray(Image.open(folder / "probability.png")) / np.float32(255),
+        _picture(folder / "probability.png", shape) / np.float32(255),
         std if draws > 1 or std.any() else None,
         None if scene is None else scene.labels,
         None if scene is None else scene.sdf,
@@ -212,18 +290,13 @@ def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
     }
 
 
-def open_folder(run: Path, settings: dict[str, Any], resume: bool, kind: str = "samples") -> Path:
-    """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same."""
-    settings = json.loads(json.dumps(settings))
-    if not resume:
-        folder = new_folder(run / kind)
-        write_json(folder / "settings.json", settings)
-        return folder
+@contextmanager
+def open_folder(run: Path, settings: Mapping[str, Any], resume: bool, kind: str = "samples") -> Iterator[Path]:
+    """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same; held."""
     folders = sorted((path.parent for path in (run / kind).glob("*/settings.json")), key=by_time)
-    if not folders:
+    if resume and not folders:
         raise UsageError(f"--resume: {run / kind} has nothing to go on with")
-    before = json.loads((folders[-1] / "settings.json").read_text())
-    for key in settings:
-        if before.get(key) != settings[key]:
-            raise UsageError(f"--resume: {folders[-1]} was made with another {key}; sample anew without --resume")
-    return folders[-1]
+    folder = folders[-1] if resume else new_folder(run / kind)
+    with held(folder / ".lock", str(folder)):
+        settle(folder, settings, resume)
+        yield folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from evaluation.metrics import Counts, mean_f1, mean_iou
 from report.calibration_figures import reliability_diagram, sparsification_curve
 from report.layers import ImageLayers
 from report.page import render_report
-from results.sampled import read_layers
+from results.sampled import Details, read_details, read_layers, read_scores
 from utils.config import dump_config
 from utils.files import write_json, write_text
+from utils.reading import read_json, read_table
 from utils.runs import by_time
 from utils.schema import Config
 
@@ -93,19 +93,14 @@ def _mean_known(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float |
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}  # type: ignore[arg-type]
 
 
-def _read_details(folder: Path, key: str) -> dict[str, Any]:
-    return json.loads((folder / key / "details.json").read_text())
-
-
 def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
     """Risk curves of the run's newest complete sampling of the validation images with the same settings."""
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = read_json(folder / "settings.json", dict[str, Any])
     for other in sorted((path.parent for path in folder.parent.glob("*/settings.json")), key=by_time, reverse=True):
-        theirs = json.loads((other / "settings.json").read_text())
-        same = all(theirs.get(name) == settings[name] for name in ("checkpoint", "sampling", "seed"))
+        theirs = read_json(other / "settings.json", dict[str, Any])
+        same = all(theirs.get(name) == settings.get(name) for name in ("checkpoint", "sampling", "seed"))
         if same and "val data" in theirs and (other / "summary.json").is_file():
-            table = pd.read_csv(other / "metrics.csv", dtype={"image_id": str})
-            return [RiskCurve(**_read_details(other, key)["risk"]) for key in table["image_id"]]
+            return [read_details(other / key)["risk"] for key in read_table(other / "metrics.csv")["image_id"]]
     return None
 
 
@@ -120,14 +115,14 @@ def risk_control_of(folder: Path, curves: Sequence[RiskCurve], missed: float) ->
     return {**achieved, "sdf_below": None if threshold is None else -threshold}
 
 
-def _uncertainty(folder: Path, details: Sequence[Mapping[str, Any]], missed: float, test: bool) -> dict[str, Any]:
+def _uncertainty(folder: Path, details: Sequence[Details], missed: float, test: bool) -> dict[str, Any]:
     """All numbers of calibration, with its curves and figures written into the folder."""
     numbers = calibration.summary(ImageRecord.from_dict(own["uncertainty"]) for own in details)
     reliability_diagram(numbers).savefig(folder / "reliability.png", dpi=100)
     sparsification_curve(numbers).savefig(folder / "sparsification.png", dpi=100)
     write_json(folder / "calibration.json", numbers)
     flat = {name: value for name, value in numbers.items() if not isinstance(value, list)}
-    curves = [RiskCurve(**own["risk"]) for own in details]
+    curves = [own["risk"] for own in details]
     return {**flat, "risk_control": risk_control_of(folder, curves, missed) if test else None}
 
 
@@ -137,13 +132,13 @@ def finish(
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
     rows, mmse, single, memory, details = [], [], [], [], []
     for scene in scenes:
-        scores = json.loads((folder / scene.key / "scores.json").read_text())
+        scores = read_scores(folder / scene.key, config.data.channels)
         whole = [Counts(*c) for c in scores["mmse"]]
         draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
         mmse.append(whole)
         single += draws
         memory.append(scores["peak_memory_mib"])
-        details.append(_read_details(folder, scene.key))
+        details.append(read_details(folder / scene.key))
         rows.append(_row(scene.key, whole, draws, scores) | _object_columns(details[-1]["objects"]))
         rows[-1] |= details[-1].get("raters", {})
         if config.data.classes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import logging
 import platform
 import resource
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 
 from utils.errors import UsageError
-from utils.files import naming, whole_file
+from utils.files import naming, remove_leftovers, whole_file, write_json
+from utils.reading import read_json
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
 
@@ -49,6 +51,20 @@ def new_folder(parent: Path) -> Path:
         except FileExistsError:
             continue
     raise UsageError(f"{parent}: no free folder name for {stamp}")
+
+
+def settle(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Note in a folder of results that is held what they depend on, or with `resume` compare: raises UsageError where
+    they were made with anything else. What a killed process has left half-written goes."""
+    settings = json.loads(json.dumps(settings))
+    remove_leftovers(folder)
+    if not resume:
+        write_json(folder / "settings.json", settings)
+        return
+    before = read_json(folder / "settings.json", dict[str, Any])
+    for key in settings:
+        if before.get(key) != settings[key]:
+            raise UsageError(f"--resume: {folder} was made with another {key}; leave out --resume for a new folder")
 
 
 def by_time(folder: Path) -> tuple[str, int, str]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sample
 from data.dataset import Reading, load_split
 from data.scenes import scenes_of
 from evaluation.metrics import count
@@ -26,6 +27,7 @@ from sampling.sampler import sampler_of
 from tests.conftest import ROOT, Workspace
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
+from utils.locks import held
 from utils.schema import Config
 
 PER_IMAGE = {"mmse.npy", "std.npy", "probability.png", "mask.png", "mask_std.png", "overlay.png", "mmse.png", "std.png",
@@ -209,6 +211,26 @@ def test_sigterm_stops_cleanly_and_resume_ends_with_the_same_files(trained: Work
     resumed.pop("settings.json")
     fresh.pop("settings.json")
     assert resumed == fresh
+
+
+def test_a_film_is_whole_or_absent(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(frames: object, threshold: float, path: Path) -> None:
+        path.write_bytes(b"GIF89a")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "trajectory", killed)
+        assert trained("sample", "--set", "sampling.animate=true").code == 130
+    assert not list(samples(trained).glob("*trajectory.gif"))
+    assert trained("sample", "--set", "sampling.animate=true", "--resume").code == 0
+    with Image.open(samples(trained) / "trajectory.gif") as film:
+        assert film.n_frames > 2  # type: ignore[attr-defined]
+
+
+def test_a_sampling_is_held(trained: Workspace) -> None:
+    assert trained("sample").code == 0
+    with held(samples(trained) / ".lock", "this test"):
+        assert f"{samples(trained).name} is in use by process {os.getpid()}" in trained.fails("sample", "--resume")
 
 
 def test_run_and_checkpoint_can_be_named(trained: Workspace) -> None:

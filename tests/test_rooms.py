@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FLOORS = [{"sde", "utils", "evaluation", "report"}, {"data", "models"}, {"sampling"}, {"training", "results"},
           {"main", "sample", "bench"}]  # fmt: skip

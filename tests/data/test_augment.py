@@ -16,9 +16,9 @@ from data.augment import (
     gaussian_blur,
     jitter_stain,
     random_grid,
+    random_symmetry,
     truncated_distance,
 )
-from data.batches import Batches
 from data.sdf import boundary_pixels, signed_distance
 
 
@@ -132,17 +132,16 @@ def test_stain_jitter_scales_densities() -> None:
     assert (out[0] < image[0]).float().mean() > 0.7  # more of both stains is darker
 
 
-def test_batches_draw_every_rater_and_every_place() -> None:
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(5, 1, 1, 1)
-    sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1) * torch.ones(5, 3, 1, 8, 8)
-    sdfs = sdfs + torch.arange(64.0).view(8, 8) / 100
-    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), Augmentation(flips=False), crop=(6, 5))
-    raters, places = set(), set()
-    for _ in range(40):
-        image, sdf, _ = batches.next()
-        assert image.shape == sdf.shape == (5, 1, 6, 5)
-        raters |= {int(x) for x in sdf[:, 0, 0, 0]}
-        places |= {int(x) for x in image[:, 0, 0, 0]}
-        torch.testing.assert_close(image.float() / 100, sdf - sdf.floor())  # cut at the same place
-    assert raters == {0, 1, 2}
-    assert places == {8 * top + left for top in range(3) for left in range(4)}
+def test_symmetries_keep_an_sdf_an_sdf() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = np.zeros((12, 12), bool)
+    mask[1:5, 2:11] = True
+    mask[8, 3] = True
+    sdf = torch.from_numpy(signed_distance(mask, 5))[None, None].repeat(64, 1, 1, 1)
+    image = torch.from_numpy(mask)[None, None].repeat(64, 1, 1, 1)
+    image, sdf = random_symmetry(image, sdf, generator, flips=True, rotations=True)
+    for i in range(64):
+        np.testing.assert_allclose(sdf[i, 0].numpy(), signed_distance(image[i, 0].numpy(), 5), atol=1e-6)
+    assert len({image[i].numpy().tobytes() for i in range(64)}) == 8
+    same, _ = random_symmetry(image, sdf, generator, flips=False, rotations=False)
+    assert torch.equal(same, image)

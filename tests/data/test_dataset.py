@@ -1,4 +1,4 @@
-"""Loading prepared folders: what can be wrong with them, batches and augmentation."""
+"""Loading prepared folders: what can be wrong with them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
-from data.augment import Augmentation, random_symmetry
-from data.batches import Batches
 from data.dataset import Reading, hold_out, load_split
 from data.sdf import signed_distance
+from tests.helpers import Workspace
 from utils.errors import DataError
 
 GREY = Reading(rgb=False, truncation=3)
@@ -139,36 +138,27 @@ def test_hold_out_is_by_image(folder: Path) -> None:
     assert not {p.image_id for p in train} & {p.image_id for p in val}
 
 
-# Batches and augmentation.
+@pytest.mark.parametrize("divisor", [1, 5])
+def test_the_published_layout_trains_as_it_is(workspace: Workspace, divisor: int) -> None:
+    """filename, maskname, maskdtname with leading slashes, SDFs divided by 5 or not, no val.csv, no dataset.json."""
+    assert workspace("prepare").code == 0
+    root = workspace.path / "prepared"
+    for split in ("train", "test"):
+        table = pd.read_csv(root / f"{split}.csv")[["filename", "maskname", "maskdtname"]]
+        for name in table["maskdtname"]:
+            np.save(root / name, np.load(root / name) / np.float32(divisor))
+        ("/" + table).to_csv(root / f"{split}.csv")
+    (root / "val.csv").unlink()
+    (root / "dataset.json").unlink()
+    options = ["--set", "data.source=prepared", "--set", "data.validation_fraction=0.25"]
+    for command in ("main", "sample"):
+        assert workspace(command, *options).code == 0
+    sdf = np.concatenate([p.sdf for p in load_split(root, "train", Reading(rgb=False, truncation=6))])
+    assert (sdf.min(), sdf.max()) == (-1, 1)
 
 
-def test_symmetries_keep_an_sdf_an_sdf() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = np.zeros((12, 12), bool)
-    mask[1:5, 2:11] = True
-    mask[8, 3] = True
-    sdf = torch.from_numpy(signed_distance(mask, 5))[None, None].repeat(64, 1, 1, 1)
-    image = torch.from_numpy(mask)[None, None].repeat(64, 1, 1, 1)
-    image, sdf = random_symmetry(image, sdf, generator, flips=True, rotations=True)
-    for i in range(64):
-        np.testing.assert_allclose(sdf[i, 0].numpy(), signed_distance(image[i, 0].numpy(), 5), atol=1e-6)
-    assert len({image[i].numpy().tobytes() for i in range(64)}) == 8
-    same, _ = random_symmetry(image, sdf, generator, flips=False, rotations=False)
-    assert torch.equal(same, image)
-
-
-def test_every_image_once_per_epoch_and_resumable() -> None:
-    def make() -> Batches:
-        images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
-        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), Augmentation(rotations=True))
-
-    batches = make()
-    seen = [i for _ in range(14) for i in batches.next()[2]]
-    assert all(sorted(seen[e : e + 7]) == list(range(7)) for e in range(0, 42, 7))
-    assert seen[:7] != seen[7:14]
-    first, second = make(), make()
-    for _ in range(4):
-        first.next()
-    second.load_state_dict(first.state_dict())
-    for _ in range(5):
-        assert first.next()[2] == second.next()[2]
+def test_an_sdf_with_the_wrong_sign_is_refused(workspace: Workspace) -> None:
+    assert workspace("prepare").code == 0
+    path = next((workspace.path / "prepared" / "Training_patches").glob("*_sdf.npy"))
+    np.save(path, -np.load(path))
+    assert "an SDF is negative inside" in workspace.fails("main")

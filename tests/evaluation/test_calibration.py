@@ -1,6 +1,7 @@
+"""Calibration of single images and of whole runs."""
+
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -8,11 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from evaluation.calibration import ImageRecord, ProbabilityHistogram, measure, summary
-from evaluation.ensemble import Ensemble
-from report.calibration_figures import reliability_diagram, sparsification_curve
+from tests.helpers import image_record
 
 
 def histogram(probability: Any, truth: Any) -> ProbabilityHistogram:
@@ -129,25 +128,9 @@ def test_bad_probabilities_are_refused(p: np.ndarray) -> None:
         ProbabilityHistogram().reliability(0)
 
 
-# Whole runs
-
-
-def record(seed: int, classes: int = 1, draws: int = 8) -> ImageRecord:
-    """An image of random draws around a random truth."""
-    rng = np.random.default_rng(seed)
-    sdf = rng.uniform(-1, 1, (classes, 12, 10)).astype(np.float32)
-    spread = rng.uniform(0.05, 0.8, sdf.shape)
-    centre = sdf + spread * rng.normal(size=sdf.shape)
-    ensemble = Ensemble(sdf.shape, 0.03)  # type: ignore[arg-type]
-    for _ in range(draws):
-        ensemble.add((centre + spread * rng.normal(size=sdf.shape)).astype(np.float32))
-    truth = np.where(sdf.min(axis=0) < 0.03, sdf.argmin(axis=0) + 1, 0)
-    return measure(ensemble.mmse, ensemble.std, sdf, ensemble.probability, ensemble.labels, truth)
-
-
 @pytest.mark.parametrize("classes", [1, 3])
 def test_records_survive_json_without_a_change(classes: int) -> None:
-    records = [record(seed, classes) for seed in range(4)]
+    records = [image_record(seed, classes) for seed in range(4)]
     again = [ImageRecord.from_dict(json.loads(json.dumps(r.to_dict()))) for r in records]
     numbers = summary(records)
     assert summary(again) == numbers
@@ -156,7 +139,7 @@ def test_records_survive_json_without_a_change(classes: int) -> None:
 
 
 def test_summary_pools_pixels_and_averages_images() -> None:
-    one, two = record(0), record(1)
+    one, two = image_record(0), image_record(1)
     numbers = summary([one, two])
     pooled = one.errors + two.errors
     assert numbers["ause"] == pooled.ause
@@ -170,7 +153,7 @@ def test_summary_pools_pixels_and_averages_images() -> None:
 
 def test_summary_says_which_images_to_check() -> None:
     """Mean std and 1 - F1 in the same order: the best AURC; in reverse order, not."""
-    base = record(0)
+    base = image_record(0)
     good = [ImageRecord(base.errors, base.probabilities, std, 1 - std) for std in (0.1, 0.2, 0.4)]
     numbers = summary(good)
     assert numbers["image_rank_correlation"] == pytest.approx(1)
@@ -207,27 +190,3 @@ def test_other_shapes_are_refused() -> None:
     good = np.zeros((2, 2))
     with pytest.raises(ValueError, match="labels"):
         measure(good, good, good, good, np.zeros((2, 3), bool), np.zeros((2, 2), bool))
-
-
-# Figures
-
-
-@pytest.mark.parametrize("draw", [reliability_diagram, sparsification_curve])
-def test_figures_are_small_pictures_even_without_data(draw: Any) -> None:
-    truth, zeros = np.zeros((4, 4), bool), np.zeros((4, 4))
-    perfect = measure(zeros + 1, zeros, zeros + 1, zeros, truth, truth)
-    for records in ([record(0), record(1)], [perfect], []):
-        file = io.BytesIO()
-        draw(json.loads(json.dumps(summary(records)))).savefig(file, dpi=100)
-        with Image.open(file) as picture:
-            assert picture.size == (440, 360)
-
-
-def test_figures_show_the_numbers() -> None:
-    numbers = summary([record(0)])
-    axes = reliability_diagram(numbers).axes[0]
-    np.testing.assert_allclose(
-        np.asarray(axes.lines[1].get_ydata(), float), np.asarray(numbers["reliability_frequency"])
-    )
-    curves = sparsification_curve(numbers).axes[0].lines
-    np.testing.assert_allclose(np.asarray(curves[1].get_ydata(), float), np.asarray(numbers["sparsification_std"]))

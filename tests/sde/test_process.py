@@ -1,3 +1,5 @@
+"""Processes and schedules."""
+
 from __future__ import annotations
 
 import math
@@ -8,12 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sde.noise import DrawNoise, draw_seed
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP
 
 SCALES = (1.0, 0.6, 0.3, 0.2, 0.1, 0.06, 0.03)
+
+
 SCHEDULED = [ScheduledVP(name, b) for name in SCHEDULES for b in (1.0, 0.1)]
+
+
 PROCESSES: list[Process] = [VE(), VE(0.02, 3.0), VP(), VP(0.5, 0.5), VP(0.1, 5.0), OTFlow(), *SCHEDULED]
+
+
 IDS = [
     "ve",
     "ve narrow",
@@ -23,6 +30,8 @@ IDS = [
     "flow",
     *(f"{p.schedule} {p.input_scale}" for p in SCHEDULED),
 ]
+
+
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 
 
@@ -79,22 +88,6 @@ def test_vp_keeps_unit_variance_and_ends_as_ddpm() -> None:
     assert process.alpha(t[-1]).item() == pytest.approx(ddpm, rel=0.05)
 
 
-def test_draw_seeds_differ_and_stay() -> None:
-    seeds = {draw_seed(s, i, d) for s in (0, 1) for i in ("a", "b", "a1") for d in range(12)}
-    assert len(seeds) == 72
-    assert draw_seed(0, "train_1", 3) == draw_seed(0, "train_1", 3)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_draw_noise_is_normal_and_moves_on() -> None:
-    noise = DrawNoise(0, [("a", 0), ("a", 1)], (1, 200, 200))
-    first, second = noise(), noise()
-    assert not torch.equal(first, second)
-    assert first.std().item() == pytest.approx(1.0, abs=0.02)
-    assert first.abs().max().item() > 3.0  # not clipped
-    assert torch.corrcoef(first.flatten(1))[0, 1].abs().item() < 0.03
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("b", SCALES)
 def test_schedules_run_from_log_snr_20_to_minus_20(schedule: str, b: float) -> None:
@@ -120,30 +113,3 @@ def test_schedules_by_hand() -> None:
     expected = {"cosine": 0.5, "linear": math.exp(-2.5001), "linear_simple": 0.5, "parabola": 0.5625}
     for name, gamma in expected.items():
         assert ScheduledVP(name).alpha(t).item() ** 2 == pytest.approx(gamma, abs=2e-4)
-
-
-def first_noise(antithetic: bool, count: int = 64, image: str = "a") -> torch.Tensor:
-    return DrawNoise(3, [(image, d) for d in range(count)], (1, 24, 20), antithetic=antithetic)()
-
-
-@pytest.mark.parametrize("antithetic", [False, True])
-def test_noise_is_normal_and_belongs_to_its_draw(antithetic: bool) -> None:
-    noise = first_noise(antithetic)
-    assert noise.mean().item() == pytest.approx(0, abs=0.03)
-    assert noise.std().item() == pytest.approx(1, abs=0.02)
-    columns = noise.flatten(1)
-    correlation = (columns.T @ columns / len(columns)).fill_diagonal_(0)
-    assert correlation.abs().mean() < 1.3 / math.sqrt(len(columns))  # no pixel follows another
-    pick = DrawNoise(3, [("a", 17), ("b", 4), ("a", 6)], (1, 24, 20), antithetic=antithetic)
-    once = pick()
-    torch.testing.assert_close(once[0], noise[17])
-    torch.testing.assert_close(once[2], noise[6])
-    assert not torch.allclose(once[1], noise[4])
-    plain = DrawNoise(3, [("a", 17), ("b", 4), ("a", 6)], (1, 24, 20))
-    plain()
-    assert torch.equal(pick(), plain())  # only the first noise is mirrored
-
-
-def test_antithetic_pairs_cancel() -> None:
-    noise = first_noise(True)
-    assert torch.equal(noise[0::2], -noise[1::2])

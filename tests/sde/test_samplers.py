@@ -1,4 +1,4 @@
-"""Samplers on distributions whose denoiser is known exactly."""
+"""Samplers on Gaussians and mixtures whose law is known."""
 
 from __future__ import annotations
 
@@ -11,57 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from sampling.adaptive import adaptive
 from sde.grids import logsnr_grid, rho_grid, time_grid
 from sde.noise import DrawNoise
 from sde.predictor_corrector import predictor_corrector
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
-from sde.samplers import (
-    Denoise,
-    ancestral,
-    ddim,
-    dpm_solver,
-    euler_maruyama,
-    flowsdf_released,
-    heun,
-    posterior_mean,
+from sde.samplers import ancestral, ddim, dpm_solver, euler_maruyama, flowsdf_released, heun, posterior_mean
+from tests.helpers import (
+    COVARIANCE,
+    MEAN,
+    draws_of,
+    gaussian_denoiser,
+    mixture_denoiser,
 )
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
 PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), ScheduledVP("cosine", 0.5), OTFlow()]
+
+
 IDS = ["ve", "vp", "cosine", "flow"]
-MEAN = torch.tensor([0.3, -0.4])
-COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.20]])
-
-
-def draws(seed: int, count: int, shape: tuple[int, ...]) -> DrawNoise:
-    return DrawNoise(seed, [("image", d) for d in range(count)], shape)
-
-
-def gaussian_denoiser(process: Process, mean: Tensor = MEAN, covariance: Tensor = COVARIANCE) -> Denoise:
-    """E[m | z] for two channels with N(mean, covariance), pixels independent."""
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
-        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(2))
-        centre = mean.view(1, 2, 1, 1)
-        return centre + torch.einsum("ij,bjhw->bihw", gain.to(z), z - alpha * centre)
-
-    return denoise
-
-
-def mixture_denoiser(process: Process, weights: Tensor, means: Tensor, std: float) -> Denoise:
-    """E[m | z] for independent pixels from a mixture of Gaussians of one width."""
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
-        total = (alpha * std) ** 2 + sigma**2
-        z = z[..., None]
-        log_weight = torch.log(weights) - (z - alpha * means) ** 2 / (2 * total)
-        inner = means + alpha * std**2 / total * (z - alpha * means)
-        return (torch.softmax(log_weight, dim=-1) * inner).sum(-1)
-
-    return denoise
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -83,7 +50,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
-    m = SAMPLERS[name](gaussian_denoiser(process), process, draws(1, 16, (2, 32, 32)))
+    m = SAMPLERS[name](gaussian_denoiser(process), process, draws_of(1, 16, (2, 32, 32)))
     pixels = m.movedim(1, 0).reshape(2, -1).double()
     count = pixels.shape[1]
     standard_error = (COVARIANCE.diagonal().max() / count).sqrt().item()
@@ -96,7 +63,7 @@ def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
 def test_mixture_weights_and_widths(name: str, process: Process) -> None:
     weights, means, std = torch.tensor([0.3, 0.7]), torch.tensor([-0.8, 0.6]), 0.1
     denoise = mixture_denoiser(process, weights, means, std)
-    m = SAMPLERS[name](denoise, process, draws(2, 16, (1, 32, 32))).flatten()
+    m = SAMPLERS[name](denoise, process, draws_of(2, 16, (1, 32, 32))).flatten()
     low, high = m[m < -0.1], m[m >= -0.1]
     share = len(low) / len(m)
     assert share == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / len(m)) + 0.005)
@@ -121,32 +88,15 @@ def test_order_of_convergence(sampler: Callable[..., Tensor], steps: int, least:
     u_0 = mean + sqrt(v / (v + s^2)) (u_1 - mean)."""
     mean, variance = torch.tensor([0.2, 0.2]), torch.eye(2) * 0.09
     first = torch.tensor(process.t_max, dtype=torch.float64)
-    start = process.prior(draws(3, 4, (2, 8, 8))()).double() / process.alpha(first)
+    start = process.prior(draws_of(3, 4, (2, 8, 8))()).double() / process.alpha(first)
     top = process.noise_ratio(first).item()
     exact = 0.2 + math.sqrt(0.09 / (0.09 + top**2)) * (start - 0.2)
     errors = []
     for n in (steps, 2 * steps + steps % 2, 4 * steps + 3 * (steps % 2)):
-        u = sampler(gaussian_denoiser(process, mean, variance), process, draws(3, 4, (2, 8, 8)), n)
+        u = sampler(gaussian_denoiser(process, mean, variance), process, draws_of(3, 4, (2, 8, 8)), n)
         errors.append((u - exact).abs().max().item())
     assert errors[0] / errors[1] > least
     assert errors[1] / errors[2] > least
-
-
-def test_corrector_variance_is_that_of_langevin_with_a_finite_step() -> None:
-    """Each step of Algorithm 1 maps the variance of a Gaussian in closed form."""
-    process, variance, r, steps = VE(0.01, 5.0), 0.25, 0.35, 200
-    times = time_grid(process, steps // 2 + 1)
-    sigma2 = process.sigma(times) ** 2
-    v = sigma2[0].item()
-    for k in range(steps // 2):
-        here, following = sigma2[k].item(), sigma2[k + 1].item()
-        v = (1 - (here - following) / (variance + here)) ** 2 * v + here - following
-        target = variance + following
-        step = 2 * r**2 * target**2 / v
-        v = (1 - step / target) ** 2 * v + 2 * step
-    denoise = gaussian_denoiser(process, torch.zeros(2), variance * torch.eye(2))
-    m = predictor_corrector(denoise, process, draws(4, 8, (2, 48, 48)), steps, r=r)
-    assert m.var().item() == pytest.approx(v, rel=0.03)
 
 
 SHORT: dict[str, Callable[..., Tensor]] = {
@@ -173,18 +123,6 @@ def test_a_draw_does_not_depend_on_its_batch(base: Callable[..., Tensor], proces
     assert not torch.equal(together[0], together[2])
 
 
-def test_corrector_norm_is_per_draw() -> None:
-    """A batch mate with a huge score does not change the step of the others."""
-    process = VE(0.01, 5.0)
-    scale = torch.tensor([1.0, 1.0]).view(2, 1, 1, 1)
-
-    def run(second: float) -> Tensor:
-        scale[1] = second
-        return predictor_corrector(lambda z, t: z * 0 + scale, process, draws(6, 2, (1, 8, 8)), 20)
-
-    assert torch.equal(run(1.0)[0], run(1e4)[0])
-
-
 @pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 10, 11])
 def test_uses_the_evaluations_it_is_given(steps: int, sampler: Callable[..., Tensor]) -> None:
@@ -194,7 +132,7 @@ def test_uses_the_evaluations_it_is_given(steps: int, sampler: Callable[..., Ten
         calls.append(t.item())
         return torch.zeros_like(z)
 
-    sampler(denoise, process, draws(0, 1, (1, 4, 4)), steps)
+    sampler(denoise, process, draws_of(0, 1, (1, 4, 4)), steps)
     assert len(calls) == steps
     assert calls[0] == pytest.approx(1.0)
 
@@ -202,27 +140,10 @@ def test_uses_the_evaluations_it_is_given(steps: int, sampler: Callable[..., Ten
 @pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
 def test_one_evaluation_is_the_posterior_mean(sampler: Callable[..., Tensor]) -> None:
     process = VE(0.01, 5.0)
-    noise = draws(7, 2, (2, 8, 8))
-    start = process.prior(draws(7, 2, (2, 8, 8))())
+    noise = draws_of(7, 2, (2, 8, 8))
+    start = process.prior(draws_of(7, 2, (2, 8, 8))())
     expected = gaussian_denoiser(process)(start, torch.ones((), dtype=torch.float64))
     torch.testing.assert_close(sampler(gaussian_denoiser(process), process, noise, 1), expected)
-
-
-def test_pc_counts_and_the_last_noise() -> None:
-    process, calls = VE(0.01, 5.0), []
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        calls.append(t.item())
-        return torch.zeros_like(z)
-
-    noisy = predictor_corrector(denoise, process, draws(8, 1, (1, 64, 64)), 300, corrector_steps=2)
-    assert len(calls) == 300
-    # Line 5 evaluates at sigma_{k+1}, line 8 at sigma_k.
-    assert calls[:3] == pytest.approx([1.0, 0.99, 0.99])
-    quiet = predictor_corrector(denoise, process, draws(8, 1, (1, 64, 64)), 300, corrector_steps=2, denoise_last=True)
-    # m = 0 exactly here, so that what is left is the noise of sigma_min.
-    assert noisy.std().item() == pytest.approx(0.01, rel=0.15)
-    assert quiet.std().item() < noisy.std().item()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
@@ -230,14 +151,14 @@ def test_ddim_on_the_flow_path_has_no_error_for_a_point(steps: int) -> None:
     """The velocity towards one mask is constant along its path: Euler's rule is exact at any number of steps."""
     m = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     for sampler in (ddim, heun, dpm_solver):
-        torch.testing.assert_close(sampler(lambda z, t: m, OTFlow(), draws(0, 1, (1, 8, 8)), steps), m)
+        torch.testing.assert_close(sampler(lambda z, t: m, OTFlow(), draws_of(0, 1, (1, 8, 8)), steps), m)
 
 
 def test_ddim_is_the_flows_euler_step() -> None:
-    process, noise = OTFlow(), draws(9, 2, (2, 8, 8))
+    process, noise = OTFlow(), draws_of(9, 2, (2, 8, 8))
     denoise = gaussian_denoiser(process)
     times = [*time_grid(process, 4).tolist(), process.t_min]
-    z = process.prior(draws(9, 2, (2, 8, 8))()).double()
+    z = process.prior(draws_of(9, 2, (2, 8, 8))()).double()
     for t, following in pairwise(times[:-1]):
         here = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = process.alpha(here), process.sigma(here)
@@ -251,26 +172,7 @@ def test_ddim_is_the_flows_euler_step() -> None:
 @pytest.mark.parametrize("sampler", [heun, ddim, dpm_solver])
 def test_no_evaluation_no_draw(sampler: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        sampler(lambda z, t: z, VE(), draws(0, 1, (1, 2, 2)), 0)
-
-
-@pytest.mark.parametrize(("steps", "corrector"), [(5, 1), (0, 1), (4, 2)])
-def test_pc_refuses_broken_steps(steps: int, corrector: int) -> None:
-    with pytest.raises(ValueError, match="evaluations cannot be split"):
-        predictor_corrector(lambda z, t: z, VE(), draws(0, 1, (1, 2, 2)), steps, corrector_steps=corrector)
-
-
-def test_grids_span_the_process() -> None:
-    for process in PROCESSES:
-        for grid in (time_grid, logsnr_grid, rho_grid):
-            times = grid(process, 6)
-            assert times[0].item() == pytest.approx(process.t_max, abs=1e-9)
-            assert times[-1].item() == pytest.approx(process.t_min, abs=1e-9)
-            assert (times.diff() < 0).all()
-            assert grid(process, 1).tolist() == pytest.approx([process.t_max], abs=1e-9)
-    assert torch.allclose(VE().logsnr(logsnr_grid(VE(), 5)).diff().diff(), torch.zeros(3, dtype=torch.float64))
-    ratios = VE().noise_ratio(rho_grid(VE(), 5)) ** (1 / 7)
-    assert torch.allclose(ratios.diff().diff(), torch.zeros(3, dtype=torch.float64), atol=1e-9)
+        sampler(lambda z, t: z, VE(), draws_of(0, 1, (1, 2, 2)), 0)
 
 
 def test_callback_sees_the_way_from_noise_to_data() -> None:
@@ -283,7 +185,7 @@ def test_callback_sees_the_way_from_noise_to_data() -> None:
             spreads.append(u.std().item())
             levels.append(s)
 
-        m = sampler(lambda z, t: z * 0, process, draws(0, 1, (1, 32, 32)), callback=look)
+        m = sampler(lambda z, t: z * 0, process, draws_of(0, 1, (1, 32, 32)), callback=look)
         assert levels[0] == pytest.approx(5.0)
         assert levels == sorted(levels, reverse=True)
         assert levels[-1] in (0.0, pytest.approx(0.01))
@@ -310,20 +212,10 @@ def test_stochastic_dpm_solver_converges_in_order_two_in_mean(process: Process) 
     assert all(later < 1e-6 or earlier / later > 2.5 for earlier, later in pairwise(errors))
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
-def test_adaptive_solver_is_the_limit_of_the_others(process: Process) -> None:
-    pytest.importorskip("torchdiffeq")
-    weights, means = torch.tensor([0.3, 0.7]), torch.tensor([-0.8, 0.6])
-    denoise = mixture_denoiser(process, weights, means, 0.1)
-    reference = adaptive(denoise, process, draws(7, 3, (1, 4, 4)), tolerance=1e-6)
-    fine = heun(denoise, process, draws(7, 3, (1, 4, 4)), 801)
-    torch.testing.assert_close(reference, fine, atol=2e-3, rtol=0)
-
-
 def test_ancestral_small_is_ddim_with_eta_one() -> None:
     denoise = gaussian_denoiser(VP())
-    one = ancestral(denoise, VP(), draws(5, 2, (2, 4, 4)), 20)
-    two = ddim(denoise, VP(), draws(5, 2, (2, 4, 4)), 20, eta=1.0)
+    one = ancestral(denoise, VP(), draws_of(5, 2, (2, 4, 4)), 20)
+    two = ddim(denoise, VP(), draws_of(5, 2, (2, 4, 4)), 20, eta=1.0)
     torch.testing.assert_close(one, two)
 
 
@@ -356,10 +248,10 @@ def test_large_variance_is_ddpms() -> None:
 
 def test_the_mean_is_the_denoiser_at_the_prior() -> None:
     process = VE(1e-3, 5000.0)
-    m = posterior_mean(gaussian_denoiser(process), process, draws(1, 3, (2, 4, 4)))
+    m = posterior_mean(gaussian_denoiser(process), process, draws_of(1, 3, (2, 4, 4)))
     torch.testing.assert_close(m, MEAN.view(1, 2, 1, 1).expand(3, -1, 4, 4), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="one evaluation"):
-        posterior_mean(gaussian_denoiser(process), process, draws(1, 3, (2, 4, 4)), 2)
+        posterior_mean(gaussian_denoiser(process), process, draws_of(1, 3, (2, 4, 4)), 2)
 
 
 @pytest.mark.parametrize(("steps", "error"), [(1, 0.0), (2, 0.25), (3, 7 / 27)])
@@ -367,7 +259,7 @@ def test_the_released_flow_sampler_overshoots(steps: int, error: float) -> None:
     """With a perfect velocity, as a share of the way from the noise to the mask (worked by hand for sigma_min = 0)."""
     process = OTFlow(sigma_min=1e-6, t_max=1 - 1e-6)
     mask = torch.full((2, 1, 4, 4), -0.6)
-    noise = draws(8, 2, (1, 4, 4))()
+    noise = draws_of(8, 2, (1, 4, 4))()
     m = flowsdf_released(lambda z, t: mask, process, lambda: noise, steps)
     torch.testing.assert_close((m - noise) / (mask - noise), torch.full_like(m, 1 + error), atol=2e-3, rtol=0)
     ours = ddim(lambda z, t: mask, process, lambda: noise, steps)
@@ -376,6 +268,6 @@ def test_the_released_flow_sampler_overshoots(steps: int, error: float) -> None:
 
 def test_unknown_orders_and_variances() -> None:
     with pytest.raises(ValueError, match="order is 3"):
-        dpm_solver(gaussian_denoiser(VE()), VE(), draws(1, 1, (2, 2, 2)), 3, order=3)
+        dpm_solver(gaussian_denoiser(VE()), VE(), draws_of(1, 1, (2, 2, 2)), 3, order=3)
     with pytest.raises(ValueError, match="small or large"):
-        ancestral(gaussian_denoiser(VE()), VE(), draws(1, 1, (2, 2, 2)), 3, variance="medium")
+        ancestral(gaussian_denoiser(VE()), VE(), draws_of(1, 1, (2, 2, 2)), 3, variance="medium")

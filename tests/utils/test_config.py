@@ -1,3 +1,5 @@
+"""Reading YAML: bases, overrides, one line of error."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,9 +8,19 @@ import pytest
 import yaml
 
 from models.build import threshold_of
-from tests.conftest import ROOT
+from tests.helpers import ROOT, TINY
 from utils.config import ConfigError, dump_config, load_config, parse_config
-from utils.config_docs import render
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cfg").glob("baseline_*.yaml")), ids=lambda p: p.stem)
+def test_configs_are_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config.data.root == load_config(ROOT / "cfg" / "glas.yaml").data.root
+
+
+def test_tiny_config_is_the_file_users_would_write() -> None:
+    assert yaml.safe_load(yaml.safe_dump(TINY)) == TINY
 
 
 def write(path: Path, text: str) -> Path:
@@ -121,7 +133,3 @@ def test_stored_configs_may_say_what_is_gone(minimal: Path) -> None:
     assert parse_config({**before, "model": {"channels": 8, "anchored": False}}, minimal).model.channels == 8
     with pytest.raises(ConfigError, match=r"model\.anchored is not a known key"):
         parse_config({**before, "model": {"anchored": True}}, minimal)
-
-
-def test_the_reference_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "config.md").read_text() == render()

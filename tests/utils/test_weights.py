@@ -1,4 +1,4 @@
-"""Weights to give away: written from a run, used without one, and those that are kept here."""
+"""Weights to give away: read, used without a run, and those that are kept here."""
 
 from __future__ import annotations
 
@@ -15,30 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import sample
 from sampling.segmenter import Segmenter
-from tests.conftest import ROOT, Result, Workspace
-from utils import export
-from utils.cli import run_command
-from utils.errors import UsageError
+from tests.helpers import ROOT, Workspace, exported, sampled
 from utils.weights import SUFFIX, Header, halved, read_header, read_weights, weights_bytes
 
 KEPT = sorted((ROOT / "weights").glob(f"*{SUFFIX}"))
-
-
-def exported(workspace: Workspace, *more: str, name: str = "given") -> Path:
-    path = Path("weights", name + SUFFIX)
-    run = str(workspace.run_folder())
-    words = ["--run", run, "--output", str(path), "--licence", "made up, free to use", *more]
-    assert run_command(lambda: export.main(words)) == 0
-    return path
-
-
-def sampled(workspace: Workspace, *words: str) -> Result:
-    workspace.capture.readouterr()
-    code = run_command(lambda: sample.main(["--device", "cpu", "--quiet", *words]))
-    captured = workspace.capture.readouterr()
-    return Result(code, captured.out, captured.err)
 
 
 def summary_of(name: str) -> dict[str, dict[str, float]]:
@@ -77,28 +58,6 @@ def test_weights_predict_where_there_is_nothing_else(trained: Workspace, tmp_pat
     result = segmenter(output.parent.parent / "pictures/one.png", key="one")
     np.testing.assert_array_equal(result.mmse[0], np.load(output / "one" / "mmse.npy"))
     assert not Path("runs").exists()
-
-
-def test_the_header_has_no_folder_of_one_machine(trained: Workspace) -> None:
-    header = read_header(exported(trained))
-    assert header.config["data"]["root"] == "prepared"
-    assert header.config["data"]["raw"] is None
-    assert header.config["name"] == "given"
-    assert header.licence == "made up, free to use"
-    assert header.step in (3, 6)
-    glas = {**header.config, "data": {**header.config["data"], "source": "glas", "raw": "/home/me/GlaS",
-                                      "root": "/home/me/x", "stain_target": "/home/me/one.png"}}  # fmt: skip
-    data = export.portable(glas, "other", Path("x")).data
-    assert (data.raw, data.root, data.stain_target) == ("raw/glas", "prepared/other", "one.png")
-
-
-def test_weights_may_be_sampled_otherwise_than_the_run(trained: Workspace) -> None:
-    path = exported(trained, "--set", "sampling.draws=2", "--set", "sampling.steps=3")
-    assert read_header(path).config["sampling"] | {"draws": 2, "steps": 3} == read_header(path).config["sampling"]
-    words = ["--run", str(trained.run_folder()), "--output", "x.safetensors", "--licence", "free"]
-    assert run_command(lambda: export.main([*words, "--set", "model.channels=4"])) == 2
-    assert "the training is done" in trained.capture.readouterr().err
-    assert not Path("x.safetensors").exists()
 
 
 def test_half_precision_keeps_what_is_not_a_matrix() -> None:
@@ -189,20 +148,6 @@ def test_weights_of_another_truncation_are_refused(trained: Workspace) -> None:
     result = sampled(trained, "--weights", str(path), "--set", "data.truncation=3")
     assert result.code == 2
     assert "trained with data.truncation: 6.0; the config says 3.0" in result.err
-
-
-def test_an_ensemble_is_not_one_file(trained: Workspace) -> None:
-    state = torch.load(trained.run_folder() / "checkpoints" / "best.pt", weights_only=True)
-    state["config"]["sampling"] |= {"sampler": "ensemble", "members": ["/home/me/runs/a"]}
-    state["config"]["sde"]["prior_share"] = 1.0
-    with pytest.raises(UsageError, match="an ensemble is not one file"):
-        export.portable(state["config"], "x", Path("x"))
-
-
-def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
-    words = ["--run", str(trained.run_folder()), "--output", "x.pt", "--licence", "free"]
-    assert run_command(lambda: export.main(words)) == 2
-    assert "must end in .safetensors" in trained.capture.readouterr().err
 
 
 def dots(*, light: bool, size: int = 128) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Predictions on anybody's images, as a user types them and by the one-line API."""
+"""Predictions on anybody's images, as a user types them."""
 
 from __future__ import annotations
 
@@ -15,42 +15,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from data.inputs import PreparedPicture, TiledPicture, open_picture
-from data.patches import Window
 from results import predicted as predicting
 from results import sampled as results
-from sampling.segmenter import Result, Segmenter
-from tests.conftest import Workspace
-from utils.config import load_config
+from tests.helpers import Workspace, picture
 from utils.locks import held
 
 FILES = {"mmse.npy", "std.npy", "probability.png", "mask.png", "overlay.png", "mmse.png", "std.png", "instances.png",
          "objects.csv", "objects.geojson", "result.json"}  # fmt: skip
-
-
-def picture(height: int, width: int, channels: int = 0, seed: int = 0) -> np.ndarray:
-    """Blobs, uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    pixels = np.full((height, width), 60.0)
-    for _ in range(4):
-        row, column = rng.uniform(0, height), rng.uniform(0, width)
-        pixels[(y - row) ** 2 + (x - column) ** 2 < 40] = 190
-    pixels += rng.normal(0, 5, pixels.shape)
-    image = pixels.clip(0, 255).astype(np.uint8)
-    return np.repeat(image[..., None], channels, axis=2) if channels else image
-
-
-@pytest.fixture
-def inbox(trained: Workspace) -> Path:
-    """A folder of good pictures of several formats and sizes."""
-    folder = trained.path / "inbox"
-    folder.mkdir()
-    Image.fromarray(picture(40, 56)).save(folder / "grey.png")
-    Image.fromarray(picture(32, 32, 3)).save(folder / "colour.jpg")
-    Image.fromarray(picture(90, 70, 3)).save(folder / "large.bmp")
-    tifffile.imwrite(folder / "deep.tif", picture(33, 47).astype(np.uint16) * 200)
-    return folder
 
 
 def predict(workspace: Workspace, *more: str, output: str = "out") -> Callable[[], tuple[int, str]]:
@@ -82,42 +53,6 @@ def test_every_picture_gets_its_maps_in_its_own_size(trained: Workspace, inbox: 
             == row["objects"]
             == len(pd.read_csv(folder / "objects.csv"))
         )
-
-
-def test_the_api_of_one_line_gives_the_same(trained: Workspace, inbox: Path) -> None:
-    assert predict(trained, output="again")()[0] == 0
-    result = Segmenter.from_run(trained.run_folder())(inbox / "grey.png", key="grey")
-    assert isinstance(result, Result)
-    np.testing.assert_allclose(result.mmse[0], np.load("again/grey/mmse.npy"), atol=1e-5)
-    np.testing.assert_allclose(result.std[0], np.load("again/grey/std.npy"), atol=1e-5)
-    assert result.mask.shape == (40, 56)
-    assert result.draws == 3
-    from_array = Segmenter.from_run(trained.run_folder())(picture(40, 56), key="grey")
-    np.testing.assert_allclose(from_array.mmse, result.mmse, atol=1e-5)
-    with pytest.raises(ValueError, match="uint8"):
-        Segmenter.from_run(trained.run_folder())(np.zeros((4, 4)))
-
-
-def test_a_test_image_is_predicted_as_it_was_sampled(trained: Workspace) -> None:
-    """By the direct mean, which needs no noise: the picture of the archive and the prepared one are the same here."""
-    options = ["--set", "sde.prior_share=0.5", "--set", "sampling.sampler=mean"]
-    assert trained("main", *options).code == 0
-    assert trained("sample", *options).code == 0
-    folder = sorted((trained.run_folder() / "samples").iterdir())[-1]
-    segmenter = Segmenter.from_run(trained.run_folder())
-    for key in pd.read_csv(folder / "metrics.csv", dtype=str)["image_id"]:
-        result = segmenter(trained.path / "prepared" / "Test_patches" / f"{key}.png")
-        np.testing.assert_allclose(result.mmse[0], np.load(folder / key / "mmse.npy"), atol=1e-5)
-
-
-@pytest.mark.parametrize("size", ["null", "[24, 40]"])
-def test_resizing_goes_both_ways(workspace: Workspace, size: str) -> None:
-    options = ["--set", f"data.size={size}"]
-    assert workspace("prepare", *options).code == 0
-    assert workspace("main", *options).code == 0
-    result = Segmenter.from_run(workspace.run_folder())(picture(50, 61))
-    assert result.mmse.shape == (1, 50, 61)
-    assert result.instances.shape == result.probability.shape == (50, 61)
 
 
 BAD: dict[str, Callable[[Path], object]] = {
@@ -242,35 +177,6 @@ def test_large_pictures_are_streamed(trained: Workspace, inbox: Path, monkeypatc
     rows = [json.loads((Path(o) / "large/result.json").read_text()) for o in ("out", "streamed")]
     assert rows[0]["mean_std"] == pytest.approx(rows[1]["mean_std"], rel=1e-4)
     assert rows[0]["objects"] == rows[1]["objects"]
-
-
-def test_pyramids_are_read_region_by_region(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 411, 3), dtype=np.uint8)
-    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
-        file.write(pixels, tile=(64, 48), photometric="rgb", subifds=1, compression="adobe_deflate")
-        file.write(pixels[::2, ::2], tile=(64, 48), photometric="rgb", subfiletype=1)
-    opened = open_picture(tmp_path / "slide.tif")
-    assert isinstance(opened, TiledPicture)
-    assert opened.shape == (300, 411)
-    for window in (Window(0, 0, 300, 411), Window(63, 47, 2, 2), Window(299, 410, 1, 1), Window(128, 0, 64, 411)):
-        np.testing.assert_array_equal(opened.read(window), pixels[window.slices])
-
-
-def test_windows_of_a_large_picture_are_prepared_as_the_whole(
-    trained: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from data import inputs
-    from data.preparation import prepare_options_of
-
-    config = load_config("config.yaml", ["data.stretch=true"])
-    pixels = picture(300, 200, 3)
-    whole = PreparedPicture(inputs.Picture(pixels), prepare_options_of(config.data), None)
-    monkeypatch.setattr(inputs, "WHOLE", 100)
-    parts = PreparedPicture(inputs.Picture(pixels), prepare_options_of(config.data), None)
-    window = Window(17, 30, 100, 90)
-    difference = whole.planes(window).astype(int) - parts.planes(window)
-    assert whole.planes(window).shape == (1, 100, 90)
-    assert np.abs(difference).max() <= 6  # the range is measured on most pixels only
 
 
 def test_old_checkpoints_that_cannot_predict_say_so(trained: Workspace, inbox: Path) -> None:

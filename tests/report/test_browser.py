@@ -1,4 +1,4 @@
-"""The report in a real browser: what a reader clicks, moves and types."""
+"""The report's script in a browser, where there is one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from report.layers import ImageLayers
-from tests.report.test_report import disc_layers, example
+from tests.helpers import disc_layers, example
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 
 # Runs before anything of the page.
 LISTEN = """<script>

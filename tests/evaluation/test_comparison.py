@@ -1,9 +1,6 @@
-from __future__ import annotations
+"""Paired differences of runs."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
+from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -13,22 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation.comparison import Run, compare_runs, paired_difference
-from results.compared import render_comparison, to_csv, to_text
+from tests.helpers import scored_run
 
 SUMMARY = {"draws": 8, "nfe_per_draw": 9, "seconds_per_image": 1.5, "device": "cpu"}
 
 
-def run(name: str, f1: Mapping[str, float], summary: Mapping[str, object] = SUMMARY) -> Run:
-    """A run with these F1; its other scores follow from them."""
-    rows = [
-        {"image_id": image, "f1": value, "iou": value / 2, "single_f1": value - 0.1, "single_iou": value / 4}
-        for image, value in f1.items()
-    ]
-    return Run(name, pd.DataFrame(rows), summary)
+FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 
 
-FIRST = run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
-SECOND = run("second", {"d": 0.5, "c": 0.4, "b": 0.7, "a": 0.8}, {**SUMMARY, "nfe_per_draw": 100})
+SECOND = scored_run("second", {"d": 0.5, "c": 0.4, "b": 0.7, "a": 0.8}, {**SUMMARY, "nfe_per_draw": 100})
 
 
 def test_difference_by_hand() -> None:
@@ -110,7 +100,7 @@ def test_images_are_paired_by_name_not_by_row() -> None:
 
 
 def test_differences_are_over_shared_images() -> None:
-    other = run("other", {"b": 0.9, "c": 0.7, "x": 0.1})
+    other = scored_run("other", {"b": 0.9, "c": 0.7, "x": 0.1})
     comparison = compare_runs([FIRST, SECOND, other])
     d = comparison.differences[1]["f1"]
     assert [d.images, d.mean] == pytest.approx([2, 0.3])
@@ -123,7 +113,7 @@ def test_differences_are_over_shared_images() -> None:
 
 
 def test_numbers_as_image_names_and_other_devices() -> None:
-    one, two = run("one", {"1": 0.5, "2": 0.6}), run("two", {"1": 0.5, "2": 0.6}, {"device": "cuda"})
+    one, two = scored_run("one", {"1": 0.5, "2": 0.6}), scored_run("two", {"1": 0.5, "2": 0.6}, {"device": "cuda"})
     two.rows["image_id"] = two.rows["image_id"].astype(int)
     comparison = compare_runs([one, two])
     assert comparison.differences[0]["f1"].equal == 1
@@ -138,7 +128,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="same name: first, first"):
         compare_runs([FIRST, FIRST])
     with pytest.raises(ValueError, match="other and first have no image in common"):
-        compare_runs([FIRST, run("other", {"x": 0.5})])
+        compare_runs([FIRST, scored_run("other", {"x": 0.5})])
     twice = Run("twice", pd.concat([FIRST.rows, FIRST.rows[1:2]]), {})
     with pytest.raises(ValueError, match="twice: image b is there twice"):
         compare_runs([FIRST, twice])
@@ -149,74 +139,3 @@ def test_what_cannot_be_compared_is_refused() -> None:
     holes = Run("holes", FIRST.rows.assign(iou=[0.1, np.nan, 0.2, 0.3]), {})
     with pytest.raises(ValueError, match="holes: image b has no iou"):
         compare_runs([FIRST, holes])
-
-
-def test_csv_has_a_line_a_run_in_full_precision() -> None:
-    first, second = csv.DictReader(io.StringIO(to_csv(compare_runs([FIRST, SECOND]))))
-    assert (first["run"], first["images"], first["nfe_per_draw"], first["difference_f1_mean"]) == (
-        "first",
-        "4",
-        "9",
-        "",
-    )
-    assert float(second["f1"]) == pytest.approx(0.6, abs=1e-15)
-    assert float(second["difference_f1_mean"]) == pytest.approx(0.1, abs=1e-15)
-    assert float(second["difference_f1_low"]) < 0.1 < float(second["difference_f1_high"])
-    assert second["difference_iou_better"] == "0.5"
-
-
-def test_text_is_aligned() -> None:
-    text = to_text(compare_runs([FIRST, SECOND, run("a longer name", {"a": 0.5})]))
-    runs, pairs, note = text.split("\n\n")
-    assert len({len(line) for line in runs.splitlines()}) == len({len(line) for line in pairs.splitlines()}) == 1
-    assert runs.splitlines()[2].split()[:6] == ["second", "4", "8", "100", "1.50", "0.6000"]
-    assert pairs.splitlines()[0].startswith("minus first")
-    assert pairs.splitlines()[1].split()[:3] == ["second", "F1", "+0.1000"]
-    assert pairs.splitlines()[5].split()[-1] == "–"  # one image: no p
-    assert note.startswith("a longer name has 1 images")
-
-
-class Tables(HTMLParser):
-    """Cells of the tables of a page, and how wide each row is with its spans."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tables: list[list[list[str]]] = []
-        self.buttons: list[list[int]] = []
-        self.inside = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        if tag == "table":
-            self.tables.append([])
-            self.buttons.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag == "td":
-            self.tables[-1][-1].append("")
-            self.inside = True
-        elif tag == "button":
-            self.buttons[-1].append(int(dict(attrs)["data-column"] or ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = self.inside and tag != "td"
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.tables[-1][-1][-1] += data
-
-
-def test_page_shows_runs_differences_and_images() -> None:
-    page = render_comparison(compare_runs([FIRST, SECOND, run("<b>third</b>", {"a": 0.45, "x": 0.3})]))
-    assert "<b>" not in page
-    assert "http" not in page
-    parsed = Tables(page)
-    runs, differences, images = ([row for row in table if row] for table in parsed.tables)
-    assert [row[0] for row in runs] == ["R1first", "R2second", "R3<b>third</b>"]
-    assert differences[0][:4] == ["F1", "R2second", "4", "+0.1000"]
-    assert differences[1][:5] == ["F1", "R3<b>third</b>", "1", "-0.0500", "–"]
-    assert images[0][:6] == ["a", "0.5000", "0.8000", "+0.3000", "0.4500", "-0.0500"]
-    assert images[4][:6] == ["x", "–", "–", "–", "0.3000", "–"]
-    for table, buttons in zip((runs, differences, images), parsed.buttons, strict=True):
-        assert len(set(buttons)) == len(buttons)  # every title sorts a column of its own
-        assert {len(row) for row in table} == {max(buttons) + 1}

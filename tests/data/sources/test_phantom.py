@@ -1,3 +1,5 @@
+"""The embedded data set."""
+
 from __future__ import annotations
 
 import pickle

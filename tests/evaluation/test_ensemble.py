@@ -1,54 +1,14 @@
-from __future__ import annotations
+"""Statistics of draws as they stream by."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 
 from evaluation.ensemble import Ensemble, Moments, StandardError
-from evaluation.metrics import Counts, count
-from report import figures
-
-
-def test_f1_and_iou_by_hand() -> None:
-    truth = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
-    prediction = np.array([[0, 1, 1, 1], [1, 0, 0, 0]], bool)
-    counts = count(prediction, truth)
-    assert counts == Counts(true_positive=2, false_positive=2, false_negative=1)
-    assert counts.f1 == pytest.approx(4 / 7)
-    assert counts.iou == pytest.approx(2 / 5)
-    pooled = counts + Counts(8, 0, 1)
-    assert [pooled.f1, pooled.iou] == pytest.approx([20 / 24, 10 / 14])
-
-
-def test_empty_masks() -> None:
-    empty, some = np.zeros((2, 2), bool), np.eye(2, dtype=bool)
-    assert (count(empty, empty).f1, count(empty, empty).iou) == (1.0, 1.0)
-    assert (count(some, empty).f1, count(empty, some).iou) == (0.0, 0.0)
-
-
-def test_counts_refuse_other_shapes_and_types() -> None:
-    with pytest.raises(ValueError, match="truth"):
-        count(np.zeros((2, 2), bool), np.zeros((2, 3), bool))
-    with pytest.raises(ValueError, match="bool"):
-        count(np.zeros((2, 2)), np.zeros((2, 2), bool))
-
-
-PAIRS = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
-    lambda shape: st.tuples(arrays(np.bool_, shape), arrays(np.bool_, shape))
-)
-
-
-@given(PAIRS)
-def test_f1_is_two_iou_over_one_plus_iou(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    counts = count(*pair)
-    assert 0 <= counts.iou <= counts.f1 <= 1
-    assert counts.f1 == pytest.approx(2 * counts.iou / (1 + counts.iou))
-    assert counts.f1 == count(*pair[::-1]).f1
 
 
 @given(
@@ -76,33 +36,6 @@ def test_streaming_statistics_are_those_of_the_stack(draws: np.ndarray) -> None:
 def test_no_draws_no_statistics() -> None:
     with pytest.raises(ValueError, match="no draws"):
         _ = Ensemble((1, 2, 2), 0.0).mmse
-
-
-def test_color_map_colors_and_size() -> None:
-    values = np.array([[-1.0, 1.0]])
-    picture = np.asarray(figures.mmse_map(values, zoom=4))
-    inside, outside = picture[figures.TITLE + 2, figures.MARGIN + 1], picture[figures.TITLE + 2, figures.MARGIN + 5]
-    assert inside[0] > inside[2]  # red inside
-    assert outside[2] > outside[0]  # blue outside
-
-
-def test_overlay_draws_both_contours_where_they_are() -> None:
-    image = np.zeros((8, 8), np.uint8)
-    truth, mask = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
-    truth[2:4, 2:4] = True
-    mask[5:7, 5:7] = True
-    picture = np.asarray(figures.overlay(image, truth, mask, zoom=8))
-    white = np.argwhere((picture == figures.TRUTH_COLOR).all(-1)).mean(0)
-    yellow = np.argwhere((picture == figures.CLASS_COLORS[0]).all(-1)).mean(0)
-    np.testing.assert_allclose(white, [24, 24], atol=1.5)
-    np.testing.assert_allclose(yellow, [48, 48], atol=1.5)
-
-
-def test_trajectory_is_an_animation(tmp_path: Path) -> None:
-    frames = [(1.0 / n, np.full((6, 6), 1.0 / n)) for n in range(1, 61)]
-    figures.trajectory(frames, 0.0, tmp_path / "a.gif")
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert 2 <= gif.n_frames <= 40  # type: ignore[attr-defined]
 
 
 def test_moments_give_the_maps_of_a_normal_distribution() -> None:

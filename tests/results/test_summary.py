@@ -1,4 +1,4 @@
-"""What a sampling run says besides its maps: objects, uncertainty, raters, risk control, runs side by side."""
+"""What a sampling run says besides its maps: objects, uncertainty, raters, risk control."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.conftest import Workspace
-from tests.results.test_sampling import samples, truth
+from tests.helpers import Workspace, newest, truth
 
 QUICK = ("--set", "sampling.animate=false")
 
@@ -24,7 +23,7 @@ def test_objects_of_an_image_are_those_of_its_mask(trained: Workspace) -> None:
     assert (
         trained("sample", *QUICK, "--set", "evaluation.object_depth=0", "--set", "evaluation.object_area=0").code == 0
     )
-    folder = samples(trained)
+    folder = newest(trained)
     table = pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
     for _, row in table.iterrows():
         image = folder / row["image_id"]
@@ -42,7 +41,7 @@ def test_objects_of_an_image_are_those_of_its_mask(trained: Workspace) -> None:
 
 def test_uncertainty_is_of_the_files_that_were_written(trained: Workspace) -> None:
     assert trained("sample", *QUICK).code == 0
-    folder = samples(trained)
+    folder = newest(trained)
     wrong, seen = [], []
     for key in pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})["image_id"]:
         p = np.asarray(Image.open(folder / key / "probability.png")) / 255
@@ -60,9 +59,9 @@ def test_uncertainty_is_of_the_files_that_were_written(trained: Workspace) -> No
 
 def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Workspace) -> None:
     assert trained("sample", *QUICK, "--split", "val").code == 0
-    validation = samples(trained)
+    validation = newest(trained)
     assert trained("sample", *QUICK, "--set", "evaluation.missed=0.9").code == 0
-    control = summary_of(samples(trained))["uncertainty"]["risk_control"]
+    control = summary_of(newest(trained))["uncertainty"]["risk_control"]
     assert control["validation_images"] == 2  # type: ignore[index]
     assert control["test_images"] == 3  # type: ignore[index]
     below = control["sdf_below"]  # type: ignore[index]
@@ -73,7 +72,7 @@ def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Wo
     assert (sum(missed) + 1) / 3 <= 0.9 + 1e-9
     # Other draws are another prediction: nothing is promised for them.
     assert trained("sample", *QUICK, "--set", "sampling.draws=2").code == 0
-    assert summary_of(samples(trained))["uncertainty"]["risk_control"] is None
+    assert summary_of(newest(trained))["uncertainty"]["risk_control"] is None
 
 
 def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:
@@ -81,31 +80,7 @@ def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:
     assert workspace("prepare", *raters).code == 0
     assert workspace("main", *raters).code == 0
     assert workspace("sample", *raters, *QUICK).code == 0
-    folder = samples(workspace)
+    folder = newest(workspace)
     scores, table = summary_of(folder)["raters"], pd.read_csv(folder / "metrics.csv")
     assert {"ged_3", "hm_iou_3", "d_max_3", "ncc", "volume_crps", "consensus_dice", "ece_rater_3"} <= scores.keys()
     assert scores["ged_3"] == pytest.approx(table["ged_3"].mean())
-
-
-def test_runs_are_compared_image_by_image(trained: Workspace) -> None:
-    folders = []
-    for draws in (1, 3):
-        assert trained("sample", *QUICK, "--set", f"sampling.draws={draws}").code == 0
-        folders.append(str(samples(trained)))
-    result = trained("sample", "--compare", *folders)
-    assert result.code == 0, result.err
-    tables = [pd.read_csv(Path(folder) / "metrics.csv")["f1"].mean() for folder in folders]
-    for value in tables:
-        assert f"{value:.4f}" in result.out
-    page = next(line.split("page: ")[1] for line in result.out.splitlines() if line.startswith("page: "))
-    assert Path(page).read_text().startswith("<!doctype html>")
-    assert Path(page).with_suffix(".csv").is_file()
-
-
-def test_compare_takes_run_folders_and_says_what_is_wrong(trained: Workspace) -> None:
-    assert "not sampled" in trained.fails("sample", "--compare", str(trained.run_folder()), str(trained.run_folder()))
-    assert trained("sample", *QUICK).code == 0
-    assert "nowhere" in trained.fails("sample", "--compare", str(trained.run_folder()), "nowhere")
-    assert "two" in trained.fails("sample", "--compare", str(trained.run_folder()))
-    run = str(trained.run_folder())
-    assert trained("sample", "--compare", run, str(samples(trained))).code == 2  # one and the same

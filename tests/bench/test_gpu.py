@@ -1,0 +1,48 @@
+"""bench/gpu.sh."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.helpers import ROOT
+from utils.weights import read_header
+
+
+@pytest.mark.slow
+def test_the_gpu_script_goes_on_and_leaves_weights(tmp_path: Path) -> None:
+    for name in ("bench", "cfg", "data", "evaluation", "models", "sde", "utils"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("main.py", "sample.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    tiny = [
+        "training.steps=2",
+        "sampling.steps=2",
+        "data.phantom.size=32",
+        "data.phantom.train=4",
+        "data.phantom.test=2",
+    ]
+    options = [word for change in tiny for word in ("--set", change)]
+    speed_options = "--size 16 --draws 1 --rounds 1 --set model.channels=8 --set training.batch=2"
+    settings = {"PYTHON": sys.executable, "SPEED": speed_options, "OMP_NUM_THREADS": "1"}
+
+    def call(seconds: str) -> str:
+        command = ["bash", "bench/gpu.sh", "out", seconds, "--small", *options]
+        result = subprocess.run(command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr + (tmp_path / "out/log.txt").read_text()
+        return result.stdout
+
+    assert call("1").splitlines()[-1] == "0 of 5 rows; time is up, the same command goes on"
+    assert call("400").splitlines()[-1] == "table: out/glas128.md"
+    systems = pd.read_csv(tmp_path / "out/glas128.csv")["system"]
+    assert set(systems) == {"VP recommended", "VP direct mean", "U-Net", "regression", "VE paper"}
+    assert read_header(tmp_path / "out/glas.safetensors").config["name"] == "glas"
+    (tmp_path / "out/speed.txt").unlink()
+    settings["SPEED"] = "--no-such-option"  # a bench that fails is said, and stops nothing
+    assert "unrecognized arguments: --no-such-option" in call("400")
+    assert not (tmp_path / "out/speed.txt").exists()

@@ -1,0 +1,23 @@
+"""Time and memory of one large image."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bench import large
+from tests.helpers import Workspace
+from utils.cli import run_command
+
+
+def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", "config.yaml", "--device", "cpu", "--size", "70", "--trained", "32"]
+    large.main([*options, "--set", "sampling.draws=2"])
+    out = capsys.readouterr().out
+    assert "tiles of 32, 1 bands, 2 draws of 5 evaluations" in out
+    assert re.search(r"^peak memory \d+ MiB; \d+ MiB before$", out, re.MULTILINE)
+    moments = ["sampling.sampler=mean", "model.second_moment=true", "sde.prior_share=0.5"]
+    large.main([*options, *(word for change in moments for word in ("--set", change))])
+    assert "moments in one evaluation" in capsys.readouterr().out
+    assert run_command(lambda: large.main([*options, "--size", "0"])) == 2

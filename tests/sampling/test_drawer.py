@@ -1,0 +1,87 @@
+"""Draws: the same in any batch and order, on features computed once, until the mean is sure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data.dataset import Reading, load_split
+from data.scenes import scenes_of
+from models.unet import ImageEncoder
+from sampling.drawer import drawer_of, groups
+from sampling.loading import load_denoiser
+from sampling.sampler import sampler_of
+from tests.helpers import Workspace, shake_checkpoint
+from utils.config import load_config
+
+
+def test_designed_draws_are_sampled(trained: Workspace) -> None:
+    options = ["--set", "sampling.save_draws=true", "--set", "sampling.animate=false"]
+    folders = []
+    for design in ("independent", "antithetic"):
+        assert trained("sample", *options, "--set", f"sampling.noise={design}").code == 0
+        folders.append(sorted((trained.run_folder() / "samples").iterdir())[-1])
+    one, two = (np.load(folder / "phantom_0010" / "draws.npz")["sdf"] for folder in folders)
+    np.testing.assert_allclose(one[0::2], two[0::2], atol=2e-4)
+    assert not np.allclose(one[1], two[1])
+
+
+def test_draws_until_the_mean_is_sure(trained: Workspace) -> None:
+    auto = ["--set", "sampling.draws=auto", "--set", "sampling.most_draws=12", "--set", "sampling.animate=false"]
+    counts = {}
+    for tolerance in ("10", "1e-6"):
+        assert trained("sample", *auto, "--set", f"sampling.standard_error={tolerance}").code == 0
+        folder = sorted((trained.run_folder() / "samples").iterdir())[-1]
+        counts[tolerance] = pd.read_csv(folder / "metrics.csv")["draws"].tolist()
+    assert counts == {"10": [4, 4, 4], "1e-6": [12, 12, 12]}
+    fixed = ["--set", "sampling.draws=12", "--set", "sampling.animate=false"]
+    assert trained("sample", *fixed).code == 0
+    again = sorted((trained.run_folder() / "samples").iterdir())[-1]
+    for image in pd.read_csv(folder / "metrics.csv")["image_id"]:
+        np.testing.assert_allclose(np.load(folder / image / "mmse.npy"), np.load(again / image / "mmse.npy"), atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "pc"])
+def test_a_draw_is_the_same_in_any_batch_and_order(trained: Workspace, sampler: str) -> None:
+    shake_checkpoint(trained.run_folder(), scale=0.03)
+    config = load_config(trained.path / "config.yaml", [f"sampling.sampler={sampler}", "sampling.steps=10"])
+    denoiser = load_denoiser(config, trained.run_folder() / "checkpoints" / "best.pt", torch.device("cpu"))
+    images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def draw(order: list[int], batch: int, draws: int) -> dict[tuple[int, int], torch.Tensor]:
+        drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+        drawer.max_batch = batch
+        seen: dict[tuple[int, int], torch.Tensor] = {}
+        for i, sdf in drawer(images[order], [f"image{k}" for k in order], draws):
+            number = sum(key[0] == order[i] for key in seen)
+            seen[order[i], number] = sdf
+        return seen
+
+    reference = draw([0, 1, 2], 64, 3)
+    assert reference[0, 0].std() > 0.01
+    assert not torch.allclose(reference[0, 0], reference[0, 1], atol=1e-2)
+    for order, batch, draws in (([2, 0, 1], 2, 3), ([1], 1, 2), ([0, 2], 5, 1)):
+        for key, sdf in draw(order, batch, draws).items():
+            torch.testing.assert_close(sdf, reference[key], atol=2e-4, rtol=0)
+
+
+def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    forward = ImageEncoder.forward
+
+    def counting(self: ImageEncoder, image: torch.Tensor) -> list[torch.Tensor]:
+        encoded.append(len(image))
+        return forward(self, image)
+
+    monkeypatch.setattr(ImageEncoder, "forward", counting)
+    options = ["--set", "sampling.draws=7", "--set", "sampling.max_batch=2", "--set", "sampling.animate=false"]
+    assert trained("sample", *options).code == 0
+    assert sum(encoded) == 3  # three images; 3 * 7 draws * 5 evaluations of the network
+
+
+def test_groups_do_not_depend_on_what_is_done(trained: Workspace) -> None:
+    scenes = scenes_of(load_split(trained.path / "prepared", "test", Reading(rgb=False, truncation=6)))
+    assert [len(group) for group in groups(scenes, 2)] == [2, 1]
+    assert [scene.key for group in groups(scenes, 1) for scene in group] == [scene.key for scene in scenes]

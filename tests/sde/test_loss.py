@@ -1,0 +1,136 @@
+"""Losses, weightings and times."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde.loss import WEIGHTINGS, Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
+from sde.process import VE, VP, OTFlow, Process, ScheduledVP
+from tests.helpers import noise, small_denoiser
+
+PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]
+
+
+each_process = pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp", "cosine", "flow"])
+
+
+@each_process
+def test_score_weighting_is_equation_four(process: Process) -> None:
+    """sigma^2 |s - grad log p_0t|^2, computed from scores."""
+    generator = torch.Generator().manual_seed(0)
+    m, eps, guess = (torch.randn(5, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
+    alpha, sigma = process.alpha(t).view(-1, 1, 1, 1), process.sigma(t).view(-1, 1, 1, 1)
+    z = alpha * m + sigma * eps
+    score, true_score = (alpha * guess - z) / sigma**2, -eps / sigma
+    expected = (sigma**2 * (score - true_score) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(denoising_loss(guess, process, m, t, Weighting("score"), 0.5), expected)
+
+
+@each_process
+def test_edm_weighting_starts_at_one_for_every_time(process: Process) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = small_denoiser(process)
+    model.sigma_data.fill_(0.4)
+    m = 0.4 * torch.randn(64, 1, 16, 16, generator=generator)
+    eps = torch.randn(m.shape, generator=generator)
+    features = model.encode(torch.zeros(64, 1, 16, 16))
+    t = torch.linspace(0.02, process.t_max, 64, dtype=torch.float64)
+    denoised = model(perturbed(process, m, t, eps), t, features)
+    losses = denoising_loss(denoised, process, m, t, Weighting("edm"), 0.4)
+    torch.testing.assert_close(losses, torch.ones(64), atol=0.35, rtol=0)
+    assert losses.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_snr_plus_one_on_x_is_the_v_loss() -> None:
+    process, generator = ScheduledVP("cosine"), torch.Generator().manual_seed(0)
+    m, eps, guess = (torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    alpha, sigma = process.alpha(t).view(-1, 1, 1, 1), process.sigma(t).view(-1, 1, 1, 1)
+    z = alpha * m + sigma * eps
+    v, guessed = alpha * eps - sigma * m, alpha * (z - alpha * guess) / sigma - sigma * guess
+    expected = (v - guessed).square().flatten(1).mean(1)
+    found = denoising_loss(guess, process, m, t, Weighting("snr_plus_one"), 0.5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_velocity_weighting_is_the_flow_matching_loss() -> None:
+    process, generator = OTFlow(), torch.Generator().manual_seed(0)
+    m, eps, guess = (torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    alpha, sigma = process.alpha(t).view(-1, 1, 1, 1), process.sigma(t).view(-1, 1, 1, 1)
+    z = alpha * m + sigma * eps
+    velocity, guessed = (1 - 1e-3) * eps - m, (1 - 1e-3) * (z - alpha * guess) / sigma - guess
+    expected = (velocity - guessed).square().flatten(1).mean(1)
+    found = denoising_loss(guess, process, m, t, Weighting("velocity"), 0.5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weightings_by_hand() -> None:
+    """SNR 4 for VE with sigma = 1/2."""
+    process = VE()
+    t = process.time_of_noise_ratio(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    expected: dict[str, list[float]] = {
+        "score": [4, 0.25], "uniform": [16, 16], "edm": [20, 16.25], "snr_plus_one": [5, 1.25], "max_snr_one": [4, 1],
+        "min_snr": [4, 0.25], "sigmoid": [1 / (1 + math.exp(4) / 4), 1 / (1 + math.exp(4) * 4)],
+        "velocity": [math.log(5000) ** 2] * 2,
+    }  # fmt: skip
+    assert set(expected) == set(WEIGHTINGS)
+    for name, values in expected.items():
+        assert Weighting(name)(process, t, 0.25).tolist() == pytest.approx(values)
+        slope = 2 * math.log(5000)  # -d log-SNR / dt of VE
+        assert Weighting(name, per_logsnr=True)(process, t, 0.25).tolist() == pytest.approx([v * slope for v in values])
+    assert Weighting("min_snr")(process, torch.zeros(1, dtype=torch.float64), 1.0).item() == 5
+
+
+@each_process
+def test_weights_per_log_snr_do_not_depend_on_the_schedule(process: Process) -> None:
+    """The integral over t of w(t) (-d log-SNR / dt) is that of w over log-SNR."""
+    t = process.time_of_noise_ratio(torch.exp(-0.5 * torch.linspace(8, -3, 4001, dtype=torch.float64)))
+    low, high = process.logsnr(t[-1]).item(), process.logsnr(t[0]).item()
+    w = Weighting("sigmoid", shift=2.0, per_logsnr=True)(process, t, 1.0)
+    expected = math.log1p(math.exp(high - 2)) - math.log1p(math.exp(low - 2))
+    assert torch.trapezoid(w, t).item() == pytest.approx(expected, rel=2e-3)
+
+
+def test_times_are_stratified_uniform_and_at_the_prior() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t = sample_times(100, VP(), generator)
+    assert t.min() >= VP().t_min
+    scaled = (t - VP().t_min) / (1 - VP().t_min)
+    assert sorted((scaled * 100).long().tolist()) == list(range(100))
+    assert not torch.equal(t, t.sort().values)
+    shares = [(sample_times(6, VE(), generator, 0.25) == 1.0).double().mean().item() for _ in range(400)]
+    assert sum(shares) / 400 == pytest.approx(0.25, abs=0.02)
+    pairs = (sample_times(8, VE(), generator, 0.5) == 1.0).view(4, 2).sum(dim=1)
+    assert pairs.tolist() == [1, 1, 1, 1]  # of two noises of an image one
+    assert (sample_times(5, VE(), generator, 1.0) == 1.0).all()
+
+
+def test_second_moment_loss_is_least_at_the_mean_squared_residual() -> None:
+    """Of constant guesses, the best one is E[(m - mean)^2]; and it does not move the mean."""
+    m = noise(2000, 1, 1, 1) * 0.3
+    mean = torch.zeros_like(m, requires_grad=True)
+    guess = torch.tensor(0.5, requires_grad=True)
+    optimizer = torch.optim.LBFGS([guess], max_iter=50)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = second_moment_loss(guess.expand_as(m), mean, m, 0.3).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    assert guess.item() == pytest.approx(m.square().mean().item(), rel=1e-3)
+    assert mean.grad is None
+
+
+def test_at_the_end_the_loss_is_the_plain_one_for_every_weighting() -> None:
+    m, guess, t = noise(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.ones(3, dtype=torch.float64)
+    for name in ("score", "sigmoid", "min_snr", "uniform"):
+        found = denoising_loss(guess, VE(), m, t, Weighting(name), 0.5)
+        torch.testing.assert_close(found, m.square().flatten(1).mean(1) / 0.25)

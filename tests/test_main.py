@@ -1,0 +1,171 @@
+"""main.py as a user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from data.dataset import Reading, load_split
+from data.sdf import signed_distance
+from tests.helpers import ROOT, UNET, Workspace, rows, same_state, sets
+from utils.checkpoint import load_checkpoint
+from utils.config import load_config
+
+
+def test_random_crops_train_and_fixed_ones_test(workspace: Workspace) -> None:
+    crop = ["--set", "data.crop=[16, 24]"]
+    for command in ("prepare", "main", "sample"):
+        assert workspace(command, *crop).code == 0
+    tables = {s: pd.read_csv(workspace.path / "prepared" / f"{s}.csv") for s in ("train", "test")}
+    assert set(tables["train"]["height"]) == {32}
+    assert set(zip(tables["test"]["height"], tables["test"]["width"], strict=True)) == {(16, 24)}
+    assert "up to date" in workspace("prepare", *crop).out
+    assert "larger than" in workspace.fails("main", "--set", "data.crop=[40, 40]")
+
+
+def test_one_rater_at_a_time_is_learned(workspace: Workspace) -> None:
+    raters = ["--set", "data.phantom.raters=3", "--set", "data.phantom.objects=nuclei"]
+    for command in ("prepare", "main", "sample"):
+        assert workspace(command, *raters).code == 0
+    patches = load_split(workspace.path / "prepared", "train", Reading(rgb=False, truncation=6))
+    assert patches[0].sdf.shape == (3, 1, 32, 32)
+    for sdf, rater in zip(patches[0].sdf, patches[0].raters, strict=True):
+        np.testing.assert_array_equal(sdf[0], signed_distance(rater, 6))
+
+
+def test_an_absent_library_is_named(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    runs = set((trained.path / "runs" / "tiny").iterdir())
+    assert "pip install segmentation-models-pytorch" in trained.fails("main", *sets(UNET))
+    assert set((trained.path / "runs" / "tiny").iterdir()) == runs
+
+
+def test_run_folder_keeps_the_contract(trained: Workspace) -> None:
+    run = trained.run_folder()
+    assert {"config.yaml", "environment.json", "log.txt", "metrics.csv", "tensorboard", "checkpoints"} <= {
+        path.name for path in run.iterdir()
+    }
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step_00000003.pt", "step_00000006.pt", "last.pt", "best.pt"}
+    assert load_config(run / "config.yaml") == load_config(trained.path / "config.yaml")
+    written = rows(run)
+    assert [int(row["step"]) for row in written if row["loss"]] == [2, 4, 6]
+    assert [int(row["step"]) for row in written if row["val_f1"]] == [3, 6]
+    assert sum(any(row[f"loss_t{i}"] for row in written) for i in range(8)) >= 6  # 18 times, by chance in 8 bins
+    assert any((run / "tensorboard").iterdir())
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 6
+
+
+def test_training_learns(trained: Workspace) -> None:
+    result = trained("main", "--set", "training.steps=60", "--set", "training.learning_rate=5e-3")
+    assert result.code == 0
+    losses = [float(row["loss"]) for row in rows(trained.run_folder()) if row["loss"]]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--config",
+        "config.yaml",
+        "--device",
+        "cpu",
+        "--quiet",
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    for _ in range(600):
+        if (run / "metrics.csv").is_file() and any(int(row["step"]) >= step for row in rows(run)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no step {step} within a minute")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_the_run_goes_on(trained: Workspace, number: signal.Signals, code: int) -> None:
+    old = trained.run_folder()
+    process = start(trained.path, "--set", "training.steps=100000")
+    while trained.run_folder() == old:
+        time.sleep(0.1)
+    run = trained.run_folder()
+    wait_for_step(run, 4)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    saved = load_checkpoint(run / "checkpoints" / "last.pt")["step"]
+    assert saved >= 4
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = ["--set", f"training.steps={saved + 3}"]
+        assert trained("main", *steps, "--resume", str(run)).code == 0
+        assert trained("main", *steps).code == 0
+    finally:
+        torch.set_num_threads(threads)
+    same_state(run / "checkpoints" / "last.pt", trained.run_folder() / "checkpoints" / "last.pt")
+
+
+def test_loss_that_is_not_finite_names_step_files_and_checkpoint(trained: Workspace) -> None:
+    line = trained.fails("main", "--set", "training.learning_rate=1e30", "--set", "training.checkpoint_every=1")
+    assert "step 2: the loss is" in line or "step 3: the loss is" in line
+    assert "Training_patches/phantom_000" in line
+    last = trained.run_folder() / "checkpoints" / "last.pt"
+    assert f"last good checkpoint: {last.relative_to(trained.path)}" in line
+    assert load_checkpoint(last)["step"] >= 1
+
+
+def test_bad_input_writes_nothing(workspace: Workspace) -> None:
+    assert "data.prepare" in workspace.fails("main")
+    assert "did you mean training.steps" in workspace.fails("main", "--set", "training.step=3")
+    assert "cannot be read" in workspace.fails("main", config="nowhere.yaml")
+    assert "--device" in workspace.fails("main", "--device", "abacus")
+    assert not (workspace.path / "runs").exists()
+
+
+def test_no_permission_to_write(trained: Workspace) -> None:
+    (trained.path / "blocked").touch()
+    assert "blocked" in trained.fails("prepare", "--set", "data.root=blocked/prepared")
+    run = trained.run_folder()
+    run.rename(trained.path / "kept")
+    run.parent.rmdir()
+    run.parent.touch()  # a file where the folder of runs should be
+    assert "runs/tiny" in trained.fails("main")
+
+
+def test_images_of_two_sizes_cannot_be_trained_on(trained: Workspace) -> None:
+
+    table = trained.path / "prepared" / "train.csv"
+    Image.new("L", (40, 32)).save(trained.path / "prepared" / "wide.png")
+    table.write_text(table.read_text() + "wide.png,wide.png,,wide,0,0,32,40,\n")
+    assert "wide.png is (32, 40)" in trained.fails("main")
+
+
+def test_print_config_prints_what_load_config_reads(workspace: Workspace) -> None:
+    result = workspace("main", "--print-config", "--set", "training.steps=17")
+    assert result.code == 0
+    (workspace.path / "shown.yaml").write_text(result.out)
+    assert load_config(workspace.path / "shown.yaml").training.steps == 17
+    assert not (workspace.path / "runs").exists()
+
+
+def test_without_a_val_csv_images_are_held_out(trained: Workspace) -> None:
+    (trained.path / "prepared" / "val.csv").unlink()
+    assert trained("main", "--set", "data.validation_fraction=0.25").code == 0
+    assert "6 training, 2 validation" in (trained.run_folder() / "log.txt").read_text()

@@ -1,0 +1,66 @@
+"""Losses of the joint model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.joint import JointDenoiser
+from sde.process import VP, Process
+from tests.helpers import Workspace
+from training.losses import joint_times
+from utils.config import load_config
+
+
+def test_times_are_stratified_and_independent() -> None:
+    t, clean = joint_times(1000, VP(), torch.Generator().manual_seed(0))
+    assert not clean.any()
+    for row in t:
+        parts = ((row - VP().t_min) / (VP().t_max - VP().t_min) * 1000).floor()
+        assert sorted(parts.tolist()) == list(range(1000))
+    assert abs(torch.corrcoef(t)[0, 1].item()) < 0.08
+
+
+def test_shares_of_clean_masks_and_images() -> None:
+    t, clean = joint_times(4000, VP(), torch.Generator().manual_seed(0), clean_share=0.2)
+    assert clean.double().mean(dim=1).tolist() == pytest.approx([0.2, 0.2], abs=0.02)
+    assert not (clean[0] & clean[1]).any()
+    assert (t[clean] == VP().t_min).all()
+    assert joint_times(4000, VP(), torch.Generator().manual_seed(0), clean_share=0.5)[1].any(dim=0).all()
+
+
+def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is clean reaches the network without noise and has no loss; everything else has one."""
+    import main
+    import training.losses
+
+    seen: list[tuple[Tensor, ...]] = []
+    inner = JointDenoiser.joint
+    data: list[Tensor] = []
+
+    def spy(self: JointDenoiser, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(arguments)
+        return inner(self, *arguments)
+
+    def keep(process: Process, m: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        data.append(m)
+        return process.alpha(t).float().view(-1, 1, 1, 1) * m + process.sigma(t).float().view(-1, 1, 1, 1) * eps
+
+    monkeypatch.setattr(JointDenoiser, "joint", spy)
+    monkeypatch.setattr(training.losses, "perturbed", keep)
+    config = load_config("config.yaml", ["training.noises=20"])
+    state = main.build_state(config, main.load_data(config)[0], torch.device("cpu"))
+    images, m, _ = state.batches.next()
+    losses, times = training.losses.loss_of(state.model, images, m, state, config)
+    z_m, t_m, z_x, t_x = seen[0]
+    clean_m, clean_x = t_m == 0, t_x == 0
+    assert clean_m.any()
+    assert clean_x.any()
+    assert len(losses) == len(times) == 120 - int(clean_m.sum() + clean_x.sum())
+    assert (times > 0).all()
+    torch.testing.assert_close(z_m[clean_m], data[0][clean_m])
+    torch.testing.assert_close(z_x[clean_x], data[1][clean_x])
+    assert (z_m - data[0])[~clean_m].flatten(1).std(dim=1).min() > 0.005
+    assert data[1].abs().max() <= 1
+    assert (losses > 0).all()

@@ -1,0 +1,105 @@
+"""Settings that do not fit each other are refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers import DROPOUT, RESUNET, Workspace, joint_config, sets
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.foreground=[1]"], "foreground: is for source: folder, not phantom"),
+        (["data.classes=[1, 2]"], "classes: source: phantom has objects of one kind only"),
+        (["data.classes=[1]"], "data.classes"),
+        (["data.classes=[1, 1]", "data.source=prepared"], "must be different values from 1 to 255"),
+        (["data.stride=[8, 8]"], "stride: [8, 8] needs data.patch"),
+        (["data.crop=[16, 16]", "data.test_patch=[16, 16]"], "does not go with data.crop"),
+        (["data.size=[32, 32]", "data.patch=[64, 64]"], "patch: [64, 64] is larger than data.size: [32, 32]"),
+        (["data.augment.stain=0.2"], "augment.stain: needs data.color: rgb"),
+        (["data.source=lidc"], "source: lidc needs data.raw"),
+        (["data.stain=reinhard"], "data.stain: 'reinhard' is not allowed"),
+    ],
+)
+def test_impossible_combinations(workspace: Workspace, options: list[str], message: str) -> None:
+    arguments = [a for option in options for a in ("--set", option)]
+    assert message in workspace.fails("prepare", *arguments)
+    assert [path.name for path in Path(".").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["sampling.sampler=heun"], "mc_dropout or ensemble"),
+        (["data.representation=sdf"], "data.representation: sdf"),
+        (["sde.prior_share=0.5"], "sde.prior_share"),
+        (["model.second_moment=true"], "model.second_moment"),
+        (["training.noises=2"], "training.noises: 2"),
+        (["model.backbone=resnet18"], "model.backbone"),
+        (["model.dropout=0", *DROPOUT], "model.dropout"),
+        (["model.kind=fcn", "model.backbone=resnet18"], "resnet50 or resnet101"),
+        (["model.kind=unet", "model.dropout=0.1"], "model.dropout"),
+        (["model.kind=unet", "model.dropout=0", "model.multipliers=[1,2]"], "model.multipliers"),
+        (["model.kind=unet", "model.dropout=0", "training.batch=1"], "training.batch: 1"),
+        (["model.kind=conditional", "model.multipliers=[1,2]", *DROPOUT], "sde.prior_share: 0"),
+        (["model.kind=conditional", "model.multipliers=[1,2]", "model.backbone=resnet18"], "model.backbone"),
+        (["sampling.sampler=ensemble"], "members"),
+        (["sampling.members=[a]"], "members"),
+        (["sampling.sampler=ensemble", "sampling.members=[a]", "sampling.draws=auto"], "draws: auto"),
+        ([*DROPOUT, "sampling.noise=antithetic"], "noise: antithetic"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused(workspace: Workspace, changes: list[str], words: str) -> None:
+    assert words in workspace.fails("main", *sets([*RESUNET, *changes]))
+
+
+def test_the_second_moment_needs_the_direct_mean(workspace: Workspace) -> None:
+    assert "sde.prior_share" in workspace.fails("main", "--set", "model.second_moment=true")
+
+
+def test_draws_are_a_number_or_auto(workspace: Workspace) -> None:
+    assert "sampling.draws" in workspace.fails("sample", "--set", "sampling.draws=many")
+    assert "sampling.draws" in workspace.fails("sample", "--set", "sampling.draws=0")
+
+
+@pytest.mark.parametrize(
+    ("override", "needle"),
+    [
+        ("model.encoder.channels=16", "model.encoder"),
+        ("model.second_moment=true", "model.second_moment"),
+        ("sde.prior_share=0.25", "sde.prior_share: 0.25"),
+        ("sde.prediction=both", "sde.prediction: both"),
+        ("model.kind=both", "model.kind"),
+        ("model.kind=conditional", "sde.clean_share: 0.25 is for model.kind: joint"),
+        ("sde.clean_share=0.6", "sde.clean_share"),
+    ],
+)
+def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: str, needle: str) -> None:
+    (workspace.path / "config.yaml").write_text(yaml.safe_dump(joint_config()))
+    assert needle in workspace.fails("main", "--set", override)
+    assert not (workspace.path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["sampling.sampler=flowsdf_released"], "flowsdf_released is for sde.process: flow, not ve"),
+        (["sde.process=cosine", "sde.prediction=velocity"], "cosine stands still at t = 0"),
+        (["sde.tanh=true"], "tanh: is for prediction: x or both, not edm|tanh: bounds a predicted mask"),
+        (["sde.input_scale=0.5"], "is for the schedules"),
+        (["sampling.eta=0.5"], "eta: 0.5 is for sampler: ddim, not heun"),
+        (["sampling.variance=large"], "variance: large is for sampler: ancestral, not heun"),
+        (["sampling.order=1"], "order: 1 is for sampler: dpm_solver, not heun"),
+        (["sampling.stochastic=true"], "stochastic: True is for sampler: dpm_solver, not heun"),
+        (["sampling.sampler=mean", "sampling.grid=rho"], "grid: rho is not for sampler: mean"),
+        (["sampling.sampler=pc", "sampling.steps=6", "sampling.grid=rho"], "grid: rho is not for sampler: pc"),
+    ],
+)
+def test_bad_combinations_are_refused_in_a_sentence(workspace: Workspace, options: list[str], message: str) -> None:
+    line = workspace.fails("main", *[a for option in options for a in ("--set", option)])
+    assert any(part in line for part in message.split("|"))

@@ -1,0 +1,50 @@
+"""Weights written from a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import Workspace, exported
+from utils import export
+from utils.cli import run_command
+from utils.errors import UsageError
+from utils.weights import read_header
+
+
+def test_the_header_has_no_folder_of_one_machine(trained: Workspace) -> None:
+    header = read_header(exported(trained))
+    assert header.config["data"]["root"] == "prepared"
+    assert header.config["data"]["raw"] is None
+    assert header.config["name"] == "given"
+    assert header.licence == "made up, free to use"
+    assert header.step in (3, 6)
+    glas = {**header.config, "data": {**header.config["data"], "source": "glas", "raw": "/home/me/GlaS",
+                                      "root": "/home/me/x", "stain_target": "/home/me/one.png"}}  # fmt: skip
+    data = export.portable(glas, "other", Path("x")).data
+    assert (data.raw, data.root, data.stain_target) == ("raw/glas", "prepared/other", "one.png")
+
+
+def test_weights_may_be_sampled_otherwise_than_the_run(trained: Workspace) -> None:
+    path = exported(trained, "--set", "sampling.draws=2", "--set", "sampling.steps=3")
+    assert read_header(path).config["sampling"] | {"draws": 2, "steps": 3} == read_header(path).config["sampling"]
+    words = ["--run", str(trained.run_folder()), "--output", "x.safetensors", "--licence", "free"]
+    assert run_command(lambda: export.main([*words, "--set", "model.channels=4"])) == 2
+    assert "the training is done" in trained.capture.readouterr().err
+    assert not Path("x.safetensors").exists()
+
+
+def test_an_ensemble_is_not_one_file(trained: Workspace) -> None:
+    state = torch.load(trained.run_folder() / "checkpoints" / "best.pt", weights_only=True)
+    state["config"]["sampling"] |= {"sampler": "ensemble", "members": ["/home/me/runs/a"]}
+    state["config"]["sde"]["prior_share"] = 1.0
+    with pytest.raises(UsageError, match="an ensemble is not one file"):
+        export.portable(state["config"], "x", Path("x"))
+
+
+def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
+    words = ["--run", str(trained.run_folder()), "--output", "x.pt", "--licence", "free"]
+    assert run_command(lambda: export.main(words)) == 2
+    assert "must end in .safetensors" in trained.capture.readouterr().err

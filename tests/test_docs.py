@@ -1,0 +1,184 @@
+"""What the documents say can be typed: commands parse; keys, files and links exist; Python imports what it names."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from bench.protocol import read_protocol
+from tests.helpers import ROOT
+from utils.config import load_config
+from utils.schema import Config
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "weights").glob("*.md")),
+]
+CONFIGS = sorted((ROOT / "cfg").glob("*.yaml"))
+SCRIPTS = [*sorted((ROOT / "bench").glob("*.py")), ROOT / "bench" / "gpu.sh"]
+COMMAND = re.compile(r"(?:^|`)((?:python |make |bench/gpu\.sh)[^`\n]*)")
+KEY = re.compile(r"`((?:data|model|sde|training|sampling|evaluation)\.[a-z_.]+)")
+# Entries of pages that say what was, not what is.
+PAST = {ROOT / "CHANGELOG.md", ROOT / "docs" / "log.md"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def fences(path: Path, language: str) -> Iterator[str]:
+    yield from re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> set[str]:
+    """Lines of bash blocks, and commands between backticks or, in configs and scripts, in comments."""
+    text = re.sub(r"\\+\n", " ", path.read_text())
+    if path.suffix == ".md":
+        lines = [line for block in fences(path, "bash") for line in block.replace("\\\n", " ").splitlines()]
+        inline = COMMAND.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+        return {line.strip() for line in [*lines, *inline] if line.strip()}
+    comments = re.findall(r"^[ #]*(python .*|bench/gpu\.sh .*)$", text, re.MULTILINE)
+    return {*comments, *COMMAND.findall(text)}
+
+
+class Parsed(Exception):
+    """Raised in place of what a command would do after its arguments are parsed."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+
+def has_key(parts: list[str]) -> bool:
+    """Whether the config has a key `a.b.c`, or a section of that name."""
+    model: Any = Config
+    for part in parts:
+        if not (isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields):
+            return False
+        model = model.model_fields[part].annotation
+    return True
+
+
+def module_of(words: list[str]) -> tuple[ModuleType, list[str]]:
+    """The module that `python ...` runs, and the words that are its arguments."""
+    target, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
+    return importlib.import_module(target), rest
+
+
+def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(re.sub(r"(?<= )\.\.\.", "", line), comments=True)
+    if not words or words[0] in ("pip", "conda"):
+        return
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if re.fullmatch("[a-z-]+", word)} <= set(targets)
+        return
+    if words[0] == "bench/gpu.sh":
+        return
+    if words[0] != "python":
+        assert words[0].startswith("--"), f"unknown command: {line}"
+        overrides = [value for word, value in pairwise(words) if word == "--set"]
+        assert all(has_key(override.partition("=")[0].split(".")) for override in overrides)
+        return
+    if words[1:3] in (["-m", "venv"], ["-m", "pytest"]):
+        return
+    module, rest = module_of(words)
+    if not hasattr(module, "main"):
+        assert rest[:1] in ([], [">"])  # utils.config_docs has no options
+        return
+    if not rest:  # only named
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any) -> None:
+        raise Parsed(parse(self, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as caught:
+        module.main(rest)
+    check_arguments(caught.value.arguments)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Files of the repository that the arguments name exist, and so do the keys of --set."""
+    config, overrides = getattr(arguments, "config", None), getattr(arguments, "overrides", [])
+    protocol = getattr(arguments, "protocol", None)
+    if config is not None and config.startswith("cfg/"):
+        load_config(ROOT / config, overrides)
+    for override in overrides:
+        assert has_key(override.partition("=")[0].split(".")), override
+    weights = getattr(arguments, "weights", None)
+    assert weights is None or (ROOT / weights).is_file() or not weights.startswith("weights/"), weights
+    if protocol is not None:
+        read_protocol(protocol)
+
+
+PAIRS = sorted((name(path), line) for path in (*PAGES, *CONFIGS, *SCRIPTS) for line in commands(path))
+
+
+def test_there_is_much_to_check() -> None:
+    assert len(PAIRS) > 80
+    assert {"README.md", "docs/answers.md", "docs/data.md", "weights/README.md"} <= {page for page, _ in PAIRS}
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in PAIRS}))
+def test_commands_parse(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for line in [line for where, line in PAIRS if where == page]:
+        try:
+            with monkeypatch.context() as patch:
+                check(line, patch)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{page}: {line}: {error}") from error
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page not in PAST], ids=name)
+def test_keys_files_and_modules_exist(path: Path) -> None:
+    text = re.sub(r"^\| [\w-]+/[\w.-]+ \(.*", "", path.read_text(), flags=re.MULTILINE)  # files of other codebases
+    for key in {key.rstrip(".") for key in KEY.findall(text) if not key.endswith(".py")}:
+        module = ROOT.joinpath(*key.split(".")).with_suffix(".py")
+        assert has_key(key.split(".")) or module.is_file(), key
+    for file in re.findall(r"[(`]((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|yaml|sh|md|safetensors))[)`]", text):
+        assert any((base / file).is_file() for base in (ROOT, path.parent, ROOT / "docs")), file
+
+
+def slug(title: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        if anchor:
+            assert anchor in {slug(title) for title in re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)}, target
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if "```python" in page.read_text()], ids=name)
+def test_python_imports_what_it_names(path: Path) -> None:
+    for block in fences(path, "python"):
+        names: dict[str, Any] = {}
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+                assert hasattr(names[node.value.id], node.attr), node.attr

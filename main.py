@@ -29,9 +29,12 @@ from training.validation import validate
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
 from utils.errors import UsageError
-from utils.files import write_json, write_text
-from utils.runs import choose_device, environment, log_to_file, new_folder
+from utils.files import remove_leftovers, write_json, write_text
+from utils.locks import held
+from utils.reading import checked
+from utils.runs import checked_run, choose_device, environment, log_to_file, new_folder
 from utils.schema import Config
+from utils.weights import Images
 
 log = logging.getLogger("main")
 
@@ -66,7 +69,9 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
         config.data.crop,
     )
     images = {"size": list(config.data.crop or size), "stain_target": stain_target_of(Path(config.data.root))}
-    return TrainingState(model, config.training, batches, config.seed, images)
+    return TrainingState(
+        model, config.training, batches, config.seed, checked(images, Images, f"{config.data.root}/dataset.json")
+    )
 
 
 def training_step(state: TrainingState, config: Config, patches: list[Patch], run: Path) -> dict[str, Tensor]:
@@ -96,7 +101,7 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     """Steps, log rows, validations and checkpoints until training.steps or a signal."""
     settings, checkpoints = config.training, run / "checkpoints"
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
-    recorder = Recorder(run / "metrics.csv", writer, state.step)
+    recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
     while state.step < settings.steps and not stop():
         begin = time.perf_counter()
@@ -135,20 +140,21 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     training, validation = load_data(config)
     state = build_state(config, training, device)
-    if args.resume:
-        run = Path(args.resume)
-        checked_resume(run, config, state)
-    else:
-        run = new_folder(Path("runs") / config.name)
-    (run / "checkpoints").mkdir(exist_ok=True)
-    write_text(run / "config.yaml", dump_config(config))
-    write_json(run / "environment.json", {**environment(device), "data": data_hash(Path(config.data.root), "train")})
-    log_to_file(run)
-    count = sum(p.numel() for p in state.model.parameters())
-    log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
-             len(validation), count / 1e6, device, state.step)  # fmt: skip
-    with nullcontext() if args.quiet else logging_redirect_tqdm():
-        train(config, run, state, training, validation, stop, args.quiet)
+    run = checked_run(Path(args.resume), "--resume ") if args.resume else new_folder(Path("runs") / config.name)
+    with held(run / ".lock", str(run)):
+        if args.resume:
+            checked_resume(run, config, state)
+            remove_leftovers(run)
+        (run / "checkpoints").mkdir(exist_ok=True)
+        write_text(run / "config.yaml", dump_config(config))
+        facts = {**environment(device), "data": data_hash(Path(config.data.root), "train")}
+        write_json(run / "environment.json", facts)
+        log_to_file(run)
+        count = sum(p.numel() for p in state.model.parameters())
+        log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
+                 len(validation), count / 1e6, device, state.step)  # fmt: skip
+        with nullcontext() if args.quiet else logging_redirect_tqdm():
+            train(config, run, state, training, validation, stop, args.quiet)
     stop.raise_if_set()
     print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
 

@@ -49,6 +49,7 @@ from utils.config import dump_config, override_config
 from utils.errors import UsageError
 from utils.files import whole_file, write_json, write_text
 from utils.runs import (
+    checked_run,
     checkpoint_path,
     choose_device,
     device_name,
@@ -221,9 +222,7 @@ def place_of(args: Any, config: Config) -> tuple[Path | None, Path]:
     if args.weights:
         return None, Path(args.weights)
     run = Path(args.run) if args.run else newest_run(config.name)
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"--run {run}: not a run folder (no config.yaml)")
-    return run, checkpoint_path(run, args.checkpoint)
+    return checked_run(run, "--run "), checkpoint_path(run, args.checkpoint)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -84,6 +84,8 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order = state["order"]
+        if self._order.dtype != torch.int64 or not ((self._order >= 0) & (self._order < len(self.images))).all():
+            raise ValueError(f"an order of {len(self.images)} images is expected")
         self.generator.set_state(state["generator"])
 
 

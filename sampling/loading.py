@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import check_weights, load_checkpoint, load_weights
 from utils.config import parse_config
 from utils.errors import UsageError
+from utils.runs import checked_run
 from utils.schema import Config
 from utils.sections import SamplingConfig
+from utils.weights import Images
 
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
@@ -31,7 +32,7 @@ def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
     return loaded(config, path, device)[0]
 
 
-def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, Images]:
     """The denoiser, and what the checkpoint says of the images it was trained on. See `load_denoiser`."""
     model, images = _trained(config, path, device)
     if config.sampling.sampler == "mc_dropout":
@@ -42,9 +43,11 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
     return model, images
 
 
-def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, dict[str, Any]]:
+def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, Images]:
     """One network."""
-    state = load_checkpoint(path, needs=("config", "ema"))
+    state = load_checkpoint(path)
+    with torch.device("meta"):  # a config may ask for any size, the weights have theirs
+        check_weights(denoiser_of(config).state_dict(), state["ema"], path)
     model = denoiser_of(config)
     load_weights(model, state["ema"], path)
     trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
@@ -65,8 +68,7 @@ def member_checkpoints(sampling: SamplingConfig, path: Path) -> list[Path]:
     name = path.name if path.name == "last.pt" else "best.pt"
     seen = {path.resolve().parent.parent}
     for run in map(Path, sampling.members):
-        if not (run / "config.yaml").is_file():
-            raise UsageError(f"sampling.members: {run} is not a run folder (no config.yaml)")
+        checked_run(run, "sampling.members: ")
         if run.resolve() in seen:
             raise UsageError(f"sampling.members: {run} is in the ensemble twice; the run that is sampled is its first")
         seen.add(run.resolve())

@@ -26,8 +26,8 @@ from sampling.loading import loaded
 from sampling.sampler import sampler_of
 from sampling.tiled import Band, TiledDrawer, Watch, tiled_of
 from utils.config import load_config, override_config
-from utils.errors import CheckpointError, UsageError
-from utils.runs import checkpoint_path, choose_device
+from utils.errors import CheckpointError
+from utils.runs import checked_run, checkpoint_path, choose_device
 from utils.schema import Config
 from utils.weights import read_header
 
@@ -97,9 +97,7 @@ class Segmenter:
         run: a folder below runs/. checkpoint: best, last or a path. overrides: "section.key=value", as with --set.
         Raises UsageError, ConfigError or CheckpointError, whose texts are a line each.
         """
-        run = Path(run)
-        if not (run / "config.yaml").is_file():
-            raise UsageError(f"{run}: not a run folder (no config.yaml)")
+        run = checked_run(Path(run))
         config = load_config(run / "config.yaml", list(overrides))
         return cls.from_checkpoint(config, checkpoint_path(run, checkpoint), choose_device(device))
 

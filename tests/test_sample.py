@@ -189,7 +189,7 @@ def test_bad_input_is_one_line_and_writes_nothing(trained: Workspace) -> None:
     best.unlink()
     assert "--checkpoint last" in trained.fails("sample")
     best.write_bytes(whole[:2000])
-    assert "truncated" in trained.fails("sample")
+    assert "damaged, or not" in trained.fails("sample")
     best.write_bytes(whole)
     table = trained.path / "prepared" / "test.csv"
     header = table.read_text().splitlines()[0]

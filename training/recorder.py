@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,33 +23,31 @@ VALIDATION = ["val_f1", "val_iou", "val_single_f1"]
 
 
 class Recorder:
-    """Means since the last row. An interrupted run's rows after `step` are dropped."""
+    """Means since the last row. An interrupted run's rows after `step` are dropped.
 
-    def __init__(self, path: Path, writer: SummaryWriter, step: int) -> None:
+    sums: of the steps since the last row, kept by the owner, so that a run can go on between two rows.
+    """
+
+    def __init__(self, path: Path, writer: SummaryWriter, step: int, sums: Counter[str]) -> None:
         self.file = MetricsFile(path, COLUMNS + VALIDATION, last_step=step)
-        self.writer = writer
-        self._clear()
-
-    def _clear(self) -> None:
-        self._results: list[Mapping[str, Tensor]] = []
-        self._images = 0
-        self._seconds = 0.0
+        self.writer, self.sums = writer, sums
 
     def add(self, result: Mapping[str, Tensor], images: int, seconds: float) -> None:
         """One step's loss, grad_norm, and the losses (B,) at times t (B,)."""
-        self._results.append(result)
-        self._images += images
-        self._seconds += seconds
+        t, losses = (result[key].cpu().double().numpy() for key in ("t", "losses"))
+        bins = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
+        parts = {name: losses[bins == i] for i, name in enumerate(CURVES)}
+        self.sums.update({name: float(part.sum()) for name, part in parts.items()})
+        self.sums.update({f"{name}_count": part.size for name, part in parts.items()})
+        self.sums.update({key: result[key].item() for key in ("loss", "grad_norm")})
+        self.sums.update({"steps": 1, "images": images, "seconds": seconds})
 
     def _row(self) -> dict[str, float]:
-        t = np.concatenate([r["t"].cpu().double().numpy() for r in self._results])
-        losses = np.concatenate([r["losses"].cpu().double().numpy() for r in self._results])
-        bins = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
-        row = {key: float(np.mean([r[key].item() for r in self._results])) for key in ("loss", "grad_norm")}
-        row["images_per_second"] = self._images / self._seconds
-        for i, name in enumerate(CURVES):
-            row[name] = float(losses[bins == i].mean()) if (bins == i).any() else math.nan
-        return row
+        sums = self.sums
+        row = {key: sums[key] / sums["steps"] for key in ("loss", "grad_norm")}
+        row["images_per_second"] = sums["images"] / sums["seconds"]
+        counts = {name: sums[f"{name}_count"] for name in CURVES}
+        return row | {name: sums[name] / count if count else math.nan for name, count in counts.items()}
 
     def write_row(self, step: int, learning_rate: float) -> dict[str, str]:
         """Write the means; return what the progress bar shows."""
@@ -59,7 +58,7 @@ class Recorder:
                 self.writer.add_scalar(tag, value, step)
         written = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()}
         self.file.append({"step": step, **written})
-        self._clear()
+        self.sums.clear()
         return {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
 
     def write_validation(self, step: int, scores: Mapping[str, float]) -> None:

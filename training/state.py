@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import NotRequired, TypedDict
 
 from data.batches import Batches
 from models.denoiser import Denoiser
-from utils.checkpoint import link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import (
+    Dense,
+    Weights,
+    check_weights,
+    link_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from utils.config import load_config
-from utils.errors import UsageError
+from utils.errors import CheckpointError, UsageError
+from utils.reading import damaged
 from utils.schema import Config
 from utils.sections import EMAConfig, TrainingConfig
+from utils.weights import Images
 
 
 def ema_decay(ema: EMAConfig, n: int) -> float:
@@ -52,15 +64,46 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
 
 
+class Generators(TypedDict):
+    times: Dense
+    noise: Dense
+    torch: Dense
+    cuda: list[Dense]
+
+
+class Optimizer(TypedDict):
+    state: dict[int, dict[str, Dense | float]]
+    param_groups: list[dict[str, Any]]
+
+
+class Order(TypedDict):
+    """Of `Batches`."""
+
+    order: Dense
+    generator: Dense
+
+
+class Saved(Weights):
+    """A checkpoint to go on from, see `TrainingState.state_dict`. since_row: absent in old ones."""
+
+    model: dict[str, Dense]
+    best_f1: float
+    averaged: int
+    optimizer: Optimizer
+    schedule: dict[str, Any]
+    batches: Order
+    generators: Generators
+    since_row: NotRequired[dict[str, float]]
+
+
 class TrainingState:
     """Denoiser, its average, optimiser, schedule, data order and generators.
 
-    images: what predictions on other images need to know of the training images: size and stain target.
+    images: what predictions on other images need to know of the training images. since_row: sums over the steps that
+    no row of metrics.csv speaks of yet, see `Recorder`.
     """
 
-    def __init__(
-        self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: Images) -> None:
         self.model, self.batches, self.images = model, batches, images
         # AveragedModel copies at its first update; before that it equals the model.
         # Running statistics of batch norms are averaged too.
@@ -74,6 +117,7 @@ class TrainingState:
         self.noise = torch.Generator(device).manual_seed(seed)
         self.step = 0
         self.best_f1 = -1.0
+        self.since_row: Counter[str] = Counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, to be read with weights_only=True."""
@@ -84,6 +128,7 @@ class TrainingState:
             "images": self.images,
             "model": self.model.state_dict(),
             "ema": self.average.module.state_dict(),
+            "since_row": dict(self.since_row),
             "averaged": int(self.average.n_averaged),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -99,10 +144,14 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; weights of another architecture must have been refused before."""
         self.step, self.best_f1 = state["step"], state["best_f1"]
+        self.since_row = Counter(state.get("since_row"))
         self.model.load_state_dict(state["model"])
         self.average.module.load_state_dict(state["ema"])
         self.average.n_averaged.fill_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            if any(isinstance(m, Tensor) and m.shape not in ((), parameter.shape) for m in moments.values()):
+                raise ValueError("the optimizer's moments are of another shape than the weights")
         self.schedule.load_state_dict(state["schedule"])
         self.batches.load_state_dict(state["batches"])
         generators = state["generators"]
@@ -114,12 +163,12 @@ class TrainingState:
 
 
 def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool) -> None:
-    """Write step_XXXXXXXX.pt, name it last.pt (and best.pt), and drop numbered files beyond training.keep."""
+    """Write step_XXXXXXXX.pt, name it best.pt if it is, and last.pt, and drop numbered files beyond training.keep."""
     path = folder / f"step_{state.step:08d}.pt"
     save_checkpoint({"config": config.model_dump(mode="json"), **state.state_dict()}, path)
-    link_checkpoint(path, folder / "last.pt")
-    if best:
+    if best:  # before last.pt, which already says that this is the best so far
         link_checkpoint(path, folder / "best.pt")
+    link_checkpoint(path, folder / "last.pt")
     for old in sorted(folder.glob("step_*.pt"))[: -config.training.keep]:
         old.unlink()
 
@@ -129,21 +178,23 @@ _FREE = {"name", "training", "sampling", "evaluation"}
 
 
 def checked_resume(run: Path, config: Config, state: TrainingState) -> None:
-    """Load last.pt of a run into `state`.
+    """Load last.pt of a run into `state`; a run that was killed before its first checkpoint begins anew.
 
     Raises UsageError if the run was made with other data, model, process or seed, CheckpointError if its
     checkpoint cannot be used.
     """
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"--resume {run}: not a run folder (no config.yaml)")
     before, now = load_config(run / "config.yaml").model_dump(), config.model_dump()
     for section in before:
         if section not in _FREE and before[section] != now[section]:
             raise UsageError(f"--resume {run}: {_difference(section, before[section], now[section])}")
     path = run / "checkpoints" / "last.pt"
-    saved = load_checkpoint(path, needs=("model", "ema", "optimizer", "schedule", "batches", "generators"))
+    if not path.is_file() and len(list(path.parent.glob("step_*.pt"))) < 2:
+        return
+    saved = load_checkpoint(path, Saved)
     load_weights(state.model, saved["model"], path)
-    state.load_state_dict(saved)
+    check_weights(state.model.state_dict(), saved["ema"], path)
+    with damaged(path, CheckpointError):
+        state.load_state_dict(saved)
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

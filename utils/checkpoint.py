@@ -6,16 +6,19 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, InstanceOf
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
 from utils.errors import CheckpointError
 from utils.files import whole_file
-from utils.weights import SUFFIX, read_weights
+from utils.reading import Plain, checked, damaged, shortened
+from utils.weights import SUFFIX, Images, read_weights
 
 FORMAT = 1
 
@@ -45,35 +48,57 @@ def link_checkpoint(source: Path, path: Path) -> None:
         raise CheckpointError(f"{path}: could not be saved ({error.strerror})") from None
 
 
-def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """The state of a checkpoint on the host, tensors and plain values only.
+def _dense(tensor: Tensor) -> Tensor:
+    """Sparse and expanded ones may take any memory later."""
+    if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes or tensor.is_meta:
+        raise ValueError("a tensor with all its values is expected")
+    return tensor
 
-    needs: keys without which it is of no use.
-    Raises CheckpointError if the file is absent, truncated, of another program or holds code.
+
+Dense = Annotated[InstanceOf[Tensor], AfterValidator(_dense)]
+
+
+class Weights(TypedDict):
+    """What every use of a checkpoint needs. images: absent in old ones."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    config: Plain
+    ema: dict[str, Dense]
+    images: NotRequired[Images]
+    step: NotRequired[Annotated[int, Field(ge=0)]]
+
+
+def load_checkpoint(path: Path, kind: Any = Weights) -> Any:
+    """The state of a checkpoint on the host: `kind`, a TypedDict, says what of it is read.
+
+    Raises CheckpointError if the file is absent, damaged, of another program or shape, or holds code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if path.suffix == SUFFIX:
-        return read_weights(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values (code)") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
-        ) from None
+    content = read_weights(path) if path.suffix == SUFFIX else _unpickled(path)
+    return checked(content, kind, path, CheckpointError)
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    with damaged(path, CheckpointError):
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise CheckpointError(f"{path}: refused, it would unpack to {size / 2**20:.0f} MiB")
+            if wrong := file.testzip():  # torch itself looks at none of the checksums
+                raise CheckpointError(f"{path}: damaged: {shortened(wrong)} has another checksum than when written")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values (code)") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this program (format {FORMAT})")
-    absent = [key for key in needs if key not in state]
-    if absent:
-        raise CheckpointError(f"{path}: an incomplete checkpoint, without {', '.join(absent)}")
     return state
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict strictly. Raises CheckpointError naming the keys that do not fit."""
-    own = module.state_dict()
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where weights are not those of a model, whose state is `own`, or not finite."""
     problems = [f"missing {key}" for key in own if key not in weights]
     problems += [f"unexpected {key}" for key in weights if key not in own]
     problems += [
@@ -83,5 +108,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
     ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{path}: of another architecture: {shown}")
+        raise CheckpointError(f"{path}: of another architecture: {shortened(shown, 400)}")
+    for key, w in weights.items():
+        if not torch.isfinite(w).all():
+            raise CheckpointError(f"{path}: {key} is not finite; the training went wrong, or the file did")
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict strictly. Raises CheckpointError, see `check_weights`."""
+    check_weights(module.state_dict(), weights, path)
     module.load_state_dict(dict(weights))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from utils.cli import run_command
 from utils.config import override_config, parse_config
 from utils.errors import UsageError
 from utils.files import write_bytes
+from utils.reading import read_json
 from utils.runs import checkpoint_path
 from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, weights_bytes
@@ -44,8 +44,8 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
 def commit_of(run: Path) -> str:
     """That a run was trained at."""
     try:
-        return json.loads((run / "environment.json").read_text()).get("commit") or "unknown"
-    except (OSError, ValueError, AttributeError):
+        return read_json(run / "environment.json", dict[str, Any]).get("commit") or "unknown"
+    except (OSError, UsageError):
         return "unknown"
 
 
@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     if output.suffix != SUFFIX:
         raise UsageError(f"--output {output}: must end in {SUFFIX}")
     path = checkpoint_path(run, args.checkpoint)
-    state = load_checkpoint(path, needs=("config", "ema", "images", "step"))
+    state = load_checkpoint(path)
+    if not {"images", "step"} <= state.keys():
+        raise UsageError(f"{path}: does not say what images it was trained on; train again")
     config = portable(state["config"], output.stem, path, args.overrides).model_dump(mode="json")
     header = Header(config, state["images"], args.licence, commit_of(run), state["step"])
     content = weights_bytes(state["ema"] if args.full else halved(state["ema"]), header)

@@ -72,6 +72,13 @@ def by_time(folder: Path) -> tuple[str, int, str]:
     return folder.name[:15], len(folder.name), folder.name
 
 
+def checked_run(run: Path, what: str = "") -> Path:
+    """The folder, if it is that of a run. what: named before it. Raises UsageError."""
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"{what}{run} is not a run folder (no config.yaml)")
+    return run
+
+
 def newest_run(name: str, root: Path = Path("runs")) -> Path:
     """The newest run of a config's name. Raises UsageError if there is none."""
     runs = sorted(

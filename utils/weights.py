@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
+from pydantic import ConfigDict, Field, FiniteFloat, Json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from utils.errors import CheckpointError
+from utils.reading import checked, shortened
 
 SUFFIX = ".safetensors"
 FORMAT = "generative-segmentation-sdf 1"
+
+log = logging.getLogger(__name__)
+
+
+class StainTarget(TypedDict):
+    """The stain that all images were normalised to, see `data.stain.Stain`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    matrix: Annotated[list[Annotated[list[FiniteFloat], Len(3, 3)]], Len(2, 2)]
+    strength: Annotated[list[FiniteFloat], Len(2, 2)]
+
+
+class Images(TypedDict, total=False):
+    """What predictions need to know of the training images. size: [height, width]."""
+
+    size: Annotated[list[Annotated[int, Field(gt=0, le=100_000)]], Len(2, 2)]
+    stain_target: StainTarget | None
 
 
 @dataclass(frozen=True)
@@ -29,15 +52,34 @@ class Header:
     """
 
     config: dict[str, Any]
-    images: dict[str, Any]
+    images: Images
     licence: str
     commit: str
     step: int
 
 
+class _Texts(TypedDict):
+    """The header as it stands in the file."""
+
+    config: Json[dict[str, Any]]
+    images: Json[Images]
+    licence: str
+    commit: str
+    step: Json[int]
+
+
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices and convolutions in float16; vectors and numbers, which are few, as they are."""
     return {name: w.half() if w.ndim > 1 and w.is_floating_point() else w for name, w in weights.items()}
+
+
+def _digest(texts: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that the file says."""
+    digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
+    for name, w in sorted(weights.items()):
+        digest.update(f"{name} {w.dtype} {tuple(w.shape)}".encode())
+        digest.update(w.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
@@ -50,7 +92,7 @@ def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
         "commit": header.commit,
         "step": str(header.step),
     }
-    return save({name: w.contiguous() for name, w in weights.items()}, texts)
+    return save({name: w.contiguous() for name, w in weights.items()}, {**texts, "sha256": _digest(texts, weights)})
 
 
 def read_header(path: Path) -> Header:
@@ -62,8 +104,14 @@ def read_header(path: Path) -> Header:
 def read_weights(path: Path) -> dict[str, Any]:
     """As a checkpoint of a training: config, ema (float32) and images. Raises CheckpointError, see `read_header`."""
     with _opened(path) as file:
-        header = _header(file.metadata() or {}, path)
+        texts = file.metadata() or {}
+        header = _header(texts, path)
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    digest = texts.pop("sha256", None)
+    if digest is None:
+        log.info("%s: has no checksum, so damage would not be seen", path)
+    elif digest != _digest(texts, weights):
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is another than the one in its header")
     floats = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
     return {"config": header.config, "ema": floats, "images": header.images, "step": header.step}
 
@@ -71,14 +119,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 def _header(texts: Mapping[str, str], path: Path) -> Header:
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
-    try:
-        config, images = json.loads(texts["config"]), json.loads(texts["images"])
-        header = Header(config, images, texts["licence"], texts["commit"], int(texts["step"]))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
-    if not (isinstance(config, dict) and isinstance(images, dict)):
-        raise CheckpointError(f"{path}: its header is damaged (config and images are mappings)")
-    return header
+    header = Header(**checked(dict(texts), _Texts, path, CheckpointError))
+    return replace(header, licence=shortened(header.licence, 1000))  # it is shown on a terminal
 
 
 @contextmanager

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import main
 from tests.helpers import LIBRARY, RESUNET, UNET, Workspace, rows, same_state, sets
+from training import state
 from training.state import _averaging, ema_decay, learning_rate_factor
-from utils.checkpoint import load_checkpoint
+from utils import checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.locks import held
 from utils.sections import EMAConfig, TrainingConfig
 
 
@@ -71,7 +81,7 @@ def test_resume_refuses_what_is_no_run(trained: Workspace) -> None:
     run = trained.run_folder()
     content = (run / "checkpoints" / "last.pt").read_bytes()
     (run / "checkpoints" / "last.pt").write_bytes(content[: len(content) // 2])
-    assert "truncated" in trained.fails("main", "--resume", str(run), "--set", "training.steps=9")
+    assert "damaged, or not" in trained.fails("main", "--resume", str(run), "--set", "training.steps=9")
     (run / "checkpoints" / "last.pt").unlink()
     assert "no such checkpoint" in trained.fails("main", "--resume", str(run), "--set", "training.steps=9")
 
@@ -102,3 +112,93 @@ def test_average_is_the_weighted_sum_by_hand(ema: EMAConfig) -> None:
         decay = ema_decay(ema, n)
         expected = 0.0 if expected is None else decay * expected + (1 - decay) * n * n
     assert average.module.weight.item() == pytest.approx(expected)  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(trained: Workspace) -> None:
+    whole = trained.run_folder()
+    killed = whole.with_name("20000101-000000")
+    (killed / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "config.yaml", killed)
+    (killed / "metrics.csv").write_text((whole / "metrics.csv").read_text()[:-100])  # torn
+    (killed / "checkpoints/.77.step_00000003.pt").touch()
+    assert trained("main", "--resume", str(killed)).code == 0
+    same_state(whole / "checkpoints" / "last.pt", killed / "checkpoints" / "last.pt")
+    assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
+    assert not list(killed.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_a_kill_between_best_and_last_does_not_leave_an_old_best(
+    trained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every validation is better than the one before; the process dies before the second name of step 6."""
+    link, scores, done = checkpoint.link_checkpoint, iter((0.1, 0.2, 0.2)), list[Path]()
+
+    def dying(source: Path, path: Path) -> None:
+        if source.name == "step_00000006.pt" and done:
+            raise KeyboardInterrupt
+        done.extend([path] if source.name == "step_00000006.pt" else [])
+        link(source, path)
+
+    def validated(*_: object) -> tuple[dict[str, float], Tensor]:
+        return dict.fromkeys(("val_f1", "val_iou", "val_single_f1"), next(scores)), torch.zeros(3, 3, 8, 8)
+
+    monkeypatch.setattr(main, "validate", validated)
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "link_checkpoint", dying)
+        assert trained("main").code == 130
+    run = trained.run_folder()
+    assert trained("main", "--resume", str(run)).code == 0
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == 6
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 6
+
+
+@pytest.mark.slow
+def test_the_row_after_a_resume_speaks_of_all_its_steps(trained: Workspace) -> None:
+    """Rows at 4 and 8, a stop at 6: the second row is that of an uninterrupted run."""
+    options = ["--set", "training.log_every=4", "--set", "training.validate_every=100"]
+    assert trained("main", *options, "--set", "training.steps=8").code == 0
+    whole = trained.run_folder()
+    stopped = ["--set", "training.checkpoint_every=6", "--set", "training.steps=7"]
+    assert trained("main", *options, *stopped).code == 0
+    run = trained.run_folder()
+    last = run / "checkpoints" / "last.pt"
+    last.unlink()
+    (run / "checkpoints" / "step_00000006.pt").rename(last)
+    assert trained("main", *options, "--set", "training.steps=8", "--resume", str(run)).code == 0
+    expected, found = ([{**r, "images_per_second": ""} for r in rows(each) if r["loss"]] for each in (whole, run))
+    assert [row["step"] for row in expected] == ["4", "8"]
+    assert found == expected
+
+
+def test_a_run_is_held(trained: Workspace) -> None:
+    with held(trained.run_folder() / ".lock", "this test"):
+        assert f"in use by process {os.getpid()}" in trained.fails("main", "--resume", str(trained.run_folder()))
+
+
+CHANGES: list[Callable[[dict[str, Any]], object]] = [
+    lambda saved: saved.pop("step"),
+    lambda saved: saved.pop("batches"),
+    lambda saved: saved["generators"].pop("times"),
+    lambda saved: saved["generators"].update(torch=torch.zeros(3, dtype=torch.uint8)),
+    lambda saved: saved["batches"].update(order=torch.tensor([99])),
+    lambda saved: saved.update(schedule=3),
+    lambda saved: saved["optimizer"].update(param_groups=[]),
+    lambda saved: saved["optimizer"]["state"][0].update(exp_avg=torch.zeros(2)),
+    lambda saved: saved["ema"].popitem(),
+]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_shape_is_one_line(trained: Workspace) -> None:
+    run = trained.run_folder()
+    last = run / "checkpoints" / "last.pt"
+    content = last.read_bytes()
+    for change in CHANGES:
+        last.write_bytes(content)
+        saved = load_checkpoint(last, dict[str, Any])
+        change(saved)
+        save_checkpoint(saved, last)
+        line = trained.fails("main", "--resume", str(run), "--set", "training.steps=9")
+        assert "last.pt: damaged, or not of this" in line or "last.pt: of another architecture" in line

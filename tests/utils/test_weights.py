@@ -71,6 +71,17 @@ def test_half_precision_keeps_what_is_not_a_matrix() -> None:
     assert types == {"a": torch.float16, "b": torch.float32, "c": torch.float32, "n": torch.int64}
 
 
+def test_weights_without_a_checksum_are_used_and_a_licence_is_a_line(
+    trained: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = exported(trained)
+    _rewrite(path, sha256=None, licence="free\x1b[31m\nred")
+    assert read_header(path).licence == "free [31m red"
+    assert read_weights(path)["ema"].keys() == load_file(path).keys()
+    assert "has no checksum" in caplog.text
+
+
 def test_a_file_of_another_name_is_refused_by_its_name(trained: Workspace) -> None:
     path = exported(trained).rename("given.bin")
     assert "weights end in .safetensors" in sampled(trained, "--weights", str(path)).err
@@ -97,16 +108,26 @@ def _rewrite(path: Path, **changes: str | None) -> None:
     save_file(load_file(path), path, {name: text for name, text in texts.items() if text is not None})
 
 
+def _many_channels(path: Path) -> str:
+    config = read_header(path).config
+    return json.dumps(config | {"model": config["model"] | {"channels": 1024}})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or not a safetensors file"),
         (lambda path: path.write_text("hello"), "damaged or not a safetensors file"),
         (_other_tensors, "not weights of this program"),
-        (lambda path: _rewrite(path, images=None), "its header is damaged"),
-        (lambda path: _rewrite(path, config="{"), "its header is damaged"),
-        (lambda path: _rewrite(path, images="null"), "its header is damaged"),
-        (lambda path: _rewrite(path, step="3.5"), "its header is damaged"),
+        (lambda path: _rewrite(path, images=None), "damaged, or not of this program"),
+        (lambda path: _rewrite(path, config="{"), "damaged, or not of this program"),
+        (lambda path: _rewrite(path, images="null"), "damaged, or not of this program"),
+        (lambda path: _rewrite(path, step="3.5"), "damaged, or not of this program"),
+        (lambda path: _rewrite(path, images='{"size": null}'), "images.size"),
+        (lambda path: _rewrite(path, images='{"size": [8, 8], "stain_target": 3}'), "images.stain_target"),
+        (lambda path: _rewrite(path, config='{"a":' * 100_000), "recursion limit"),
+        (lambda path: _rewrite(path, licence="\x1b[31mfree"), "its SHA-256 is another"),
+        (lambda path: _rewrite(path, sha256=None, config=_many_channels(path)), "of another architecture"),
         (lambda path: path.unlink(), "no such file of weights"),
     ],
 )

@@ -47,7 +47,9 @@ class Mosaic:
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Measure time and memory of one large image.")
     parser.add_argument("--size", type=int, default=5000, help="height and width in pixels; default: 5000")
-    parser.add_argument("--trained", type=int, default=128, help="tile where sampling.tile is null; default: 128")
+    parser.add_argument(
+        "--trained", type=int, default=128, help="side of a tile if sampling.tile is null; default: 128"
+    )
     args = parser.parse_args(argv)
     config = read_config(args)
     if config is None:

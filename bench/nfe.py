@@ -123,8 +123,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of("Score every sampler over its evaluations per draw.")
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS), metavar="NAME")
-    parser.add_argument("--nfe", nargs="+", type=int, default=list(NFE), metavar="N")
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS), metavar="NAME",
+                        help="default: all of them")  # fmt: skip
+    parser.add_argument("--nfe", nargs="+", type=int, default=list(NFE), metavar="N", help="evaluations per draw")
     args = parser.parse_args(argv)
     if min(args.nfe) < 1:
         raise UsageError("--nfe: positive numbers are expected")

@@ -57,8 +57,21 @@ def commands(path: Path) -> set[str]:
 class Parsed(Exception):
     """Raised in place of what a command would do after its arguments are parsed."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
+    def __init__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+        self.parser, self.arguments = parser, arguments
+
+
+def parsed(module: ModuleType, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Parsed:
+    """What the parser of a command makes of the words; the command itself does not run."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any) -> None:
+        raise Parsed(self, parse(self, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as caught:
+        module.main(words)
+    return caught.value
 
 
 def has_key(parts: list[str]) -> bool:
@@ -100,15 +113,7 @@ def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if not rest:  # only named
         return
-    parse = argparse.ArgumentParser.parse_args
-
-    def stop(self: argparse.ArgumentParser, *given: Any) -> None:
-        raise Parsed(parse(self, *given))
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    with pytest.raises(Parsed) as caught:
-        module.main(rest)
-    check_arguments(caught.value.arguments)
+    check_arguments(parsed(module, rest, monkeypatch).arguments)
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -191,3 +196,19 @@ def test_the_design_names_the_files_of_every_room() -> None:
     for room, files in rooms.items():
         there = {path.name.removesuffix(".py") for path in (ROOT / room).iterdir() if not path.name.startswith("__")}
         assert set(re.findall(r"\w+", files)) == there, room
+
+
+NEEDED = {
+    "bench.stain": [],
+    "bench.table": ["--protocol", "x"],
+    "utils.export": ["--run", "x", "--output", "x", "--licence", "x"],
+}
+MODULES = ["main", "sample", "data.prepare", "data.inspect", "utils.export",
+           *(f"bench.{path.stem}" for path in SCRIPTS if "def main(" in path.read_text())]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_option_is_explained(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = parsed(importlib.import_module(module), NEEDED.get(module, ["--config", "x"]), monkeypatch).parser
+    assert parser.description
+    assert not [action.dest for action in parser._actions if not action.help]

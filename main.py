@@ -16,10 +16,10 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data.augment import augmentation_of
-from data.batches import Batches, place, representation_of
-from data.dataset import Patch, hold_out, image_array, load_split, reading_of, same_size, sdf_array
-from data.preparation import data_hash, prepared_root, stain_target_of
+from data.augment import Augmentation
+from data.batches import Batches, on_device, representation_of
+from data.dataset import Patch, data_state, hold_out, image_array, load_split, same_size, sdf_array, unchanged
+from data.description import stain_target_of
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
 from training.losses import loss_of, rms_of_images
@@ -28,6 +28,7 @@ from training.state import TrainingState, checked_resume, save_state
 from training.validation import validate
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
 from utils.config import dump_config
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.files import remove_leftovers, write_json, write_text
 from utils.locks import held
@@ -39,12 +40,12 @@ from utils.weights import Images
 log = logging.getLogger("main")
 
 
-def load_data(config: Config) -> tuple[list[Patch], list[Patch]]:
+def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
     """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    data, root, reading = config.data, prepared_root(config.data, training=True), reading_of(config.data)
-    training = load_split(root, "train", reading)
-    if (root / "val.csv").is_file():
-        return training, load_split(root, "val", reading, may_be_empty=True)
+    with unchanged(Path(data.root)):
+        training = load_split(data, "train")
+        if Path(data.root, "val.csv").is_file():
+            return training, load_split(data, "val", may_be_empty=True)
     return hold_out(training, data.validation_fraction, data.split_seed)
 
 
@@ -60,12 +61,12 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     model = denoiser_of(config, sigma_data, sigma_image)
     placed(model, device, config.training.channels_last)
     batches = Batches(
-        place(image_array(patches), device),
-        place(sdfs, device),
+        on_device(image_array(patches), device),
+        on_device(sdfs, device),
         config.training.batch,
         config.seed,
         device,
-        augmentation_of(config.data),
+        Augmentation(config.data),
         config.data.crop,
     )
     images = {"size": list(config.data.crop or size), "stain_target": stain_target_of(Path(config.data.root))}
@@ -138,17 +139,17 @@ def main(argv: list[str] | None = None) -> None:
     log_to_console(args.quiet)
     stop = StopFlag()
     device = choose_device(args.device)
-    training, validation = load_data(config)
+    training, validation = load_data(config.data)
+    known = data_state(config.data, training, validation)
     state = build_state(config, training, device)
     run = checked_run(Path(args.resume), "--resume ") if args.resume else new_folder(Path("runs") / config.name)
     with held(run / ".lock", str(run)):
         if args.resume:
-            checked_resume(run, config, state)
+            checked_resume(run, config, known, state)
             remove_leftovers(run)
         (run / "checkpoints").mkdir(exist_ok=True)
         write_text(run / "config.yaml", dump_config(config))
-        facts = {**environment(device), "data": data_hash(Path(config.data.root), "train")}
-        write_json(run / "environment.json", facts)
+        write_json(run / "environment.json", {**environment(device), **known})
         log_to_file(run)
         count = sum(p.numel() for p in state.model.parameters())
         log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Patch, load_split, reading_of
-from data.preparation import prepared_root
+from data.dataset import Patch, load_split
 from data.scenes import Scene, scenes_of
 from models.build import threshold_of
 from report.figures import trajectory
@@ -154,8 +153,7 @@ def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]
 
 
 def sample(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
-    root = prepared_root(config.data)
-    scenes = scenes_of(load_split(root, args.split, reading_of(config.data, instances=True)))
+    scenes = scenes_of(load_split(config.data, args.split, instances=True))
     denoiser = load_denoiser(config, path, device)
     drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from data.patches import Window
-from data.sources.phantom import PhantomOptions, draw_sample
+from data.sources.phantom import draw_sample
 from models.build import denoiser_of, placed
 from results.tiff import BandWriter
 from sampling.drawer import drawer_of
 from sampling.sampler import sampler_of
 from sampling.tiled import tiled_of
 from utils.cli import common_parser, log_to_console, read_config, run_command
+from utils.data_schema import PhantomConfig
 from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib
 
@@ -34,7 +35,7 @@ class Mosaic:
     """Phantom tissue of any size, (C, H, W) uint8, of which only one piece is held."""
 
     def __init__(self, rgb: bool, side: int = 128) -> None:
-        image = draw_sample(PhantomOptions(size=side), 0).image
+        image = draw_sample(PhantomConfig(size=side), 0).image
         self.piece = image.transpose(2, 0, 1) if rgb else image.mean(axis=2).astype(np.uint8)[None]
 
     def __call__(self, window: Window) -> np.ndarray:

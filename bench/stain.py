@@ -23,9 +23,10 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from data.images import SUFFIXES, read_image
-from data.sources.phantom import PhantomOptions, draw_sample
+from data.sources.phantom import draw_sample
 from data.stain import METHODS, Stain, StainError, central_stain, fit_stain, normalise
 from utils.cli import run_command
+from utils.data_schema import PhantomConfig
 from utils.errors import DataError
 
 _ANNOTATION = re.compile(r"_(anno|mask|label)s?$")
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=30, help="images of each folder; default: 30")
     parser.add_argument("--picture", type=Path, help="write a picture there")
     args = parser.parse_args(argv)
-    phantom = [draw_sample(PhantomOptions(size=160), i).image for i in range(12)]
+    phantom = [draw_sample(PhantomConfig(size=160), i).image for i in range(12)]
     folders = {folder.name: load_folder(folder, args.limit) for folder in args.folders}
     drawn: dict[str, Effect] = {}
     for name, images in {"phantom": phantom, **folders}.items():

@@ -23,7 +23,7 @@ import pandas as pd
 
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
 from bench.table_page import images_of, write_page
-from data.preparation import data_hash
+from data.description import data_hash
 from models.build import denoiser_of
 from results.sampled import settings_of
 from utils.cli import run_command, stop_on_sigterm

@@ -6,8 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.dataset import load_split, reading_of
-from data.preparation import prepared_root
+from data.dataset import load_split
 from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
 from sampling.loading import load_denoiser
@@ -49,6 +48,6 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
         raise UsageError(f"--run {run}: no such folder")
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
-    scenes = scenes_of(load_split(prepared_root(config.data), args.split, reading_of(config.data)))
+    scenes = scenes_of(load_split(config.data, args.split))
     denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
     return Trained(config, run, denoiser, scenes[: args.images or None])

@@ -24,59 +24,46 @@ ELASTIC_SPACING = 16  # pixels between the random displacements of an elastic de
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The largest change of each kind, 0 or False for none (docs/config.md, data.augment).
+    """The changes that data.flips, data.rotations and data.augment ask for."""
 
-    truncation: delta in pixels. sdf_scale: SDFs are in [-sdf_scale, sdf_scale].
-    """
-
-    flips: bool = True
-    rotations: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    gamma: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-    stain: float = 0.0
-    scale: float = 0.0
-    rotate: float = 0.0
-    elastic: float = 0.0
-    truncation: float = 15.0
-    sdf_scale: float = 1.0
+    data: DataConfig
 
     def __call__(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Changed copies of image (B, C, H, W) in [0, 255], as float32 unless nothing but symmetries is asked for,
         and sdf (B, K, H, W). generator: on the host."""
-        image, sdf = random_symmetry(image, sdf, generator, flips=self.flips, rotations=self.rotations)
-        if self.scale or self.rotate or self.elastic:
+        data, most = self.data, self.data.augment
+        image, sdf = random_symmetry(image, sdf, generator, flips=data.flips, rotations=data.rotations)
+        if most.scale or most.rotate or most.elastic:
             image, sdf = self._deform(image.float(), sdf, generator)
-        if any((self.brightness, self.contrast, self.gamma, self.blur, self.noise, self.stain)):
+        if any((most.brightness, most.contrast, most.gamma, most.blur, most.noise, most.stain)):
             image = self._intensity(image.float(), generator)
         return image, sdf
 
     def _deform(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        grid, zoom = random_grid(image, generator, scale=self.scale, rotate=self.rotate, elastic=self.elastic)
-        step = self.sdf_scale / self.truncation  # SDF of one pixel
-        return _warp(image, grid), deform_sdf(sdf / step, grid, zoom, self.truncation) * step
+        most, truncation = self.data.augment, self.data.truncation
+        grid, zoom = random_grid(image, generator, scale=most.scale, rotate=most.rotate, elastic=most.elastic)
+        step = self.data.sdf_scale / truncation  # SDF of one pixel
+        return _warp(image, grid), deform_sdf(sdf / step, grid, zoom, truncation) * step
 
     def _intensity(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        count, device = image.shape[0], image.device
+        most, count, device = self.data.augment, image.shape[0], image.device
 
-        def uniform(most: float) -> Tensor:
-            values = (2 * torch.rand(count, generator=generator) - 1) * most
+        def uniform(limit: float) -> Tensor:
+            values = (2 * torch.rand(count, generator=generator) - 1) * limit
             return values.to(device).view(-1, 1, 1, 1)
 
-        if self.stain:
-            image = jitter_stain(image, torch.cat([uniform(self.stain), uniform(self.stain)], dim=1))
-        if self.contrast or self.brightness:
+        if most.stain:
+            image = jitter_stain(image, torch.cat([uniform(most.stain), uniform(most.stain)], dim=1))
+        if most.contrast or most.brightness:
             mean = image.mean(dim=(1, 2, 3), keepdim=True)
-            image = mean + (image - mean) * (1 + uniform(self.contrast)) + 255 * uniform(self.brightness)
-        if self.gamma:
-            image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(math.log1p(self.gamma)))
-        if self.blur:
-            image = gaussian_blur(image, uniform(1.0).abs() * self.blur)
-        if self.noise:
+            image = mean + (image - mean) * (1 + uniform(most.contrast)) + 255 * uniform(most.brightness)
+        if most.gamma:
+            image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(math.log1p(most.gamma)))
+        if most.blur:
+            image = gaussian_blur(image, uniform(1.0).abs() * most.blur)
+        if most.noise:
             white = torch.randn(image.shape, generator=generator).to(device)
-            image = image + 255 * uniform(1.0).abs() * self.noise * white
+            image = image + 255 * uniform(1.0).abs() * most.noise * white
         return image.clamp(0, 255)
 
 
@@ -220,13 +207,3 @@ def _lower_envelope(squared: Tensor, axis: int, reach: int) -> Tensor:
         best.narrow(axis, 0, length - d).copy_(torch.minimum(best.narrow(axis, 0, length - d), ahead + d * d))
         best.narrow(axis, d, length - d).copy_(torch.minimum(best.narrow(axis, d, length - d), behind + d * d))
     return best
-
-
-def augmentation_of(data: DataConfig) -> Augmentation:
-    return Augmentation(
-        flips=data.flips,
-        rotations=data.rotations,
-        truncation=data.truncation,
-        sdf_scale=data.sdf_scale,
-        **data.augment.model_dump(),
-    )

@@ -12,8 +12,8 @@ from data.augment import Augmentation
 from utils.data_schema import DataConfig
 
 
-def place(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the device if at most half of its free memory is used by that, else on the host."""
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """There if at most half of its free memory is used by that, else on the host."""
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)

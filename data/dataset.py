@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
+from typing_extensions import TypedDict
 
-from data.images import read_image, read_labels, safe_id
+from data.description import check_prepared, data_hash, read_description
+from data.images import load_npy, read_image, read_labels, read_table
+from data.names import unique_names
 from data.sdf import signed_distance
 from utils.data_schema import DataConfig
 from utils.errors import DataError
+from utils.reading import shortened
 
 PUBLISHED_SCALE = 0.2  # the published code divides its VE distances by 5 once more
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read a prepared folder.
-
-    rgb: colour of the images. truncation: in pixels, for rows without an SDF file. classes: class values, or None.
-    instances: read the numbers of the objects too, where the table names them.
-    """
-
-    rgb: bool
-    truncation: float
-    classes: tuple[int, ...] | None = None
-    instances: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Patch:
     sdf: (R, K, H, W) float32 in [-1, 1], of R raters (1 where there is a single annotation) and K classes.
     labels: (H, W) uint8, 0 = background, k = the k-th class; 1 where there is one class.
     raters: (H, W) bool for each rater, empty where there is a single annotation.
-    place: (top, left) in the image, where the table says it.
+    corner: (top, left) in the image, where the table says it.
     instances: (H, W) integers, the object of each pixel, 0 = background; None where not known or not read.
     """
 
@@ -56,7 +49,7 @@ class Patch:
     sdf: np.ndarray
     labels: np.ndarray
     raters: tuple[np.ndarray, ...] = ()
-    place: tuple[int, int] | None = None
+    corner: tuple[int, int] | None = None
     instances: np.ndarray | None = None
 
     @property
@@ -67,20 +60,21 @@ class Patch:
 
 def _inside(root: Path, name: str) -> Path:
     """The file `name` below root. The published layout starts its paths with '/', which is root here."""
-    path = (root / name.lstrip("/")).resolve()
-    if not path.is_relative_to(root.resolve()):
+    try:
+        path = (root / name.lstrip("/")).resolve()
+        inside, found = path.is_relative_to(root.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a circle of links
+        inside, found = True, False
+    if not inside:
         raise DataError(f"{name} leads out of {root}")
-    if not path.is_file():
-        raise DataError(f"no file {name} under {root}")
+    if not found:
+        raise DataError(f"no file {shortened(name)} under {root}")
     return path
 
 
 def _read_sdf(path: Path, classes: int) -> np.ndarray:
     """(K, H, W) float32."""
-    try:
-        sdf = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read the array {path} ({error})") from None
+    sdf = load_npy(path)
     if sdf.ndim == 2:
         sdf = sdf[None]
     if sdf.ndim != 3 or sdf.shape[0] != classes or sdf.dtype.kind != "f":
@@ -93,8 +87,8 @@ def _read_sdf(path: Path, classes: int) -> np.ndarray:
     return sdf.astype(np.float32)
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    values = read_image(path)
+def _read_mask(path: Path, max_pixels: int) -> np.ndarray:
+    values = read_image(path, max_pixels)
     values = values if values.ndim == 2 else values.max(axis=2)
     levels = np.unique(values)
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
@@ -102,8 +96,8 @@ def _read_mask(path: Path) -> np.ndarray:
     return values > 0
 
 
-def _read_classes(path: Path, classes: Sequence[int]) -> np.ndarray:
-    values = read_labels(path)
+def _read_classes(path: Path, data: DataConfig) -> np.ndarray:
+    values, classes = read_labels(path, data.max_pixels), data.classes or ()
     unknown = sorted(set(np.unique(values).tolist()) - {0, *classes})
     if unknown:
         raise DataError(f"{path} holds the value {unknown[0]}; data.classes are {list(classes)}")
@@ -116,31 +110,31 @@ def _read_classes(path: Path, classes: Sequence[int]) -> np.ndarray:
 class _RowReader:
     """The files of one row, every complaint with the row's place in front."""
 
-    def __init__(self, root: Path, row: dict[str, str], reading: Reading) -> None:
-        self.root, self.row, self.reading = root, row, reading
-        self.classes = reading.classes or (1,)
+    def __init__(self, root: Path, row: dict[str, str], data: DataConfig) -> None:
+        self.root, self.row, self.data = root, row, data
+        self.classes = data.classes or (1,)
 
     def path(self, name: str) -> Path:
         return _inside(self.root, name)
 
     def image(self) -> np.ndarray:
-        pixels = read_image(self.path(self.row["filename"]))
-        if self.reading.rgb:
+        pixels = read_image(self.path(self.row["filename"]), self.data.max_pixels)
+        if self.data.color == "rgb":
             return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
 
     def labels(self) -> np.ndarray:
-        if self.reading.classes is None:
-            return _read_mask(self.path(self.row["maskname"])).astype(np.uint8)
+        if self.data.classes is None:
+            return _read_mask(self.path(self.row["maskname"]), self.data.max_pixels).astype(np.uint8)
         if not self.row.get("classname"):
             raise DataError("data.classes needs a column classname, a PNG of class values")
-        return _read_classes(self.path(self.row["classname"]), self.reading.classes)
+        return _read_classes(self.path(self.row["classname"]), self.data)
 
     def instances(self, labels: np.ndarray) -> np.ndarray | None:
         name = self.row.get("instancename")
-        if not name or not self.reading.instances:
+        if not name:
             return None
-        values = read_labels(self.path(name))
+        values = read_labels(self.path(name), self.data.max_pixels)
         if values.shape != labels.shape:
             raise DataError(f"{name} is {values.shape}, the mask {labels.shape}")
         return values
@@ -149,7 +143,7 @@ class _RowReader:
         """(K, H, W), from the file or else from the labels."""
         if not name:
             masks = [labels == k for k in range(1, len(self.classes) + 1)]
-            return np.stack([signed_distance(mask, self.reading.truncation) for mask in masks])
+            return np.stack([signed_distance(mask, self.data.truncation) for mask in masks])
         sdf = _read_sdf(self.path(name), len(self.classes))
         if sdf.shape[1:] != labels.shape:
             raise DataError(f"{name} is {sdf.shape[1:]}, the mask {labels.shape}")
@@ -162,11 +156,11 @@ class _RowReader:
         """SDFs (R, K, H, W) and the masks of the raters."""
         masks = [name for name in self.row.get("raternames", "").split(";") if name]
         sdfs = [name for name in self.row.get("raterdtnames", "").split(";") if name]
-        if not masks or self.reading.classes is not None:
+        if not masks or self.data.classes is not None:
             return self.sdf(labels, self.row.get("maskdtname"))[None], ()
         if sdfs and len(sdfs) != len(masks):
             raise DataError(f"{len(masks)} raternames, but {len(sdfs)} raterdtnames")
-        raters = tuple(_read_mask(self.path(name)) for name in masks)
+        raters = tuple(_read_mask(self.path(name), self.data.max_pixels) for name in masks)
         for name, rater in zip(masks, raters, strict=True):
             if rater.shape != labels.shape:
                 raise DataError(f"mask {name} is {rater.shape}, the others {labels.shape}")
@@ -174,29 +168,35 @@ class _RowReader:
         return np.stack([self.sdf(r.astype(np.uint8), n) for r, n in zip(raters, names, strict=True)]), raters
 
 
-def _read_row(root: Path, row: dict[str, str], key: str, where: str, reading: Reading) -> Patch:
-    reader = _RowReader(root, row, reading)
+def _corner(row: dict[str, str]) -> tuple[int, int] | None:
+    top, left = row.get("top", ""), row.get("left", "")
+    if not top or not left:
+        return None
+    for value in (top, left):
+        if not re.fullmatch("[0-9]{1,7}", value):
+            raise DataError(f"{shortened(value, 20)!r} in top or left is not a number of pixels")
+    return int(top), int(left)
+
+
+def _read_row(root: Path, row: dict[str, str], key: str, where: str, data: DataConfig, instances: bool) -> Patch:
+    reader = _RowReader(root, row, data)
     try:
         image, labels = reader.image(), reader.labels()
         if labels.shape != image.shape[:2]:
             raise DataError(f"mask {row['maskname']} is {labels.shape}, image {row['filename']} {image.shape[:2]}")
         sdf, raters = reader.annotations(labels)
-        instances = reader.instances(labels)
+        objects = reader.instances(labels) if instances else None
+        corner = _corner(row)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    top, left = row.get("top", ""), row.get("left", "")
-    place = (int(top), int(left)) if top.isdigit() and left.isdigit() else None
-    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, place, instances)
+    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects)
 
 
 def _read_table(root: Path, split: str) -> list[dict[str, str]]:
     path = root / f"{split}.csv"
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `python -m data.prepare` with this config first") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise DataError(f"{path}: {error}") from None
+    if not path.is_file():
+        raise DataError(f"{path} is missing: run `python -m data.prepare` with this config first")
+    table = read_table(path)
     missing = {"filename", "maskname"} - set(table.columns)
     if missing:
         raise DataError(f"{path}: no column {' or '.join(sorted(missing))}; found {', '.join(table.columns)}")
@@ -210,26 +210,46 @@ def _read_table(root: Path, split: str) -> list[dict[str, str]]:
 
 def _keys(rows: list[dict[str, str]]) -> list[str]:
     """The image_id, or the file's stem; with the position where several patches share it."""
-    ids = [safe_id(row.get("image_id") or Path(row["filename"]).stem) for row in rows]
+    ids = [row.get("image_id") or Path(row["filename"]).stem for row in rows]
     counts = Counter(ids)
-    keys = []
-    for number, (key, row) in enumerate(zip(ids, rows, strict=True)):
-        if counts[key] > 1:
-            key += f"_{row['top']}_{row['left']}" if row.get("top") and row.get("left") else f"_row{number + 2}"
-        keys.append(key)
-    return keys
+    names = []
+    for number, (name, row) in enumerate(zip(ids, rows, strict=True), 2):
+        if counts[name] > 1:
+            name += f"_{row['top']}_{row['left']}" if row.get("top") and row.get("left") else f"_row{number}"
+        names.append(name)
+    return unique_names(names)
 
 
-def read_split(root: Path, split: str, reading: Reading) -> Iterator[Patch]:
-    """The patches of one CSV file, checked row by row.
+@contextmanager
+def unchanged(root: Path) -> Iterator[None]:
+    """Raises DataError where a preparation has replaced root meanwhile: what was read is of two folders."""
 
+    def identity() -> int | None:
+        return root.stat().st_ino if root.is_dir() else None
+
+    before = identity()
+    try:
+        yield
+    except DataError:
+        if identity() == before:
+            raise
+    if identity() != before:
+        raise DataError(f"data.root: {root} was prepared anew while it was read; start again")
+
+
+def read_split(data: DataConfig, split: str, *, instances: bool = False) -> Iterator[Patch]:
+    """The patches of one CSV file of data.root, checked row by row, if root was prepared as the config says.
+
+    instances: read the numbers of the objects too, where the table names them.
     Raises DataError naming file and row (the header is row 1).
     """
+    root = Path(data.root)
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root}; run `python -m data.prepare` with this config first")
+    check_prepared(data, training=split == "train")
     rows = _read_table(root, split)
     for number, (row, key) in enumerate(zip(rows, _keys(rows), strict=True), 2):
-        yield _read_row(root, row, key, f"{root / split}.csv row {number}", reading)
+        yield _read_row(root, row, key, f"{root / split}.csv row {number}", data, instances)
 
 
 def _is_scaled_down(patches: Sequence[Patch]) -> bool:
@@ -238,16 +258,18 @@ def _is_scaled_down(patches: Sequence[Patch]) -> bool:
     return abs(largest - PUBLISHED_SCALE) < 1e-4
 
 
-def load_split(root: Path, split: str, reading: Reading, *, may_be_empty: bool = False) -> list[Patch]:
+def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_empty: bool = False) -> list[Patch]:
     """All patches of one split; SDFs in [-0.2, 0.2], as the published code writes them, are brought to [-1, 1].
 
     Raises DataError, also where there is none unless `may_be_empty`.
     """
-    patches = list(read_split(root, split, reading))
+    table = Path(data.root, f"{split}.csv")
+    with unchanged(Path(data.root)):
+        patches = list(read_split(data, split, instances=instances))
     if not patches and not may_be_empty:
-        raise DataError(f"{root / split}.csv lists no images")
+        raise DataError(f"{table} lists no images")
     if _is_scaled_down(patches):
-        log.info("%s.csv: SDFs end at 0.2, the published scale; multiplied by 5", root / split)
+        log.info("%s: SDFs end at 0.2, the published scale; multiplied by 5", table)
         patches = [replace(patch, sdf=np.clip(patch.sdf / np.float32(PUBLISHED_SCALE), -1, 1)) for patch in patches]
     return patches
 
@@ -278,13 +300,51 @@ def sdf_array(patches: list[Patch]) -> np.ndarray:
     return np.stack([patch.sdf for patch in patches])
 
 
+class DataState(TypedDict, total=False):
+    """What a run remembers of its data, in environment.json.
+
+    data: `data_hash`. pixels: SHA-256 of all images and SDFs in their order. images, options: numbers of patches and
+    options of the preparation, to say what has changed.
+    """
+
+    data: str
+    pixels: str
+    images: dict[str, int]
+    options: dict[str, Any]
+
+
+def data_state(data: DataConfig, training: Sequence[Patch], validation: Sequence[Patch]) -> DataState:
+    digest = hashlib.sha256()
+    for patch in (*training, *validation):
+        digest.update(patch.key.encode())
+        digest.update(np.ascontiguousarray(patch.image).data)
+        digest.update(np.ascontiguousarray(patch.sdf).data)
+    root = Path(data.root)
+    return {
+        "data": data_hash(root, "train"),
+        "pixels": digest.hexdigest(),
+        "images": {"train": len(training), "val": len(validation)},
+        "options": read_description(root).get("options", {}),
+    }
+
+
+def data_change(before: DataState, now: DataState) -> str | None:
+    """What is no longer as it was, None where a training can go on."""
+    if "pixels" not in before:  # a run from before there was such a hash
+        before = {**now, "pixels": now["pixels"] if before.get("data") == now["data"] else ""}
+    if before["pixels"] == now["pixels"]:
+        return None
+    for was, new, name in ((before.get("options", {}), now["options"], "the preparation's data.{}"),
+                           (before.get("images", {}), now["images"], "the number of patches in {}.csv")):  # fmt: skip
+        for key in new:
+            if was.get(key) != new[key]:
+                return f"{name.format(key)} was {was.get(key)!r} and is {new[key]!r} now"
+    return "the images or masks of train.csv or val.csv have changed"
+
+
 def hold_out(patches: list[Patch], fraction: float, seed: int) -> tuple[list[Patch], list[Patch]]:
     """Training and validation patches, cut by image, for folders without a val.csv."""
     ids = sorted({patch.image_id for patch in patches})
     count = min(len(ids) - 1, max(1, round(fraction * len(ids)))) if fraction else 0
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
     return [p for p in patches if p.image_id not in chosen], [p for p in patches if p.image_id in chosen]
-
-
-def reading_of(data: DataConfig, *, instances: bool = False) -> Reading:
-    return Reading(rgb=data.color == "rgb", truncation=data.truncation, classes=data.classes, instances=instances)

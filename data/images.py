@@ -1,34 +1,31 @@
-"""Reading pictures and label maps of any common format, with one clear error for whatever is wrong with a file.
+"""Reading pictures, label maps and tables, with one clear error for whatever is wrong with a file.
 
 Every reader checks the size in the header before it decodes a pixel.
 """
 
 from __future__ import annotations
 
-import re
-import zipfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".npy")
-MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "TIFF", "BMP", "JPEG", "MPO")  # Pillow knows others, some of which start other programs
+MAX_PIXELS, MAX_TILE = 100_000_000, 25_000_000
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 PERCENTILES = (0.1, 99.9)  # what is stretched to 0 .. 255 where pixels are wider than a byte
 Image.MAX_IMAGE_PIXELS = None  # our own limit stands before every decoder
 
 _BYTES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def safe_id(name: str) -> str:
-    """A name fit for files: letters, digits, '.', '_' and '-', no leading dot."""
-    return _UNSAFE.sub("_", name).lstrip(".") or "_"
 
 
 def check_size(path: Path, height: int, width: int, max_pixels: int) -> None:
@@ -43,42 +40,65 @@ def check_size(path: Path, height: int, width: int, max_pixels: int) -> None:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """What decoders raise for damaged files becomes a DataError that names the file."""
+def readable(path: Path | str) -> Iterator[None]:
+    """Whatever a decoder raises for a damaged file becomes a DataError of one line that names the file."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: cannot be read as PNG, TIFF, BMP or JPEG") from None
+    except Exception as error:  # decoders raise anything: zlib.error, TokenError, struct.error, TypeError, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason})") from None
 
 
-def _check_shape(path: Path, array: np.ndarray) -> None:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(f"{path}: an array of shape {array.shape}; (H, W), (H, W, 3) or (H, W, 4) is expected")
+def _check_pixels(path: Path, shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (3, 4)):
+        raise DataError(f"{path}: an array of shape {shape}; (H, W), (H, W, 3) or (H, W, 4) is expected")
+    if dtype.kind not in "buif":
+        raise DataError(f"{path}: an array of {dtype}; numbers are expected")
+    check_size(path, shape[0], shape[1], max_pixels)
 
 
-def _load_npy(path: Path, max_pixels: int) -> np.ndarray:
-    with path.open("rb") as file:
-        if not file.read(6).startswith(b"\x93NUMPY"):
-            raise DataError(f"{path}: not a .npy file")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        if "object" in str(error).lower():
-            raise DataError(f"{path}: holds pickled Python objects, which are never loaded") from None
-        raise
+def check_tile(path: Path, height: int, width: int) -> None:
+    """Raises DataError for tiles of a TIFF that no writer makes: decoders allocate a whole one, however small the
+    picture."""
+    if height * width > MAX_TILE:
+        raise DataError(f"{path}: tiles of {width} x {height} pixels; at most {MAX_TILE / 1e6:g} megapixels are read")
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """A CSV file, every cell as text, '' where there is nothing. Raises DataError."""
+    with readable(path):
+        return pd.read_csv(path, dtype=str, keep_default_na=False, **options).fillna("")
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """An array that stays on disk. Raises DataError, also for pickled objects, which are never loaded."""
+    with readable(path):
+        with path.open("rb") as file:
+            if not file.read(6).startswith(b"\x93NUMPY"):
+                raise DataError(f"{path}: not a .npy file")
+        try:
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except ValueError as error:
+            if "object" in str(error).lower():
+                raise DataError(f"{path}: holds pickled Python objects, which are never loaded") from None
+            raise
+
+
+def _numbers(path: Path, max_pixels: int) -> np.ndarray:
+    array = load_npy(path)
     if array.ndim == 3 and array.shape[0] == 1 and array.shape[2] > 4:
         array = array[0]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    _check_shape(path, array)
-    if array.dtype.kind not in "buif":
-        raise DataError(f"{path}: an array of {array.dtype}; numbers are expected")
-    check_size(path, array.shape[0], array.shape[1], max_pixels)
+    _check_pixels(path, array.shape, array.dtype, max_pixels)
     return np.array(array)
 
 
@@ -87,11 +107,12 @@ def _load_tiff(path: Path, max_pixels: int) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
         if len(file.pages) != 1:
             raise DataError(f"{path}: {len(file.pages)} pages; one picture is expected")
-        page = file.pages[0]
-        check_size(path, page.imagelength, page.imagewidth, max_pixels)  # type: ignore[union-attr]
-        array = page.asarray()
-    _check_shape(path, array)
-    return array
+        page: Any = file.pages[0]
+        if page.dtype is None:
+            raise DataError(f"{path}: pixels of an unknown type")
+        _check_pixels(path, page.shape, page.dtype, max_pixels)
+        check_tile(path, page.tilelength, page.tilewidth)
+        return np.asarray(page.asarray())
 
 
 def _is_deep(file: Image.Image) -> bool:
@@ -116,10 +137,10 @@ def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarra
 def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
     with readable(path):
         if path.suffix.lower() == ".npy":
-            array = _load_npy(path, max_pixels)
+            array = _numbers(path, max_pixels)
             return array, array.dtype.kind == "f" or array.dtype.itemsize > 1
         try:
-            file = Image.open(path)
+            file = Image.open(path, formats=FORMATS)
         except OSError:
             if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
                 raise
@@ -129,6 +150,8 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
             check_size(path, file.height, file.width, max_pixels)
             if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":
                 raise DataError(f"{path}: {file.n_frames} pages or frames; one picture is expected")  # type: ignore[attr-defined]
+            tags = getattr(file, "tag_v2", {})
+            check_tile(path, tags.get(TILE_LENGTH, 0), tags.get(TILE_WIDTH, 0))
             deep = _is_deep(file)
             if deep and file.mode in _BYTES:  # Pillow has kept the upper byte of each channel
                 return _deep_colors(path, file, max_pixels), True

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data.images import MAX_PIXELS, check_size, read_image, readable, stretch, stretch_window
+from data.images import check_size, check_tile, read_image, readable, stretch, stretch_window
 from data.patches import Window
-from data.processing import PrepareOptions, normalise_stain, stain_of, transform_image, with_stain
+from data.recipe import normalise_stain, stain_of, transform_image, with_stain
 from data.stain import Stain
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 WHOLE = 4_000_000  # pixels up to which statistics of a picture are of all its pixels, as in the preparation
@@ -43,6 +44,7 @@ class TiledPicture(Picture):
         with readable(path):
             self._file = tifffile.TiffFile(path)
             self._page = self._file.series[0].levels[0].keyframe
+            check_tile(path, self._page.tilelength, self._page.tilewidth)
         self.shape = (self._page.imagelength, self._page.imagewidth)
 
     def read(self, window: Window) -> np.ndarray:
@@ -85,11 +87,11 @@ def _is_regional(path: Path) -> bool:
         return bool(plain and page.samplesperpixel in (1, 3, 4) and (len(series.levels) > 1 or large))
 
 
-def open_picture(path: Path, max_pixels: int = MAX_PIXELS, window: tuple[float, float] | None = None) -> Picture:
-    """A picture of any supported format; alpha is dropped, 16 bits are brought to 8 by `stretch` with `window`.
+def open_picture(path: Path, data: DataConfig) -> Picture:
+    """A picture of any supported format; alpha is dropped, 16 bits are brought to 8 by `stretch` with data.window.
 
-    max_pixels: limit of pictures that are read whole. Raises DataError for what is no picture, for several pages or
-    frames that are no pyramid, for NaN, and for pictures above the limit.
+    Raises DataError for what is no picture, for several pages or frames that are no pyramid, for NaN, and for pictures
+    above data.max_megapixels that would have to be read whole.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -97,40 +99,39 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS, window: tuple[float, 
         raise DataError(f"{path}: an empty file")
     if _is_regional(path):
         return TiledPicture(path)
-    return Picture(read_image(path, max_pixels, deep=True, window=window))
+    return Picture(read_image(path, data.max_pixels, deep=True, window=data.window))
 
 
 class PreparedPicture(Picture):
     """A picture as the preparation of the training images would have made it: stain, colour, stretch, size.
 
-    warning: why a step was left out, or None. Raises DataError where it has to be resized and is above max_pixels.
+    warning: why a step was left out, or None. Raises DataError where it has to be resized and is above
+    data.max_megapixels.
     """
 
-    def __init__(
-        self, picture: Picture, options: PrepareOptions, target: Stain | None, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        self._source, self._options, self._target = picture, options, target
+    def __init__(self, picture: Picture, data: DataConfig, target: Stain | None) -> None:
+        self._source, self._data, self._target = picture, data, target
         self.warning: str | None = None
         self._stain: Stain | None = None
         self._window: tuple[float, float] | None = None
         self._resized: np.ndarray | None = None
-        self.shape = options.size or picture.shape
-        if picture.shape[0] * picture.shape[1] <= WHOLE or options.size is not None:
-            check_size(Path("the picture"), *picture.shape, max_pixels)
-            image, self.warning = normalise_stain(picture.whole(), options.stain, target)
-            self._resized = transform_image(image, options)
+        self.shape = data.size or picture.shape
+        if picture.shape[0] * picture.shape[1] <= WHOLE or data.size is not None:
+            check_size(Path("the picture"), *picture.shape, data.max_pixels)
+            image, self.warning = normalise_stain(picture.whole(), data.stain, target)
+            self._resized = transform_image(image, data)
         else:
             self._measure()
 
     def _measure(self) -> None:
         """Stain and range of a large picture, from windows all over it."""
-        options = self._options
+        data = self._data
         probes = np.concatenate([p.reshape(-1, *p.shape[2:]) for p in self._probes()])[:, None]
         if self._target is not None:
-            self._stain, self.warning = stain_of(probes, options.stain)
-        if options.stretch:
+            self._stain, self.warning = stain_of(probes, data.stain)
+        if data.stretch:
             probes = with_stain(probes, self._stain, self._target)
-            self._window = stretch_window(transform_image(probes, options, stretched=False))
+            self._window = stretch_window(transform_image(probes, data, stretched=False))
 
     def _probes(self) -> Iterator[np.ndarray]:
         height, width = (min(PROBE, length) for length in self.shape)
@@ -142,7 +143,7 @@ class PreparedPicture(Picture):
         if self._resized is not None:
             return self._resized[window.slices]
         pixels = with_stain(self._source.read(window), self._stain, self._target)
-        pixels = transform_image(pixels, self._options, stretched=False)
+        pixels = transform_image(pixels, self._data, stretched=False)
         return stretch(pixels, self._window) if self._window is not None else pixels
 
     def planes(self, window: Window) -> np.ndarray:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,18 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import inspection
-from data.augment import augmentation_of
-from data.dataset import Patch, image_array, read_split, reading_of, same_size, sdf_array
-from data.inspection import GREY_BINS, SDF_BINS, Facts, Suspicion
-from data.preparation import prepared_root
+from data import findings
+from data.augment import Augmentation
+from data.dataset import Patch, image_array, read_split, same_size, sdf_array
+from data.description import read_description
+from data.findings import GREY_BINS, SDF_BINS, Facts, Suspicion
+from data.images import read_table
 from data.prepare import list_archive
-from data.processing import FOLDERS
+from data.recipe import FOLDERS
 from report import figures
 from utils.cli import common_parser, read_config, run_command
 from utils.config import dump_config
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 from utils.files import write_text
 from utils.schema import Config
@@ -37,14 +37,19 @@ PATCHES, PAIRS, RAW = 24, 16, 24
 SHOWN = 160  # pixels of a picture on the page
 
 
-def all_patches(config: Config) -> Iterator[tuple[str, Patch]]:
+def tables_of(root: str) -> dict[str, Path]:
+    """The CSV files that are there, by split."""
+    paths = {split: Path(root, f"{split}.csv") for split in FOLDERS}
+    return {split: path for split, path in paths.items() if path.is_file()}
+
+
+def all_patches(data: DataConfig) -> Iterator[tuple[str, Patch]]:
     """(split, patch) of every row of every CSV file that is there."""
-    root = prepared_root(config.data, training=True)
-    found = [split for split in FOLDERS if (root / f"{split}.csv").is_file()]
-    if not found:
-        raise DataError(f"data.root: no CSV files in {root}; run `python -m data.prepare` with this config first")
-    for split in found:
-        for patch in read_split(root, split, reading_of(config.data)):
+    tables = tables_of(data.root)
+    if not tables:
+        raise DataError(f"data.root: no CSV files in {data.root}; run `python -m data.prepare` with this config first")
+    for split in tables:
+        for patch in read_split(data, split):
             yield split, patch
 
 
@@ -60,8 +65,8 @@ class Keeper:
             self.seen += 1
             if len(self.kept) < self.count:
                 self.kept.append(item)
-            elif (place := int(self.rng.integers(self.seen))) < self.count:
-                self.kept[place] = item
+            elif (index := int(self.rng.integers(self.seen))) < self.count:
+                self.kept[index] = item
             yield item
 
 
@@ -120,16 +125,15 @@ def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
     return _chart_uri(figure)
 
 
-def raw_histograms(config: Config) -> list[np.ndarray]:
+def raw_histograms(data: DataConfig) -> list[np.ndarray]:
     """Grey histograms of a few raw images; none where the archive is not at hand."""
-    if config.data.source == "prepared":
+    if data.source == "prepared":
         return []
     try:
-        archive, _ = list_archive(config.data)
-        records = archive.records
+        records = list_archive(data).records
         chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, RAW).astype(int))] if records else []
         samples = (record.read() for record in chosen)
-        return [inspection.grey_histogram(sample.image) for sample in samples if sample is not None]
+        return [findings.grey_histogram(sample.image) for sample in samples if sample is not None]
     except (DataError, OSError):
         return []
 
@@ -143,15 +147,15 @@ def patch_picture(patch: Patch) -> Image.Image:
     return figures.outlined(patch.image, [patch.labels == k for k in range(1, classes + 1)], zoom)
 
 
-def augmented_pairs(config: Config, patches: Sequence[Patch]) -> Image.Image | None:
+def augmented_pairs(data: DataConfig, seed: int, patches: Sequence[Patch]) -> Image.Image | None:
     """Sixteen training pairs as the network sees them: image, and below it the SDF (of several classes the least)."""
     first = [p for p in patches if p.image.shape == patches[0].image.shape and len(p.sdf) == len(patches[0].sdf)]
     if not first:
         return None
     same_size(first, "train.csv")
     chosen = [first[i % len(first)] for i in range(PAIRS)]
-    generator = torch.Generator().manual_seed(config.seed)
-    augment = replace(augmentation_of(config.data), sdf_scale=1.0)
+    generator = torch.Generator().manual_seed(seed)
+    augment = Augmentation(data.model_copy(update={"sdf_scale": 1.0}))
     image, sdf = augment(torch.from_numpy(image_array(chosen)), torch.from_numpy(sdf_array(chosen)[:, 0]), generator)
     zoom = figures.zoom_of(image.shape[-2:], 128)
     tiles = []
@@ -189,29 +193,26 @@ def split_table(table: pd.DataFrame) -> list[dict[str, Any]]:
     return lines
 
 
-def find_suspicions(config: Config, facts: Facts) -> list[Suspicion]:
-    root = Path(config.data.root)
-    tables = {s: pd.read_csv(root / f"{s}.csv", dtype=str, keep_default_na=False)
-              for s in FOLDERS if (root / f"{s}.csv").is_file()}  # fmt: skip
-    leaks = inspection.leaking_groups(tables, "patient")
-    found = inspection.suspicions(facts.table, config.data.classes or ())
-    if config.data.representation == "sdf":
-        found += inspection.shallow_objects(facts.table, config.data.truncation)
+def find_suspicions(data: DataConfig, facts: Facts) -> list[Suspicion]:
+    tables = {split: read_table(path) for split, path in tables_of(data.root).items()}
+    leaks = findings.leaking_groups(tables, "patient")
+    found = findings.suspicions(facts.table, data.classes or ())
+    if data.representation == "sdf":
+        found += findings.shallow_objects(facts.table, data.truncation)
     return [Suspicion("patients in two splits", leaks, grave=True), *found] if leaks else found
 
 
 def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspicion]:
     """Write the page; return what is suspicious."""
-    keeper = Keeper(PATCHES, config.seed)
-    facts = inspection.collect(keeper(all_patches(config)))
-    found = find_suspicions(config, facts)
-    training = (patch for split, patch in all_patches(config) if split == "train")
-    pairs = augmented_pairs(config, list(islice(training, 4 * PAIRS))[::4])
-    description = Path(config.data.root) / "dataset.json"
-    described = json.loads(description.read_text()) if description.is_file() else {}
-    raw = raw_histograms(config)
+    data, keeper = config.data, Keeper(PATCHES, config.seed)
+    facts = findings.collect(keeper(all_patches(data)))
+    found = find_suspicions(data, facts)
+    training = (patch for split, patch in all_patches(data) if split == "train")
+    pairs = augmented_pairs(data, config.seed, list(islice(training, 4 * PAIRS))[::4])
+    described = read_description(Path(data.root))
+    raw = raw_histograms(data)
     after = [facts.greys[key] for key in sorted(facts.greys)]
-    charts = [foreground_chart(facts.table), sdf_chart(facts, config.data.classes or ())] if len(facts.table) else []
+    charts = [foreground_chart(facts.table), sdf_chart(facts, data.classes or ())] if len(facts.table) else []
     charts += [intensity_chart(raw, "raw images")] if raw else []
     charts += [intensity_chart(after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
     environment = Environment(
@@ -220,7 +221,7 @@ def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspici
     )  # fmt: skip
     page = environment.get_template("inspect.html").render(
         name=config.name,
-        root=config.data.root,
+        root=data.root,
         lines=split_table(facts.table) if len(facts.table) else [],
         raters=bool(len(facts.table)) and bool(facts.table["agreement"].notna().any()),
         suspicions=found,

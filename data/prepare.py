@@ -1,44 +1,303 @@
-"""Raw archive to prepared patches: python -m data.prepare --config cfg/glas.yaml"""
+"""Raw archive to prepared patches: python -m data.prepare --config cfg/glas.yaml
+
+All cores at work, all or nothing: the folder is written beside its place and moved there at the end.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from data.preparation import Prepared, prepare, prepare_options_of
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from data.description import FORMAT, options_of, read_description
+from data.images import read_image, read_table
+from data.names import unique_names
+from data.recipe import FOLDERS, Written, read_sample, write_image
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
-from data.sources.record import Archive
+from data.sources.record import Archive, Record
+from data.splits import cut_split
+from data.stain import Stain, StainError, central_stain, fit_stain
 from utils.cli import common_parser, log_to_console, read_config, run_command, stop_on_sigterm
 from utils.data_schema import DataConfig
-from utils.errors import UsageError
+from utils.errors import DataError, UsageError, problems_error
+from utils.files import remove_hidden, restore_folder, whole_folder
+from utils.locks import held
+from utils.runs import file_hash
+
+CANDIDATES = 9  # training images among which the most typical stain is looked for
+ARCHIVES: dict[str, Callable[[DataConfig], Archive]] = {
+    "phantom": phantom.records,
+    "glas": glas.records,
+    "monuseg": monuseg.records,
+    "lidc": lidc.records,
+    "dsb2018": dsb2018.records,
+    "folder": folder.records,
+}
+COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames")
+ENDINGS = re.compile(r"(_\d+_\d+)?(_mask|_instances|_classes|_rater\d+)?$")  # of an image's files
 
 log = logging.getLogger("prepare")
 
 
-def list_archive(data: DataConfig) -> tuple[Archive, str]:
-    """The records of the configured source, and the options of that source for the fingerprint."""
-    raw, limit = Path(data.raw or ""), int(data.max_megapixels * 1e6)
-    partial = {"allow_partial": data.allow_partial}
-    if data.source == "phantom":
-        drawn = phantom.PhantomOptions(**data.phantom.model_dump())
-        return phantom.records(drawn), json.dumps(data.phantom.model_dump())
-    if data.source == "glas":
-        return glas.records(raw, data.allow_partial, limit), json.dumps(partial)
-    if data.source == "monuseg":
-        return monuseg.records(raw, data.allow_partial, limit), json.dumps(partial)
-    if data.source == "lidc":
-        return lidc.records(raw, limit), ""
-    if data.source == "dsb2018":
-        return dsb2018.records(raw, limit), ""
-    if data.source == "folder":
-        options = folder.FolderOptions(
-            data.instances, data.foreground, data.classes, data.window, data.group_column, limit
+@dataclass
+class Prepared:
+    """images, patches: numbers per split. written: False where everything was there already.
+
+    warnings: what was done otherwise than asked. notes: what archives left to be decided.
+    """
+
+    images: dict[str, int]
+    patches: dict[str, int]
+    written: bool
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+
+def list_archive(data: DataConfig) -> Archive:
+    """The records of the configured source. Raises DataError where there is no such archive."""
+    if data.source == "prepared":
+        raise UsageError("data.source: prepared has nothing to prepare; its root holds the CSV files already")
+    return ARCHIVES[data.source](data)
+
+
+def _with_unique_names(records: Sequence[Record]) -> list[Record]:
+    """Records whose image_id is fit for files, of which no two come to have the same name."""
+    ids = [record.image_id for record in records]
+    names = unique_names(ids)
+    endings = [name for name in names if (stem := ENDINGS.sub("", name)) != name and stem in names]  # a, a_mask
+    return [replace(r, image_id=name) for r, name in zip(records, unique_names(ids, endings), strict=True)]
+
+
+def _inputs(records: Iterable[Record], data: DataConfig) -> dict[str, str]:
+    """Raw file to hash, by its path inside the archive: a moved archive is the same archive."""
+    paths = sorted({path for record in records for path in record.files})
+    base = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    hashes = {os.path.relpath(path, base): file_hash(path) for path in paths if path.is_file()}
+    if data.stain_target and Path(data.stain_target).is_file():
+        hashes["stain target"] = file_hash(Path(data.stain_target))
+    return hashes
+
+
+def _listing(records: Iterable[Record]) -> str:
+    """A hash of who is in which split, with the attributes that go into the CSV files."""
+    lines = [json.dumps([r.image_id, r.split, r.group, dict(r.attributes)]) for r in records]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _files_of(table: pd.DataFrame) -> Iterator[str]:
+    """All files that a CSV file names."""
+    for column in COLUMNS:
+        for cell in table.get(column, ()):
+            yield from cell.split(";")
+
+
+def _current(root: Path, description: dict[str, object]) -> Prepared | None:
+    """What root holds, if that is what `description` says, with every file its CSV files name."""
+    try:
+        found = read_description(root)
+        if any(found.get(key) != value for key, value in json.loads(json.dumps(description)).items()):
+            return None
+        for name, digest in found["tables"].items():
+            if file_hash(root / name) != digest:
+                return None
+            if not all((root / path).is_file() for path in _files_of(read_table(root / name))):
+                return None
+        return Prepared(found["counts"], found["patches"], False)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _check_target(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise DataError(f"data.root: {root} is not a folder")
+    if root.is_dir() and any(root.iterdir()) and not (root / "dataset.json").is_file():
+        raise DataError(f"data.root: {root} holds files that were not prepared here (no dataset.json); choose another")
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _ThisProcess(Executor):
+    """One worker that needs no process of its own."""
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **_: Any) -> Iterator[Any]:
+        return map(fn, *iterables)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Processes that do not outlive an exception."""
+    if workers == 1:
+        yield _ThisProcess()
+        return
+    # Spawned, as forking a process that runs torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_leave_ctrl_c_to_the_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _stain_or_none(record: Record, method: str) -> Stain | None:
+    """None for images that cannot be used; whoever prepares them says why."""
+    try:
+        sample = read_sample(record)
+        return None if sample is None else fit_stain(sample.image, method)
+    except (DataError, StainError):
+        return None
+
+
+def _named_target(records: Sequence[Record], name: str, method: str) -> tuple[str, Stain]:
+    record = next((r for r in records if r.image_id == name), None)
+    if record is None and not Path(name).is_file():
+        known = ", ".join(r.image_id for r in records[:3])
+        raise DataError(f"data.stain_target: {name} is neither a file nor an image of the archive ({known}, ...)")
+    try:
+        sample = read_sample(record) if record else None
+        return name, fit_stain(sample.image if sample else read_image(Path(name)), method)
+    except StainError as error:
+        raise DataError(f"data.stain_target: {name}: {error}; choose another image") from None
+
+
+def stain_target(records: Sequence[Record], data: DataConfig, pool: Executor) -> tuple[str | None, Stain | None]:
+    """Name and stain of the image all others are normalised to; by default the most typical of a few evenly chosen
+    training images. Raises DataError if none has enough tissue."""
+    if data.stain == "none" or not records:
+        return None, None
+    if data.stain_target is not None:
+        return _named_target(records, data.stain_target, data.stain)
+    training = [r for r in records if r.split == "train"] or list(records)
+    chosen = [training[i] for i in np.unique(np.linspace(0, len(training) - 1, CANDIDATES).astype(int))]
+    fitted = zip(chosen, pool.map(partial(_stain_or_none, method=data.stain), chosen), strict=True)
+    usable = [(record, stain) for record, stain in fitted if stain is not None]
+    if not usable:
+        names = ", ".join(r.image_id for r in chosen)
+        raise DataError(
+            f"data.stain: none of {names} can be read and has enough tissue to be the target; set data.stain_target"
         )
-        return folder.records(raw, options), json.dumps(asdict(options))
-    raise UsageError("data.source: prepared has nothing to prepare; its root holds the CSV files already")
+    record, stain = usable[central_stain([stain for _, stain in usable])]
+    return record.image_id, stain
+
+
+def _write_all(
+    records: Sequence[Record], root: Path, data: DataConfig, quiet: bool
+) -> tuple[list[Written], dict[str, object]]:
+    """What became of every record, and what dataset.json says of the stain target. Raises DataError with the problems
+    of all images."""
+    workers = data.workers or os.cpu_count() or 1
+    with _pool(min(workers, max(1, len(records)))) as pool:
+        name, target = stain_target(records, data, pool)
+        job = partial(write_image, root=root, data=data, target=target)
+        results = pool.map(job, records, chunksize=max(1, min(4, len(records) // (8 * workers))))
+        written = list(tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet or not records))
+    if problems := [w.problem for w in written if w.problem]:
+        raise problems_error("data.raw", problems)
+    if target is None:
+        return written, {}
+    stains = {"matrix": target.matrix.tolist(), "strength": target.strength.tolist()}
+    return written, {"stain_target": {"image": name, **stains}}
+
+
+def _save_tables(
+    root: Path, records: Sequence[Record], written: Sequence[Written], description: dict[str, object]
+) -> Prepared:
+    result = Prepared({}, {}, True)
+    hashes = {}
+    for split in FOLDERS:
+        own = [w for record, w in zip(records, written, strict=True) if record.split == split]
+        rows = [row for w in own for row in w.rows]
+        table = pd.DataFrame(rows, columns=None if rows else ["filename", "maskname", "maskdtname"])
+        table.to_csv(root / f"{split}.csv", index=False)
+        hashes[f"{split}.csv"] = file_hash(root / f"{split}.csv")
+        result.images[split], result.patches[split] = sum(bool(w.rows) for w in own), len(rows)
+    for record, w in zip(records, written, strict=True):
+        if w.warning:
+            result.warnings.append(f"{record.image_id}: {w.warning}")
+        if w.notes or w.warning:
+            result.notes[record.image_id] = [*w.notes, *([w.warning] if w.warning else [])]
+    description |= {"counts": result.images, "patches": result.patches, "notes": result.notes, "tables": hashes}
+    (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+    return result
+
+
+def _carry_over(root: Path, new: Path) -> None:
+    """The user's own files of the old folder into the new one: all that the preparation and the inspection did not
+    write."""
+    tables = [root / f"{split}.csv" for split in FOLDERS]
+    ours = {"dataset.json", "inspection.html", *(table.name for table in tables)}
+    for table in tables:
+        with suppress(DataError):  # of a table that nobody can read any more, files are kept as the user's own
+            ours |= {name.lstrip("/") for name in _files_of(read_table(table))}
+
+    def left_out(where: str, names: list[str]) -> set[str]:
+        paths = {name: os.path.relpath(os.path.join(where, name), root) for name in names}
+        return {name for name, path in paths.items() if path in ours or (new / path).is_file()}
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    shutil.copytree(root, new, symlinks=True, ignore=left_out, copy_function=link, dirs_exist_ok=True)
+
+
+def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
+    """Write the prepared folder data.root from the archive data.raw.
+
+    Does nothing where root already holds the result of the same inputs and options. Otherwise everything is written
+    beside root and moved there at the end, so that an interruption leaves the old folder as it was.
+    Raises DataError, with all problems of listing the archive or else all of reading its images, for unusable raw data,
+    and for a root that holds other people's files; UsageError where another process prepares it; OSError if not
+    writable.
+    """
+    root, archive = Path(data.root).resolve(), list_archive(data)
+    if archive.problems:
+        raise problems_error("data.raw", archive.problems)
+    records: Sequence[Record] = _with_unique_names(archive.records)
+    records = cut_split(records, "test", data.test_share, data.split_seed)
+    records = cut_split(records, "val", data.validation_fraction, data.split_seed)
+    with held(root.with_name(f".{root.name}.lock"), f"data.root: {data.root}"):
+        remove_hidden(root)
+        restore_folder(root)
+        _check_target(root)
+        description: dict[str, object] = {
+            "tool_version": FORMAT,
+            "source": data.source,
+            "options": options_of(data),
+            "inputs": _inputs(records, data),
+            "listing": _listing(records),
+        }
+        if found := _current(root, description):
+            return found
+        with whole_folder(root) as new:
+            for name in FOLDERS.values():
+                (new / name).mkdir()
+            written, stain = _write_all(records, new, data, quiet)
+            result = _save_tables(new, records, written, description | stain)
+            if root.is_dir():
+                _carry_over(root, new)
+    return result
 
 
 def _summary(root: str, result: Prepared) -> str:
@@ -56,9 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     stop_on_sigterm()
     log_to_console(args.quiet)
     data = config.data
-    archive, source_options = list_archive(data)
-    options = prepare_options_of(data, source_options)
-    result = prepare(archive, Path(data.root), options, workers=data.workers, quiet=args.quiet)
+    result = prepare(data, quiet=args.quiet)
     for warning in result.warnings:
         log.warning("warning: %s", warning)
     if result.notes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from data.dataset import Patch
-from data.images import safe_id
+from data.names import unique_names
 from data.patches import Window
 
 
@@ -72,13 +72,16 @@ class Scene:
 
 def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
     """Where the parts lie, moved to start at 0; None unless they are equal in size and leave no gap."""
-    if any(part.place is None or part.labels.shape != parts[0].labels.shape for part in parts):
+    if any(part.corner is None or part.labels.shape != parts[0].labels.shape for part in parts):
         return None
-    places = [part.place for part in parts if part.place is not None]
-    top, left = (min(place[i] for place in places) for i in (0, 1))
-    size = parts[0].labels.shape
-    windows = tuple(Window(row - top, column - left, *size) for row, column in places)
-    covered = np.zeros([max(w.top + w.height for w in windows), max(w.left + w.width for w in windows)], bool)
+    corners = [part.corner for part in parts if part.corner is not None]
+    top, left = (min(corner[i] for corner in corners) for i in (0, 1))
+    height, width = parts[0].labels.shape
+    windows = tuple(Window(row - top, column - left, height, width) for row, column in corners)
+    whole = max(w.top for w in windows) + height, max(w.left for w in windows) + width
+    if whole[0] * whole[1] > len(parts) * height * width:
+        return None
+    covered = np.zeros(whole, bool)
     for window in windows:
         covered[window.slices] = True
     return windows if covered.all() else None
@@ -89,12 +92,12 @@ def scenes_of(patches: Sequence[Patch]) -> list[Scene]:
     by_image: dict[str, list[Patch]] = {}
     for patch in patches:
         by_image.setdefault(patch.image_id, []).append(patch)
-    names = [safe_id(image_id) for image_id in by_image]
     scenes = []
     for image_id, parts in by_image.items():
-        windows = _windows(parts) if len(parts) > 1 and names.count(safe_id(image_id)) == 1 else None
+        windows = _windows(parts) if len(parts) > 1 else None
         if windows is not None:
-            scenes.append(Scene(safe_id(image_id), tuple(parts), windows))
+            scenes.append(Scene(image_id, tuple(parts), windows))
         else:
             scenes += [Scene(p.key, (p,), (Window(0, 0, *p.labels.shape),)) for p in parts]
-    return scenes
+    keys = unique_names([scene.key for scene in scenes])
+    return [replace(scene, key=key) for scene, key in zip(scenes, keys, strict=True)]

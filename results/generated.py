@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.batches import representation_of
-from data.dataset import load_split, read_split, reading_of
-from data.preparation import prepared_root
+from data.dataset import load_split, read_split
 from evaluation.ensemble import classify
 from models.build import threshold_of
 from models.joint import JointDenoiser
@@ -58,14 +57,14 @@ def check_generation(config: Config, count: int | None) -> None:
 
 def pair_requests(config: Config, count: int | None) -> list[Request]:
     """Pairs of the size that the network was trained on."""
-    first = next(read_split(Path(config.data.root), "train", reading_of(config.data)))
+    first = next(read_split(config.data, "train"))
     size = config.data.crop or (first.labels.shape[0], first.labels.shape[1])
     return [Request(f"pair_{i:04d}", ("pair", i), size) for i in range(count or PAIRS)]
 
 
 def image_requests(config: Config, count: int | None) -> list[Request]:
     """An image for each test mask, and further ones for as many as `count` goes round; of several raters, in turn."""
-    patches = load_split(prepared_root(config.data), "test", reading_of(config.data))
+    patches = load_split(config.data, "test")
     requests = []
     for i in range(count or len(patches)):
         patch, draw = patches[i % len(patches)], i // len(patches)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from data.images import check_size
 from data.inputs import Picture, PreparedPicture, open_picture
-from data.preparation import prepare_options_of
 from data.stain import Stain
 from evaluation.ensemble import classify
 from evaluation.instances import DrawObjects, ObjectRecord, objects_of
@@ -85,8 +84,6 @@ class Segmenter:
 
     def __init__(self, config: Config, drawer: Drawer, tiles: TiledDrawer, stain: Stain | None) -> None:
         self.config, self.drawer, self.tiles, self._stain = config, drawer, tiles, stain
-        self._options = prepare_options_of(config.data)
-        self._most = int(config.data.max_megapixels * 1e6)
 
     @classmethod
     def from_run(
@@ -123,11 +120,11 @@ class Segmenter:
 
     def open(self, path: str | Path) -> Picture:
         """A picture file. Raises DataError, a line that names the file."""
-        return open_picture(Path(path), self._most, self.config.data.window)
+        return open_picture(Path(path), self.config.data)
 
     def prepared(self, picture: Picture) -> PreparedPicture:
         """As the training images were. Raises DataError for pictures too large to be resized."""
-        return PreparedPicture(picture, self._options, self._stain, self._most)
+        return PreparedPicture(picture, self.config.data, self._stain)
 
     def bands(self, prepared: PreparedPicture, key: str, watch: Watch | None = None) -> Iterator[Band]:
         """Maps of an image of any size from the top down, in the resolution of `prepared`; see TiledDrawer."""
@@ -140,7 +137,7 @@ class Segmenter:
         ValueError for other arrays.
         """
         picture = image_of(image) if isinstance(image, np.ndarray) else self.open(image)
-        check_size(Path(key), *picture.shape, self._most)
+        check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)
         threshold, evaluation = threshold_of(self.config), self.config.evaluation
         objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)

@@ -28,7 +28,7 @@ from data import prepare as prepare_command
 from data.patches import Window
 from data.sdf import signed_distance
 from data.sources import glas
-from data.sources.record import Record, Sample
+from data.sources.record import Archive, Record, Sample
 from evaluation import calibration
 from evaluation.comparison import Run
 from evaluation.ensemble import Ensemble
@@ -47,6 +47,7 @@ from sde.samplers import Denoise, ancestral
 from utils import export
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
+from utils.data_schema import DataConfig
 from utils.weights import SUFFIX
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +121,18 @@ class Workspace:
         assert len(lines) == 1, result.err
         assert lines[0].startswith("error: ")
         return lines[0]
+
+
+def section(
+    source: str = "prepared", raw: Path = Path("raw"), root: Path = Path("unused"), **options: Any
+) -> DataConfig:
+    """The data section of a config."""
+    return DataConfig.model_validate({"source": source, "raw": str(raw), "root": str(root), **options})
+
+
+def listed(source: str, raw: Path, **options: Any) -> Archive:
+    """What an archive lists."""
+    return prepare_command.list_archive(section(source, raw, **options))
 
 
 def trained_in(folder: Path, config: Mapping[str, object]) -> Path:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.dataset import Reading, load_split
+from data.dataset import load_split
 from data.sdf import signed_distance
-from tests.helpers import ROOT, UNET, Workspace, rows, same_state, sets
+from tests.helpers import ROOT, UNET, Workspace, rows, same_state, section, sets
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 
@@ -37,7 +37,7 @@ def test_one_rater_at_a_time_is_learned(workspace: Workspace) -> None:
     raters = ["--set", "data.phantom.raters=3", "--set", "data.phantom.objects=nuclei"]
     for command in ("prepare", "main", "sample"):
         assert workspace(command, *raters).code == 0
-    patches = load_split(workspace.path / "prepared", "train", Reading(rgb=False, truncation=6))
+    patches = load_split(section(root=workspace.path / "prepared", truncation=6), "train")
     assert patches[0].sdf.shape == (3, 1, 32, 32)
     for sdf, rater in zip(patches[0].sdf, patches[0].raters, strict=True):
         np.testing.assert_array_equal(sdf[0], signed_distance(rater, 6))

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import NotRequired, TypedDict
 
 from data.batches import Batches
+from data.dataset import DataState, data_change
 from models.denoiser import Denoiser
 from utils.checkpoint import (
     Dense,
@@ -27,7 +28,7 @@ from utils.checkpoint import (
 )
 from utils.config import load_config
 from utils.errors import CheckpointError, UsageError
-from utils.reading import damaged
+from utils.reading import damaged, read_json
 from utils.schema import Config
 from utils.sections import EMAConfig, TrainingConfig
 from utils.weights import Images
@@ -177,8 +178,10 @@ def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool
 _FREE = {"name", "training", "sampling", "evaluation"}
 
 
-def checked_resume(run: Path, config: Config, state: TrainingState) -> None:
+def checked_resume(run: Path, config: Config, data: DataState, state: TrainingState) -> None:
     """Load last.pt of a run into `state`; a run that was killed before its first checkpoint begins anew.
+
+    data: the `data_state` of now.
 
     Raises UsageError if the run was made with other data, model, process or seed, CheckpointError if its
     checkpoint cannot be used.
@@ -190,6 +193,8 @@ def checked_resume(run: Path, config: Config, state: TrainingState) -> None:
     path = run / "checkpoints" / "last.pt"
     if not path.is_file() and len(list(path.parent.glob("step_*.pt"))) < 2:
         return
+    if change := data_change(read_json(run / "environment.json", DataState), data):
+        raise UsageError(f"--resume {run}: {change}; its training cannot go on with other data")
     saved = load_checkpoint(path, Saved)
     load_weights(state.model, saved["model"], path)
     check_weights(state.model.state_dict(), saved["ema"], path)

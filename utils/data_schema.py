@@ -116,8 +116,14 @@ class DataConfig(Section):
         return len(self.classes) if self.classes else 1
 
     @property
-    def has_official_split(self) -> bool:
-        return self.source in ("phantom", "glas", "monuseg")
+    def max_pixels(self) -> int:
+        return int(self.max_megapixels * 1e6)
+
+    @property
+    def test_share(self) -> float:
+        """Of the training images, moved to test where the archive has no test images."""
+        usual = 0.0 if self.source in ("phantom", "glas", "monuseg") else 0.2
+        return usual if self.test_fraction is None else self.test_fraction
 
     @model_validator(mode="after")
     def _raw_given(self) -> DataConfig:

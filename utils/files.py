@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                os.rename(path, _old(path))
             os.rename(temporary, path)
         finally:
+            restore_folder(path)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".old.{path.name}")
+
+
+def restore_folder(path: Path) -> None:
+    """Mend what is left where a new folder was taking the place of `path`: the old one comes back, or goes if the new
+    one is there."""
+    if not path.exists() and _old(path).is_dir():
+        os.rename(_old(path), path)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def remove_hidden(path: Path) -> None:
+    """Of processes that were killed while they wrote `path`, to which nobody else writes now."""
+    for left in path.parent.glob(f".*.{escape(path.name)}"):
+        if _LEFT.match(left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

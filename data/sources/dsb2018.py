@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from data.images import MAX_PIXELS, read_image, read_labels, safe_id
-from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
+from data.images import read_image, read_labels, read_table
+from data.sources.record import Archive, Record, Sample, number_labels, raw_folder
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 COLORED = 8.0  # mean difference of the channels above which a picture counts as stained
@@ -52,7 +52,7 @@ def is_stained(image: Path, max_pixels: int) -> bool:
 def _packed(raw: Path, max_pixels: int) -> Archive:
     modality: dict[str, str] = {}
     if (raw / "index.csv").is_file():
-        table = pd.read_csv(raw / "index.csv", dtype=str)
+        table = read_table(raw / "index.csv")
         if {"id", "modality"} <= set(table.columns):
             modality = dict(zip(table["id"], table["modality"], strict=True))
     images = {path.stem: path for path in sorted((raw / "images").glob("*.png"))}
@@ -64,36 +64,38 @@ def _packed(raw: Path, max_pixels: int) -> Archive:
     for stem in images.keys() & labels.keys():
         kind = modality.get(stem, "")
         read = partial(read_packed, images[stem], labels[stem], max_pixels)
-        found.append(Record(safe_id(stem), "train", stem, read, (images[stem], labels[stem]), {"modality": kind}, kind))
+        found.append(Record(stem, "train", stem, read, (images[stem], labels[stem]), {"modality": kind}, kind))
     return Archive(sorted(found, key=lambda record: record.image_id), problems)
 
 
 def _official(folders: list[Path], max_pixels: int) -> Archive:
-    problems, found = [], []
-    for folder in folders:
-        images, masks = sorted((folder / "images").glob("*.png")), tuple(sorted((folder / "masks").glob("*.png")))
-        if len(images) != 1 or not masks:
-            problems.append(f"{folder}: {len(images)} images and {len(masks)} masks; one image and its masks expected")
-            continue
+    """All folders are looked at before a picture is: the kind of a picture is told by its colours."""
+    files = {f: (sorted((f / "images").glob("*.png")), tuple(sorted((f / "masks").glob("*.png")))) for f in folders}
+    problems = [
+        f"{folder}: {len(images)} images and {len(masks)} masks; one image and its masks expected"
+        for folder, (images, masks) in files.items()
+        if len(images) != 1 or not masks
+    ]
+    found = []
+    for folder, ((image, *_), masks) in files.items() if not problems else ():
         try:
-            kind = "stained_colour" if is_stained(images[0], max_pixels) else "fluorescence"
+            kind = "stained_colour" if is_stained(image, max_pixels) else "fluorescence"
         except DataError as error:
             problems.append(str(error))
             continue
-        read = partial(read_official, images[0], masks, max_pixels)
-        name = safe_id(folder.name)
-        found.append(Record(name, "train", name, read, (images[0], *masks), {"modality": kind}, kind))
+        read = partial(read_official, image, masks, max_pixels)
+        found.append(Record(folder.name, "train", folder.name, read, (image, *masks), {"modality": kind}, kind))
     return Archive(found, problems)
 
 
-def records(raw: Path, max_pixels: int = MAX_PIXELS) -> Archive:
+def records(data: DataConfig) -> Archive:
     """All images, each a group of its own, strata by modality. Raises DataError where neither form is found."""
-    existing_folder(raw, "DSB 2018, packed or stage1_train")
+    raw = raw_folder(data, "DSB 2018, packed or stage1_train")
     if (raw / "images").is_dir() and (raw / "labels").is_dir():
-        archive = _packed(raw, max_pixels)
+        archive = _packed(raw, data.max_pixels)
     else:
         below = raw / "stage1_train" if (raw / "stage1_train").is_dir() else raw
-        archive = _official([p for p in sorted(below.iterdir()) if (p / "images").is_dir()], max_pixels)
+        archive = _official([p for p in sorted(below.iterdir()) if (p / "images").is_dir()], data.max_pixels)
     if not archive.records and not archive.problems:
         raise DataError(f"{raw}: neither images/ and labels/ nor folders <id>/images and <id>/masks")
     return archive

@@ -8,49 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
-import pandas as pd
 
-from data.images import MAX_PIXELS, SUFFIXES, read_image, read_labels, safe_id
-from data.sources.record import (
-    Archive,
-    Record,
-    Sample,
-    Split,
-    consensus,
-    existing_folder,
-    files_by_stem,
-    number_labels,
-)
+from data.images import SUFFIXES, read_image, read_labels, read_table
+from data.sources.record import Archive, Record, Sample, Split, consensus, files_by_stem, number_labels, raw_folder
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
 _NAME_COLUMNS = ("image", "image_id", "filename", "name", "stem")
-
-
-@dataclass(frozen=True)
-class FolderOptions:
-    """What the values in masks and pictures mean.
-
-    instances: mask values number the objects; None: they do in `labels/` and do not in `masks/`.
-    foreground: the mask values that count as foreground; others are background.
-    classes: mask values that are classes of their own.
-    window: raw intensities that become 0 and 255; None: 8-bit pictures as they are, others by their percentiles.
-    group_column: column of split.csv with what must stay together.
-    """
-
-    instances: bool | None = None
-    foreground: tuple[int, ...] | None = None
-    classes: tuple[int, ...] | None = None
-    window: tuple[float, float] | None = None
-    group_column: str = "group"
-    max_pixels: int = MAX_PIXELS
 
 
 def _binary(values: np.ndarray, path: Path) -> np.ndarray:
@@ -63,41 +34,38 @@ def _binary(values: np.ndarray, path: Path) -> np.ndarray:
     return values > 0
 
 
-def _mask(path: Path, options: FolderOptions) -> np.ndarray:
-    values = read_labels(path, options.max_pixels)
-    if options.foreground is not None:
-        return np.isin(values, options.foreground)
-    return values > 0 if _numbered(path, options) else _binary(values, path)
+def _mask(path: Path, data: DataConfig) -> np.ndarray:
+    values = read_labels(path, data.max_pixels)
+    if data.foreground is not None:
+        return np.isin(values, data.foreground)
+    return values > 0 if _numbered(path, data) else _binary(values, path)
 
 
-def _numbered(path: Path, options: FolderOptions) -> bool:
-    return path.parent.name.startswith("label") if options.instances is None else options.instances
+def _numbered(path: Path, data: DataConfig) -> bool:
+    return path.parent.name.startswith("label") if data.instances is None else data.instances
 
 
-def read_sample(image: Path, masks: Sequence[Path], options: FolderOptions) -> Sample:
+def read_sample(image: Path, masks: Sequence[Path], data: DataConfig) -> Sample:
     """One picture with its mask, or with the masks of several raters."""
-    pixels = read_image(image, options.max_pixels, deep=True, window=options.window)
+    pixels = read_image(image, data.max_pixels, deep=True, window=data.window)
     if len(masks) > 1:
-        raters = tuple(_mask(path, options) for path in masks)
+        raters = tuple(_mask(path, data) for path in masks)
         for path, rater in zip(masks, raters, strict=True):
             if rater.shape != pixels.shape[:2]:
                 raise DataError(f"{path}: {rater.shape} pixels, the image {pixels.shape[:2]}")
         return Sample(pixels, consensus(raters), raters=raters)
-    if options.classes is not None:
-        values = read_labels(masks[0], options.max_pixels)
+    if data.classes is not None:
+        values = read_labels(masks[0], data.max_pixels)
         return Sample(pixels, values > 0, classes=values)
-    mask = _mask(masks[0], options)
-    if options.foreground is None and _numbered(masks[0], options):
-        return Sample(pixels, mask, number_labels(read_labels(masks[0], options.max_pixels), masks[0]))
+    mask = _mask(masks[0], data)
+    if data.foreground is None and _numbered(masks[0], data):
+        return Sample(pixels, mask, number_labels(read_labels(masks[0], data.max_pixels), masks[0]))
     return Sample(pixels, mask)
 
 
 def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict[str, tuple[Split | None, str]]:
     """Stem to (split, group) of split.csv; either column may be absent."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None
+    table = read_table(path)
     table.columns = [column.strip().lower() for column in table.columns]
     name = next((c for c in _NAME_COLUMNS if c in table), None)
     group = group_column.lower()
@@ -133,9 +101,9 @@ def mask_folders(folder: Path) -> list[Path]:
 
 
 def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split | None, str]],
-                options: FolderOptions, problems: list[str]) -> list[Record]:  # fmt: skip
+                data: DataConfig, problems: list[str]) -> list[Record]:  # fmt: skip
     annotations = mask_folders(folder)
-    if len(annotations) > 1 and options.classes is not None:
+    if len(annotations) > 1 and data.classes is not None:
         raise DataError(f"{folder}: several raters and data.classes do not go together; use data.foreground")
     images = files_by_stem(folder / "images", SUFFIXES, problems, "have the same stem")
     masks = [files_by_stem(path, SUFFIXES, problems, "have the same stem") for path in annotations]
@@ -147,14 +115,14 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
         own, group = table.get(stem, (None, ""))
         name = f"{split}_{stem}" if split else stem  # train/ and test/ may both begin with 1.png
         files = (images[stem], *(found[stem] for found in masks))
-        read = partial(read_sample, files[0], files[1:], options)
-        records.append(Record(safe_id(name), split or own or "train", group or name, read, files))
+        read = partial(read_sample, files[0], files[1:], data)
+        records.append(Record(name, split or own or "train", group or name, read, files))
     return records
 
 
-def records(raw: Path, options: FolderOptions) -> Archive:
+def records(data: DataConfig) -> Archive:
     """All pairs of image and mask. Raises DataError where the folders cannot be told."""
-    existing_folder(raw, "a folder with images/ and masks/")
+    raw = raw_folder(data, "a folder with images/ and masks/")
     problems: list[str] = []
     parts: list[tuple[Path, Split | None]] = [(raw, None)]
     if not (raw / "images").is_dir():
@@ -162,17 +130,12 @@ def records(raw: Path, options: FolderOptions) -> Archive:
     if not parts:
         raise DataError(f"{raw}: no folder images/ in it, nor train/images/")
     path = raw / "split.csv"
-    table = read_split_table(path, options.group_column, problems) if path.is_file() else {}
-    found = [r for folder, split in parts for r in _list_pairs(folder, split, table, options, problems)]
+    table = read_split_table(path, data.group_column, problems) if path.is_file() else {}
+    found = [r for folder, split in parts for r in _list_pairs(folder, split, table, data, problems)]
     if not found and not problems:
         raise DataError(f"{raw}: no pictures in images/ ({', '.join(SUFFIXES)})")
     stems = {file.stem for record in found for file in record.files}
     problems += [f"{path}: lists {stem}, which is not in images/" for stem in sorted(table.keys() - stems)]
     if table and any(split for split, _ in table.values()):
         problems += [f"{r.files[0]}: not listed in {path.name}" for r in found if r.files[0].stem not in table]
-    by_id: dict[str, Record] = {}
-    for record in found:
-        if record.image_id in by_id:
-            problems.append(f"{record.files[0]}: the same name as {by_id[record.image_id].files[0]}")
-        by_id.setdefault(record.image_id, record)
-    return Archive(list(by_id.values()), problems)
+    return Archive(found, problems)

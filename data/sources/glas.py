@@ -6,10 +6,9 @@ import re
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
-from data.images import MAX_PIXELS, read_image, read_labels
-from data.sources.record import Archive, Record, Sample, existing_folder, number_labels
+from data.images import read_image, read_labels, read_table
+from data.sources.record import Archive, Record, Sample, number_labels, raw_folder
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 EXPECTED = {"train": 85, "testA": 60, "testB": 20}
@@ -29,7 +28,7 @@ def read_grades(folder: Path, allow_partial: bool) -> dict[str, tuple[str, str]]
         if allow_partial:
             return {}
         raise DataError(f"{path} is missing, and the validation split is cut by patient (or data.allow_partial: true)")
-    table = pd.read_csv(path, dtype=str, skipinitialspace=True).fillna("")
+    table = read_table(path, skipinitialspace=True)
     table.columns = [column.strip().lower() for column in table.columns]
     patient = next((c for c in table.columns if c.startswith("patient")), None)
     grade = next((c for c in table.columns if "glas" in c), None)
@@ -64,14 +63,15 @@ def check_counts(raw: Path, found: dict[str, dict[str, Path]], allow_partial: bo
     return [f"{raw}: expected {expected}; found {got}{hint}"]
 
 
-def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS) -> Archive:
+def records(data: DataConfig) -> Archive:
     """All images of the archive, split by name; test A and test B together are the test set.
 
-    Images without annotation, an unusable Grade.csv and, without allow_partial, an official split that is not
+    Images without annotation, an unusable Grade.csv and, without data.allow_partial, an official split that is not
     complete are problems. Raises DataError where there is no archive at all.
     """
-    found, problems = find_files(existing_folder(raw, "the unpacked GlaS archive"))
-    problems += check_counts(raw, found, allow_partial)
+    raw = raw_folder(data, "the unpacked GlaS archive")
+    found, problems = find_files(raw)
+    problems += check_counts(raw, found, data.allow_partial)
     if not found:
         raise DataError(problems[0])
     incomplete = [
@@ -82,7 +82,7 @@ def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS
     if incomplete:
         problems.append(f"{raw}: images and annotations do not pair up: {', '.join(incomplete)}")
     try:
-        grades = read_grades(raw, allow_partial)
+        grades = read_grades(raw, data.allow_partial)
     except DataError as error:
         problems.append(str(error))
         grades = {}
@@ -97,7 +97,7 @@ def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS
                 image_id=stem,
                 split="train" if stem.startswith("train") else "test",
                 group=patient,
-                read=partial(read_sample, image, annotation, max_pixels),
+                read=partial(read_sample, image, annotation, data.max_pixels),
                 files=(image, annotation),
                 attributes={"part": stem.split("_")[0], "patient": patient, "grade": grade},
             )

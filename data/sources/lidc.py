@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from data.images import MAX_PIXELS, SUFFIXES, read_image, read_labels, safe_id
-from data.sources.record import Archive, Record, Sample, consensus, existing_folder
+from data.images import SUFFIXES, read_image, read_labels, read_table
+from data.sources.record import Archive, Record, Sample, consensus, raw_folder
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 RATERS = 4
@@ -48,10 +48,7 @@ def read_plain(image: Path, masks: tuple[Path, ...], max_pixels: int) -> Sample 
 
 def _packed(raw: Path, max_pixels: int) -> Archive:
     path = raw / "index.csv"
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None
+    table = read_table(path)
     missing = {"patient", "nodule", "slice", "row"} - set(table.columns)
     if missing:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}; found {', '.join(table.columns)}")
@@ -62,8 +59,8 @@ def _packed(raw: Path, max_pixels: int) -> Archive:
         patient, row = str(line["patient"]), str(line["row"])
         files = raw / "images" / f"{patient}.png", raw / "masks" / f"{patient}.png"
         absent |= {file for file in files if not file.is_file()}
-        image_id = safe_id(f"{patient}_{line['nodule']}_{line['slice']}")
-        if not row.isdigit():
+        image_id = f"{patient}_{line['nodule']}_{line['slice']}"
+        if re.fullmatch("[0-9]{1,6}", row) is None:
             problems.append(f"{path} row {number}: row {row!r} is not a number")
         elif image_id in found:
             problems.append(f"{path} row {number}: {image_id} stands twice")
@@ -88,23 +85,22 @@ def _plain(raw: Path, max_pixels: int) -> Archive:
             masks = tuple(next(iter(sorted(rater.glob(f"{image.stem}.*"))), rater / image.name) for rater in raters)
             lost = [str(mask) for mask in masks if not mask.is_file()]
             match = _PATIENT.search(name)
-            image_id = safe_id(name)
             if lost:
                 problems.append(f"{image}: no mask {', '.join(lost)}")
             elif match is None:
                 problems.append(f"{image}: no patient (LIDC-IDRI-0001) in its path, so no patient-disjoint split")
-            elif image_id in found:
-                problems.append(f"{image}: the same name as {found[image_id].files[0]}")
+            elif name in found:
+                problems.append(f"{image}: the same name as {found[name].files[0]}")
             else:
                 read = partial(read_plain, image, masks, max_pixels)
-                found[image_id] = Record(image_id, "train", match[0], read, (image, *masks), {"patient": match[0]})
+                found[name] = Record(name, "train", match[0], read, (image, *masks), {"patient": match[0]})
     return Archive(list(found.values()), problems)
 
 
-def records(raw: Path, max_pixels: int = MAX_PIXELS) -> Archive:
+def records(data: DataConfig) -> Archive:
     """Every slice with its four raters, one group per patient. Raises DataError where neither form is found."""
-    existing_folder(raw, "LIDC slices, packed or as plain folders")
-    archive = _packed(raw, max_pixels) if (raw / "index.csv").is_file() else _plain(raw, max_pixels)
+    raw = raw_folder(data, "LIDC slices, packed or as plain folders")
+    archive = (_packed if (raw / "index.csv").is_file() else _plain)(raw, data.max_pixels)
     if not archive.records and not archive.problems:
         raise DataError(f"{raw}: neither index.csv nor folders images/ with mask-0/ .. mask-3/ beside them")
     return archive

@@ -16,8 +16,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from skimage.draw import polygon
 
-from data.images import MAX_PIXELS, read_image, read_labels, safe_id
-from data.sources.record import Archive, Record, Sample, Split, existing_folder, files_by_stem
+from data.images import read_image, read_labels, readable
+from data.sources.record import MOST_OBJECTS, Archive, Record, Sample, Split, files_by_stem, raw_folder
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 # The challenge's training archive had 30 tiles at first and has 37 since its test set was published.
@@ -40,15 +41,14 @@ def read_regions(path: Path) -> list[Region]:
     Document types are refused, and with them entity bombs and references to other files. Raises DataError, also
     where there is no region.
     """
-    try:
-        elements = parse(path, forbid_dtd=True).iter("Region")
-    except DefusedXmlException as error:
-        kind = type(error).__name__
-        raise DataError(f"{path}: refused, as it declares a document type or entities ({kind})") from None
-    except ParseError as error:
-        raise DataError(f"{path}: not complete XML ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    with readable(path):
+        try:
+            elements = parse(path, forbid_dtd=True).iter("Region")
+        except DefusedXmlException as error:
+            kind = type(error).__name__
+            raise DataError(f"{path}: refused, as it declares a document type or entities ({kind})") from None
+        except ParseError as error:
+            raise DataError(f"{path}: not complete XML ({error})") from None
     regions = []
     for number, element in enumerate(elements, 1):
         name = f"region {element.get('Id') or number}"
@@ -59,8 +59,8 @@ def read_regions(path: Path) -> list[Region]:
         if points.size and not np.isfinite(points).all():
             raise DataError(f"{path}: {name} has a vertex that is not finite")
         regions.append(Region(name, points.reshape(-1, 2), element.get("NegativeROA") == "1"))
-    if not regions:
-        raise DataError(f"{path}: no regions; an Aperio annotation with a <Region> for each nucleus is expected")
+    if not 0 < len(regions) <= MOST_OBJECTS:
+        raise DataError(f"{path}: {len(regions)} regions; an Aperio annotation has one for each nucleus, 1 to 65,535")
     return regions
 
 
@@ -133,16 +133,16 @@ def _list_folder(images: Path, annotations: Path, masks: Path, split: Split, pro
             continue
         patient = "-".join(stem.split("-")[:3])
         read = partial(read_sample, picture, annotation, max_pixels)
-        result.append(Record(safe_id(stem), split, patient, read, (picture, annotation), {"patient": patient}))
+        result.append(Record(stem, split, patient, read, (picture, annotation), {"patient": patient}))
     return result
 
 
-def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS) -> Archive:
-    """All tiles below `raw`: folders `Tissue Images` are for training, folders of image and XML side by side for test.
+def records(data: DataConfig) -> Archive:
+    """All tiles below data.raw: folders `Tissue Images` are for training, of image and XML side by side for test.
 
     Raises DataError where there is neither.
     """
-    existing_folder(raw, "the unpacked MoNuSeg archives")
+    raw = raw_folder(data, "the unpacked MoNuSeg archives")
     problems: list[str] = []
     found: list[Record] = []
     folders = [raw, *sorted(path for path in raw.rglob("*") if path.is_dir() and not path.name.startswith("."))]
@@ -150,9 +150,9 @@ def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS
         if folder.name == "Tissue Images":
             parent = folder.parent
             masks = parent / "Binary Masks"
-            found += _list_folder(folder, parent / "Annotations", masks, "train", problems, max_pixels)
+            found += _list_folder(folder, parent / "Annotations", masks, "train", problems, data.max_pixels)
         elif folder.name not in ("Annotations", "Binary Masks") and any(folder.glob("*.xml")):
-            found += _list_folder(folder, folder, folder / "Binary Masks", "test", problems, max_pixels)
+            found += _list_folder(folder, folder, folder / "Binary Masks", "test", problems, data.max_pixels)
     if not found and not problems:
         raise DataError(f"{raw}: neither a folder 'Tissue Images' nor one with .tif and .xml side by side in it")
     seen: dict[str, Record] = {}
@@ -161,7 +161,7 @@ def records(raw: Path, allow_partial: bool = False, max_pixels: int = MAX_PIXELS
             problems.append(f"{record.files[0]}: the same image as {seen[record.image_id].files[0]}")
         seen[record.image_id] = record
     counts = {split: sum(r.split == split for r in found) for split in EXPECTED}
-    if not allow_partial and any(counts[split] not in allowed for split, allowed in EXPECTED.items()):
+    if not data.allow_partial and any(counts[split] not in allowed for split, allowed in EXPECTED.items()):
         problems.append(
             f"{raw}: expected 30 or 37 training and 14 test tiles; found {counts['train']} and {counts['test']}; "
             "data.allow_partial: true goes on with what there is"

@@ -6,44 +6,17 @@ not grow with the image: a larger image shows more tissue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, rotate
 
 from data.sources.record import Archive, Record, Sample, Split
-
-Objects = Literal["glands", "nuclei", "glands_and_lumina"]
+from utils.data_schema import DataConfig, PhantomConfig
 
 # Optical density of a unit of stain in red, green and blue (Ruifrok & Johnston 2001).
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.07, 0.99, 0.11])
-
-
-@dataclass(frozen=True)
-class PhantomOptions:
-    """train, val, test: numbers of images. size: height and width in pixels. objects: what mask and instances show;
-    glands_and_lumina has two classes, 1 for the wall of a gland and 2 for its lumen.
-    raters: further masks by annotators who disagree. Raises ValueError for values that make no sense.
-    """
-
-    train: int = 120
-    val: int = 20
-    test: int = 60
-    size: int = 64
-    objects: Objects = "glands"
-    raters: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < 32:
-            raise ValueError(f"size is {self.size}; tissue needs at least 32 pixels")
-        if min(self.train, self.val, self.test, self.raters, self.seed) < 0:
-            raise ValueError("train, val, test, raters and seed must not be negative")
-        if self.objects not in get_args(Objects):
-            raise ValueError(f"objects is {self.objects!r}; one of {', '.join(get_args(Objects))}")
 
 
 class Tissue:
@@ -225,7 +198,7 @@ def _annotate(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def draw_sample(options: PhantomOptions, index: int) -> Sample:
+def draw_sample(options: PhantomConfig, index: int) -> Sample:
     """Picture `index` of the set: it depends on the seed and the index only, not on the number of raters."""
     rng = np.random.default_rng([options.seed, index])
     tissue = Tissue(options.size, rng)
@@ -242,8 +215,9 @@ def draw_sample(options: PhantomOptions, index: int) -> Sample:
     return Sample(image, labels > 0, labels, tuple(_annotate(labels, rater) for rater in raters), classes)
 
 
-def records(options: PhantomOptions) -> Archive:
+def records(data: DataConfig) -> Archive:
     """One record per image, numbered through train, val and test."""
+    options = data.phantom
     counts: dict[Split, int] = {"train": options.train, "val": options.val, "test": options.test}
     splits = [split for split, count in counts.items() for _ in range(count)]
     return Archive(

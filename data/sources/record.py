@@ -9,9 +9,11 @@ from typing import Literal
 
 import numpy as np
 
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 Split = Literal["train", "val", "test"]
+MOST_OBJECTS = 65_535  # of an image: labels have 16 bits
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Sample:
 class Record:
     """A promise of one `Sample`: listed cheaply, read later and in another process.
 
-    image_id: unique in the archive; letters, digits, '.', '_' and '-'.
+    image_id: any name, unique in the archive.
     group: what must not be torn apart by a split (a patient).
     read: a picklable function without arguments; None where there is nothing to learn (no rater marked anything).
     files: the raw inputs that `read` opens; empty for generated images.
@@ -74,16 +76,17 @@ def consensus(raters: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def number_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     """Instance labels as uint16, renumbered only where they do not fit. Raises DataError for over 65,535 objects."""
-    if labels.max(initial=0) > 65_535:
+    if labels.max(initial=0) > MOST_OBJECTS:
         values, index = np.unique(np.append(labels, 0), return_inverse=True)
-        if len(values) > 65_536:
+        if len(values) - 1 > MOST_OBJECTS:
             raise DataError(f"{path}: {len(values) - 1} objects; at most 65,535 fit into 16 bits")
         labels = index[:-1].reshape(labels.shape)
     return labels.astype(np.uint16)
 
 
-def existing_folder(raw: Path, what: str) -> Path:
-    """Raises DataError where data.raw is not the folder it should be."""
+def raw_folder(data: DataConfig, what: str) -> Path:
+    """data.raw. Raises DataError where it is not the folder it should be."""
+    raw = Path(data.raw or "")
     if raw.is_file():
         raise DataError(f"data.raw: {raw} is a file; unpack it and give the folder (expected: {what})")
     if not raw.is_dir():

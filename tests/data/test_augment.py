@@ -20,6 +20,15 @@ from data.augment import (
     truncated_distance,
 )
 from data.sdf import boundary_pixels, signed_distance
+from tests.helpers import section
+
+
+def augmentation(
+    flips: bool = True, truncation: float = 15.0, sdf_scale: float = 1.0, **changes: float
+) -> Augmentation:
+    """The changes of data.augment."""
+    color = "rgb" if "stain" in changes else "grey"
+    return Augmentation(section(flips=flips, truncation=truncation, sdf_scale=sdf_scale, color=color, augment=changes))
 
 
 def blobs(count: int = 4, size: int = 64, seed: int = 0) -> np.ndarray:
@@ -49,7 +58,7 @@ def test_distances_are_those_of_the_preparation(mask: np.ndarray, truncation: fl
 
 def test_nothing_asked_nothing_changed() -> None:
     image, sdf = pairs()
-    for a, b in zip(Augmentation(flips=False)(image, sdf, generator()), (image, sdf), strict=True):
+    for a, b in zip(augmentation(flips=False)(image, sdf, generator()), (image, sdf), strict=True):
         assert torch.equal(a, b)
     grid, zoom = random_grid(image, generator(), scale=0, rotate=0, elastic=0)
     torch.testing.assert_close(deform_sdf(sdf * 8, grid, zoom, 8.0), sdf * 8, atol=1e-4, rtol=0)
@@ -60,7 +69,7 @@ def test_nothing_asked_nothing_changed() -> None:
 )
 def test_deformed_sdfs_are_sdfs_of_the_deformed_picture(change: dict[str, float]) -> None:
     image, sdf = pairs()
-    augment = Augmentation(flips=False, truncation=8.0, **change)  # type: ignore[arg-type]
+    augment = augmentation(flips=False, truncation=8.0, **change)
     moved, field = augment(image, sdf, generator(3))
     assert not torch.equal(field, sdf)
     assert field.abs().max() <= 1
@@ -88,7 +97,7 @@ def test_classes_stay_exclusive() -> None:
     cores = np.stack([signed_distance(mask, 8.0) < -0.4 for mask in masks])
     channels = [[signed_distance(m & ~c, 8.0), signed_distance(c, 8.0)] for m, c in zip(masks, cores, strict=True)]
     sdf = torch.from_numpy(np.array(channels))
-    augment = Augmentation(truncation=8.0, scale=0.3, rotate=90.0, elastic=3.0)
+    augment = augmentation(truncation=8.0, scale=0.3, rotate=90.0, elastic=3.0)
     _, field = augment(torch.zeros(2, 1, 64, 64), sdf, generator(1))
     assert ((field <= 0).sum(dim=1) <= 1).all()
     assert all((field[:, k] <= 0).any() for k in (0, 1))
@@ -96,8 +105,8 @@ def test_classes_stay_exclusive() -> None:
 
 def test_sdf_scale_is_kept() -> None:
     image, sdf = pairs()
-    big = Augmentation(rotate=45.0, truncation=8.0)(image, sdf, generator())[1]
-    small = Augmentation(rotate=45.0, truncation=8.0, sdf_scale=0.2)(image, sdf * 0.2, generator())[1]
+    big = augmentation(rotate=45.0, truncation=8.0)(image, sdf, generator())[1]
+    small = augmentation(rotate=45.0, truncation=8.0, sdf_scale=0.2)(image, sdf * 0.2, generator())[1]
     torch.testing.assert_close(small, big * 0.2)
 
 
@@ -105,7 +114,7 @@ def test_sdf_scale_is_kept() -> None:
 def test_intensities_change_the_picture_only(change: str) -> None:
     image = torch.rand(6, 3, 20, 24, generator=generator()) * 255
     sdf = torch.rand(6, 1, 20, 24)
-    augment = Augmentation(flips=False, **{change: 4.0 if change == "blur" else 0.5})  # type: ignore[arg-type]
+    augment = augmentation(flips=False, **{change: 4.0 if change == "blur" else 0.5})
     changed, same = augment(image, sdf, generator(1))
     assert torch.equal(same, sdf)
     assert changed.shape == image.shape

@@ -8,13 +8,14 @@ from data.augment import (
     Augmentation,
 )
 from data.batches import Batches
+from tests.helpers import section
 
 
 def test_batches_draw_every_rater_and_every_place() -> None:
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(5, 1, 1, 1)
     sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1) * torch.ones(5, 3, 1, 8, 8)
     sdfs = sdfs + torch.arange(64.0).view(8, 8) / 100
-    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), Augmentation(flips=False), crop=(6, 5))
+    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), Augmentation(section(flips=False)), crop=(6, 5))
     raters, places = set(), set()
     for _ in range(40):
         image, sdf, _ = batches.next()
@@ -29,7 +30,8 @@ def test_batches_draw_every_rater_and_every_place() -> None:
 def test_every_image_once_per_epoch_and_resumable() -> None:
     def make() -> Batches:
         images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
-        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), Augmentation(rotations=True))
+        augment = Augmentation(section(rotations=True))
+        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), augment)
 
     batches = make()
     seen = [i for _ in range(14) for i in batches.next()[2]]

@@ -11,12 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.dataset import Reading, hold_out, load_split
+from data.dataset import hold_out, load_split
 from data.sdf import signed_distance
-from tests.helpers import Workspace
+from tests.helpers import Workspace, section
 from utils.errors import DataError
-
-GREY = Reading(rgb=False, truncation=3)
 
 
 @pytest.fixture
@@ -33,14 +31,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> list[np.ndarray]:
-    return [patch.sdf for patch in load_split(folder, "train", GREY)]
+    return [patch.sdf for patch in load_split(section(root=folder, truncation=3), "train")]
 
 
 def test_published_layout_and_bare_masks_load(folder: Path) -> None:
     expected = load(folder)
     (folder / "train.csv").write_text("filename,maskname\n/i0.png,/m0.png\ni1.png,m1.png\n")
     np.testing.assert_array_equal(load(folder), expected)
-    patches = load_split(folder, "train", Reading(rgb=True, truncation=3))
+    patches = load_split(section(root=folder, truncation=3, color="rgb"), "train")
     assert [patch.key for patch in patches] == ["i0", "i1"]
     assert patches[0].image.shape == (8, 8, 3)
 
@@ -49,7 +47,7 @@ def test_several_patches_of_one_image_get_their_own_keys(folder: Path) -> None:
     (folder / "train.csv").write_text(
         "filename,maskname,image_id,top,left\ni0.png,m0.png,a b/c,0,0\ni1.png,m1.png,a b/c,0,8\n"
     )
-    patches = load_split(folder, "train", GREY)
+    patches = load_split(section(root=folder, truncation=3), "train")
     assert [patch.key for patch in patches] == ["a_b_c_0_0", "a_b_c_0_8"]
     assert {patch.image_id for patch in patches} == {"a b/c"}
 
@@ -133,7 +131,7 @@ def test_bad_tables(folder: Path) -> None:
 def test_hold_out_is_by_image(folder: Path) -> None:
     rows = "".join(f"i0.png,m0.png,image{i // 2}\n" for i in range(20))
     (folder / "train.csv").write_text("filename,maskname,image_id\n" + rows)
-    train, val = hold_out(load_split(folder, "train", GREY), 0.3, seed=0)
+    train, val = hold_out(load_split(section(root=folder, truncation=3), "train"), 0.3, seed=0)
     assert (len(train), len(val)) == (14, 6)
     assert not {p.image_id for p in train} & {p.image_id for p in val}
 
@@ -153,7 +151,7 @@ def test_the_published_layout_trains_as_it_is(workspace: Workspace, divisor: int
     options = ["--set", "data.source=prepared", "--set", "data.validation_fraction=0.25"]
     for command in ("main", "sample"):
         assert workspace(command, *options).code == 0
-    sdf = np.concatenate([p.sdf for p in load_split(root, "train", Reading(rgb=False, truncation=6))])
+    sdf = np.concatenate([p.sdf for p in load_split(section(root=root, truncation=6), "train")])
     assert (sdf.min(), sdf.max()) == (-1, 1)
 
 

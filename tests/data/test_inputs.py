@@ -10,7 +10,7 @@ import tifffile
 
 from data.inputs import PreparedPicture, TiledPicture, open_picture
 from data.patches import Window
-from tests.helpers import Workspace, picture
+from tests.helpers import Workspace, picture, section
 from utils.config import load_config
 
 
@@ -19,7 +19,7 @@ def test_pyramids_are_read_region_by_region(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
         file.write(pixels, tile=(64, 48), photometric="rgb", subifds=1, compression="adobe_deflate")
         file.write(pixels[::2, ::2], tile=(64, 48), photometric="rgb", subfiletype=1)
-    opened = open_picture(tmp_path / "slide.tif")
+    opened = open_picture(tmp_path / "slide.tif", section())
     assert isinstance(opened, TiledPicture)
     assert opened.shape == (300, 411)
     for window in (Window(0, 0, 300, 411), Window(63, 47, 2, 2), Window(299, 410, 1, 1), Window(128, 0, 64, 411)):
@@ -29,14 +29,14 @@ def test_pyramids_are_read_region_by_region(tmp_path: Path) -> None:
 def test_windows_of_a_large_picture_are_prepared_as_the_whole(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
     from data import inputs
-    from data.preparation import prepare_options_of
 
     config = load_config("config.yaml", ["data.stretch=true"])
     pixels = picture(300, 200, 3)
-    whole = PreparedPicture(inputs.Picture(pixels), prepare_options_of(config.data), None)
+    whole = PreparedPicture(inputs.Picture(pixels), config.data, None)
     monkeypatch.setattr(inputs, "WHOLE", 100)
-    parts = PreparedPicture(inputs.Picture(pixels), prepare_options_of(config.data), None)
+    parts = PreparedPicture(inputs.Picture(pixels), config.data, None)
     window = Window(17, 30, 100, 90)
     difference = whole.planes(window).astype(int) - parts.planes(window)
     assert whole.planes(window).shape == (1, 100, 90)

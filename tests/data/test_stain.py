@@ -164,9 +164,10 @@ def test_the_target_can_be_chosen(workspace: Workspace) -> None:
     assert "none of white can be read and has enough tissue" in workspace.fails("prepare", *options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TISSUE_IMAGES.is_dir(), reason="the MoNuSeg archive is not on this machine")
 def test_real_tiles_come_closer_to_each_other() -> None:
-    images = [read_image(TISSUE_IMAGES / name) for name in sorted(os.listdir(TISSUE_IMAGES))]
+    images = [read_image(TISSUE_IMAGES / name)[::4, ::4] for name in sorted(os.listdir(TISSUE_IMAGES))[::5]]
     stains = [fit_stain(image, "vahadane") for image in images]
     target = stains[central_stain(stains)]
     after = [normalise(image, stain, target) for image, stain in zip(images, stains, strict=True)]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from data.dataset import Reading, load_split
-from tests.helpers import Workspace, joint_config, newest
+from data.dataset import load_split
+from tests.helpers import Workspace, joint_config, newest, section
 
 
 def sdfs(folder: Path) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ def test_pairs(joint: Workspace) -> None:
 def test_images_for_the_test_masks(joint: Workspace) -> None:
     assert joint("sample", "--generate", "images", "--count", "5").code == 0
     folder = newest(joint, "generated")
-    patches = load_split(joint.path / "prepared", "test", Reading(rgb=False, truncation=6))
+    patches = load_split(section(root=joint.path / "prepared", truncation=6), "test")
     found = sdfs(folder)
     assert sorted(found) == sorted(f"{patches[i % 3].key}_{i // 3}" for i in range(5))
     for patch in patches:
@@ -97,7 +97,7 @@ def test_generated_pairs_are_data_to_train_on(joint: Workspace) -> None:
     scored = joint("sample", *own, "--run", str(run))
     assert scored.code == 0, scored.err
     assert "8 images" in scored.out
-    patches = load_split(folder, "test", Reading(rgb=False, truncation=6))
+    patches = load_split(section(root=folder, truncation=6), "test")
     np.testing.assert_array_equal(patches[3].mask, patches[3].sdf[0, 0] < 0.03)
 
 
@@ -114,7 +114,7 @@ def test_two_classes_in_colour(workspace: Workspace) -> None:
             assert sdf.shape == (2, 32, 32)
             assert np.asarray(Image.open(folder / "images" / f"{name}.png")).shape == (32, 32, 3)
             mask = np.asarray(Image.open(folder / "masks" / f"{name}.png"))
-            load_split(folder, "test", Reading(rgb=True, truncation=6, classes=(2, 1)))
+            load_split(section(root=folder, truncation=6, classes=(2, 1), color="rgb"), "test")
             clear = sdf[0] != sdf[1]  # not both at the limit of -1
             for k, value in enumerate((2, 1)):
                 expected = (sdf.min(axis=0) < 0.03) & (sdf.argmin(axis=0) == k)

@@ -50,7 +50,7 @@ def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pyt
     monkeypatch.setattr(JointDenoiser, "joint", spy)
     monkeypatch.setattr(training.losses, "perturbed", keep)
     config = load_config("config.yaml", ["training.noises=20"])
-    state = main.build_state(config, main.load_data(config)[0], torch.device("cpu"))
+    state = main.build_state(config, main.load_data(config.data)[0], torch.device("cpu"))
     images, m, _ = state.batches.next()
     losses, times = training.losses.loss_of(state.model, images, m, state, config)
     z_m, t_m, z_x, t_x = seen[0]

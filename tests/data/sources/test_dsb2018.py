@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.preparation import prepare
-from data.processing import PrepareOptions
-from data.sources import dsb2018
-from tests.helpers import REAL_DATA, colours, read, save
+from data.prepare import prepare
+from tests.helpers import REAL_DATA, colours, listed, read, save, section
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -34,7 +32,7 @@ def test_both_forms_of_dsb(tmp_path: Path) -> None:
             mask[7, 7] = True  # both claim this one; the smaller keeps it
             save(official / name / "masks" / f"{k}.png", mask.astype(np.uint8) * 255)
     (packed / "index.csv").write_text("id,modality\naa,stained_colour\nbb,fluorescence\n")
-    one, two = dsb2018.records(packed), dsb2018.records(tmp_path)
+    one, two = listed("dsb2018", packed), listed("dsb2018", tmp_path)
     assert one.problems == two.problems == []
     assert [r.stratum for r in one.records] == [r.stratum for r in two.records] == ["stained_colour", "fluorescence"]
     for a, b in zip(one.records, two.records, strict=True):
@@ -45,22 +43,20 @@ def test_both_forms_of_dsb(tmp_path: Path) -> None:
     (packed / "labels" / "bb.png").unlink()
     (official / "aa" / "images" / "aa.png").unlink()
     shutil.copy(official / "bb" / "masks" / "1.png", official / "bb" / "images" / "cc.png")
-    assert "bb.png: no labels" in dsb2018.records(packed).problems[0]
-    problems = "\n".join(dsb2018.records(tmp_path).problems)
+    assert "bb.png: no labels" in listed("dsb2018", packed).problems[0]
+    problems = "\n".join(listed("dsb2018", tmp_path).problems)
     assert "aa: 0 images and 2 masks" in problems
     assert "bb: 2 images" in problems
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="neither images/ and labels/ nor folders"):
-        dsb2018.records(tmp_path / "empty")
+        listed("dsb2018", tmp_path / "empty")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL_DATA / "dsb2018").is_dir(), reason="the DSB 2018 images are not on this machine")
 def test_real_dsb(tmp_path: Path) -> None:
-    options = PrepareOptions(
-        "dsb2018", None, "grey", 10, 0.15, test_fraction=0.2, patch=(128, 128), test_patch=(256, 256)
-    )
-    result = prepare(dsb2018.records(REAL_DATA / "dsb2018"), tmp_path / "p", options, quiet=True)
+    data = section("dsb2018", REAL_DATA / "dsb2018", tmp_path / "p", patch=(128, 128), test_patch=(256, 256))
+    result = prepare(data, quiet=True)
     assert sum(result.images.values()) == 240
     test = pd.read_csv(tmp_path / "p" / "test.csv").drop_duplicates("image_id")
     assert (test["modality"] == "stained_colour").mean() == pytest.approx(41 / 240, abs=0.04)

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dataset import Reading, load_split
-from data.preparation import prepare
-from data.processing import PrepareOptions
-from data.sources import glas
-from tests.helpers import ROOT, fake_glas
+from data.dataset import load_split
+from data.prepare import prepare
+from tests.helpers import ROOT, fake_glas, listed, section
 from utils.errors import DataError
 
 REAL_GLAS = ROOT.parent / "shared" / "data" / "glas"
@@ -20,7 +18,7 @@ REAL_GLAS = ROOT.parent / "shared" / "data" / "glas"
 
 @pytest.mark.parametrize("suffix", ["bmp", "png"])
 def test_glas_archive(tmp_path: Path, suffix: str) -> None:
-    records = glas.records(fake_glas(tmp_path / "raw", suffix)).records
+    records = listed("glas", fake_glas(tmp_path / "raw", suffix)).records
     assert [sum(r.split == s for r in records) for s in ("train", "test")] == [85, 80]
     first = next(r for r in records if r.image_id == "train_2")
     assert (first.group, first.attributes["grade"], first.attributes["part"]) == ("2", "malignant", "train")
@@ -33,41 +31,43 @@ def test_glas_archive(tmp_path: Path, suffix: str) -> None:
 
 def test_partial_glas_names_expected_and_found(tmp_path: Path) -> None:
     raw = fake_glas(tmp_path / "raw", counts={"train": 5, "testA": 2, "testB": 0})
-    (problem,) = glas.records(raw).problems
+    (problem,) = listed("glas", raw).problems
     assert "expected 85 train, 60 testA, 20 testB; found 5 train, 2 testA, 0 testB" in problem
     assert "allow_partial" in problem
-    assert len(glas.records(raw, allow_partial=True).records) == 7
+    assert len(listed("glas", raw, allow_partial=True).records) == 7
 
 
 def test_broken_glas_archives(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
-        glas.records(tmp_path / "nowhere")
+        listed("glas", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found 0 train"):
-        glas.records(tmp_path / "empty", allow_partial=True)
+        listed("glas", tmp_path / "empty", allow_partial=True)
     raw = fake_glas(tmp_path / "raw", counts={"train": 4, "testA": 1, "testB": 0})
     (raw / "train_1_anno.bmp").unlink()
     (raw / "train_3.bmp").unlink()
     shutil.copy(raw / "train_2.bmp", raw / "train_2.png")
     (raw / "Grade.csv").write_text("a,b\n1,2\n")
-    archive = glas.records(raw, allow_partial=True)
+    archive = listed("glas", raw, allow_partial=True)
     twice, unpaired, ungraded = archive.problems
     assert "train_2.bmp and train_2.png are the same image twice" in twice
     assert "train_1 (no annotation), train_3 (no image)" in unpaired
     assert "needs the columns name, patient" in ungraded
     (raw / "Grade.csv").unlink()
-    assert {r.group for r in glas.records(raw, allow_partial=True).records} == {"train_2", "train_4", "testA_1"}
-    assert "Grade.csv is missing" in glas.records(raw).problems[-1]
+    assert {r.group for r in listed("glas", raw, allow_partial=True).records} == {"train_2", "train_4", "testA_1"}
+    assert "Grade.csv is missing" in listed("glas", raw).problems[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_GLAS.is_dir(), reason="the GlaS archive is not on this machine")
 def test_real_glas(tmp_path: Path) -> None:
-    archive = glas.records(REAL_GLAS, allow_partial=True)
+    archive = listed("glas", REAL_GLAS, allow_partial=True)
     assert len(archive.records) == 145
     assert archive.problems == []
-    counts = prepare(archive, tmp_path / "p", PrepareOptions("glas", (128, 128), "grey", 15, 0.15), quiet=True).images
+    data = section("glas", REAL_GLAS, tmp_path / "p", size=(128, 128), allow_partial=True)
+    counts = prepare(data, quiet=True).images
     assert counts["test"] == 60
     assert counts["train"] + counts["val"] == 85
-    patches = load_split(tmp_path / "p", "test", Reading(rgb=False, truncation=15))
+    patches = load_split(section(root=tmp_path / "p", truncation=15), "test")
     assert all(patch.image.shape == (128, 128) for patch in patches)
     assert 0.3 < np.mean([patch.mask.mean() for patch in patches]) < 0.7

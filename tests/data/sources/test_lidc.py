@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.preparation import prepare
-from data.processing import PrepareOptions
-from data.sources import lidc
-from tests.helpers import REAL_DATA, save
+from data.prepare import prepare
+from tests.helpers import REAL_DATA, listed, save, section
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -34,7 +32,7 @@ def fake_lidc(raw: Path) -> Path:
 
 
 def test_packed_lidc(tmp_path: Path) -> None:
-    archive = lidc.records(fake_lidc(tmp_path))
+    archive = listed("lidc", fake_lidc(tmp_path))
     assert archive.problems == []
     assert [r.group for r in archive.records] == ["LIDC-IDRI-0001"] * 2 + ["LIDC-IDRI-0002"] * 2
     samples = [record.read() for record in archive.records]
@@ -48,7 +46,7 @@ def test_packed_lidc(tmp_path: Path) -> None:
 
 
 def as_plain(raw: Path, target: Path) -> Path:
-    for record in lidc.records(raw).records:
+    for record in listed("lidc", raw).records:
         pixels = record.read.args[0], record.read.args[2]  # type: ignore[attr-defined]
         window = slice(128 * pixels[1], 128 * pixels[1] + 128)
         patient, nodule, name = record.image_id.split("_")
@@ -62,7 +60,7 @@ def as_plain(raw: Path, target: Path) -> Path:
 
 def test_plain_lidc_is_the_same(tmp_path: Path) -> None:
     raw = fake_lidc(tmp_path / "packed")
-    packed, plain = lidc.records(raw), lidc.records(as_plain(raw, tmp_path / "plain"))
+    packed, plain = listed("lidc", raw), listed("lidc", as_plain(raw, tmp_path / "plain"))
     assert plain.problems == []
     assert sorted(r.group for r in plain.records) == sorted(r.group for r in packed.records)
     for one, two in zip(packed.records, plain.records, strict=True):
@@ -76,25 +74,25 @@ def test_plain_lidc_is_the_same(tmp_path: Path) -> None:
 def test_lidc_problems(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"neither index\.csv nor folders"):
-        lidc.records(tmp_path / "empty")
+        listed("lidc", tmp_path / "empty")
     raw = fake_lidc(tmp_path / "raw")
     plain = as_plain(raw, tmp_path / "plain")
     (raw / "masks" / "LIDC-IDRI-0002.png").unlink()
     table = (raw / "index.csv").read_text()
     (raw / "index.csv").write_text(table + "LIDC-IDRI-0001,nodule-0,slice-0,0\nLIDC-IDRI-0001,nodule-9,slice-0,x\n")
-    problems = "\n".join(lidc.records(raw).problems)
+    problems = "\n".join(listed("lidc", raw).problems)
     assert "row 6: LIDC-IDRI-0001_nodule-0_slice-0 stands twice" in problems
     assert "row 7: row 'x' is not a number" in problems
     assert "LIDC-IDRI-0002.png: no such file" in problems
     (raw / "index.csv").write_text("LIDC-IDRI-0001,nodule-0,slice-0,5\n".join(["patient,nodule,slice,row\n", ""]))
     with pytest.raises(DataError, match="slice 5 ends at 768"):
-        lidc.records(raw).records[0].read()
+        listed("lidc", raw).records[0].read()
     (raw / "index.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column nodule, patient, row, slice"):
-        lidc.records(raw)
+        listed("lidc", raw)
     (plain / "LIDC-IDRI-0001" / "nodule-0" / "mask-2" / "slice-0.png").unlink()
     shutil.rmtree(plain / "LIDC-IDRI-0002" / "nodule-0" / "mask-3")
-    problems = "\n".join(lidc.records(plain).problems)
+    problems = "\n".join(listed("lidc", plain).problems)
     assert "slice-0.png: no mask" in problems
     assert "no folder mask-3 beside images" in problems
 
@@ -102,8 +100,7 @@ def test_lidc_problems(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL_DATA / "lidc").is_dir(), reason="the LIDC slices are not on this machine")
 def test_real_lidc(tmp_path: Path) -> None:
-    options = PrepareOptions("lidc", None, "grey", 15, 0.15, test_fraction=0.2, crop=(64, 64))
-    result = prepare(lidc.records(REAL_DATA / "lidc"), tmp_path / "p", options, quiet=True)
+    result = prepare(section("lidc", REAL_DATA / "lidc", tmp_path / "p", crop=(64, 64)), quiet=True)
     assert sum(result.images.values()) == 993  # of 1004, 11 were left empty by all four
     tables = {s: pd.read_csv(tmp_path / "p" / f"{s}.csv") for s in ("train", "val", "test")}
     patients = [set(table["patient"]) for table in tables.values()]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data import inspection
+from data import findings
 from data.dataset import Patch
 from data.sdf import signed_distance
 
@@ -28,8 +28,8 @@ GOOD = [patch(f"{split}/{i}{split}", square()) for split in ("train", "val", "te
 
 
 def found(*more: tuple[str, Patch], classes: tuple[int, ...] = ()) -> dict[str, list[str]]:
-    facts = inspection.collect([*GOOD, *more])
-    return {s.what: s.where for s in inspection.suspicions(facts.table, classes)}
+    facts = findings.collect([*GOOD, *more])
+    return {s.what: s.where for s in findings.suspicions(facts.table, classes)}
 
 
 def test_good_data_are_not_suspicious() -> None:
@@ -63,7 +63,7 @@ def test_everything_suspicious_is_found() -> None:
         patch("train/a", square(), twin), patch("train/b", square(), twin)
     )
     assert found(classes=(4, 9))["classes that no training image has"] == ["class 9"]
-    assert {s.what for s in inspection.suspicions(pd.DataFrame())} == {"no images at all"}
+    assert {s.what for s in findings.suspicions(pd.DataFrame())} == {"no images at all"}
 
 
 @pytest.mark.parametrize(("truncation", "depth"), [(1.0, 1.0), (3.0, 2 / 3), (5.0, 0.4), (10.0, 0.2)])
@@ -72,26 +72,26 @@ def test_a_truncation_too_large_for_the_objects(truncation: float, depth: float)
     mask[11:16, 1:6] = True
     one = patch("train/a", mask)[1]
     scaled = Patch("a", "a", "a", one.image, signed_distance(mask, truncation)[None, None], one.labels)
-    assert inspection.object_depth(scaled) == pytest.approx(depth)
-    facts = inspection.collect([("train", scaled)])
-    suspicions = inspection.shallow_objects(facts.table, truncation)
+    assert findings.object_depth(scaled) == pytest.approx(depth)
+    facts = findings.collect([("train", scaled)])
+    suspicions = findings.shallow_objects(facts.table, truncation)
     assert bool(suspicions) == (depth < 0.5)
     if suspicions:
         assert suspicions[0].where == ["2.0 pixels deep in the middle; try data.truncation: 2"]
-    assert inspection.shallow_objects(pd.DataFrame(), truncation) == []
+    assert findings.shallow_objects(pd.DataFrame(), truncation) == []
 
 
 def test_no_object_has_no_depth() -> None:
-    assert np.isnan(inspection.object_depth(patch("train/none", np.zeros((8, 8), bool))[1]))
+    assert np.isnan(findings.object_depth(patch("train/none", np.zeros((8, 8), bool))[1]))
 
 
 def test_histograms_are_shares() -> None:
-    facts = inspection.collect(GOOD)
+    facts = findings.collect(GOOD)
     assert facts.sdf.sum() == pytest.approx(1)
     assert all(histogram.sum() == pytest.approx(1) for histogram in facts.greys.values())
-    assert inspection.grey_histogram(np.full((3, 4, 3), 255, np.uint8))[-1] == 1
+    assert findings.grey_histogram(np.full((3, 4, 3), 255, np.uint8))[-1] == 1
 
 
 def test_patients_in_two_splits() -> None:
     tables = {"train": pd.DataFrame({"patient": ["p", "q"]}), "test": pd.DataFrame({"patient": ["q", ""]})}
-    assert inspection.leaking_groups(tables, "patient") == ["q (test, train)"]
+    assert findings.leaking_groups(tables, "patient") == ["q (test, train)"]

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.dataset import Reading, load_split
+from data.dataset import load_split
 from data.patches import Window
-from data.processing import FOLDERS, PrepareOptions, write_image
+from data.recipe import FOLDERS, write_image
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample
-from tests.helpers import Workspace
+from tests.helpers import Workspace, section
 from utils.errors import DataError
 
 PATCHES = ["--set", "data.phantom.size=48", "--set", "data.patch=[32, 32]", "--set", "data.stride=[16, 16]"]
@@ -57,12 +57,12 @@ def test_class_patches_on_disk(workspace: Workspace) -> None:
     assert set(np.unique(values)) == {0, 1, 2}
     for k in (1, 2):
         np.testing.assert_array_equal(sdf[k - 1], signed_distance(values == k, 6))
-    reading = Reading(rgb=False, truncation=6, classes=(1, 2))
-    np.testing.assert_array_equal(load_split(root, "train", reading)[0].labels, values)
+    patches = load_split(section(root=root, truncation=6, classes=(1, 2)), "train")
+    np.testing.assert_array_equal(patches[0].labels, values)
     with pytest.raises(DataError, match=r"holds the value 1; data\.classes are \[2, 3\]"):
-        load_split(root, "train", Reading(rgb=False, truncation=6, classes=(2, 3)))
+        load_split(section(root=root, truncation=6, classes=(2, 3)), "train")
     with pytest.raises(DataError, match=r"expected float32 \(H, W\)"):
-        load_split(root, "train", Reading(rgb=False, truncation=6))
+        load_split(section(root=root, truncation=6), "train")
 
 
 def test_raters_and_colour_are_written(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_raters_and_colour_are_written(tmp_path: Path) -> None:
     record = Record("x", "test", "x", lambda: sample)
     for folder in FOLDERS.values():
         (tmp_path / folder).mkdir()
-    (row,) = write_image(record, tmp_path, PrepareOptions("s", None, "rgb", 3, 0)).rows
+    (row,) = write_image(record, tmp_path, section(color="rgb", truncation=3)).rows
     names = str(row["raternames"]).split(";")
     assert len(names) == 3
     for name, mask in zip(names, masks, strict=True):

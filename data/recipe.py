@@ -1,4 +1,4 @@
-"""One raw image to its prepared patches: classes, stain, colour, size, SDFs of the whole picture, windows, files."""
+"""What is done to one raw image: classes, stain, colour, size, SDFs of the whole picture, windows, files."""
 
 from __future__ import annotations
 
@@ -9,50 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import stretch
+from data.images import readable, stretch
 from data.patches import Window, even_parts, overlapping, random_window
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample
 from data.stain import Stain, StainError, fit_stain, normalise
+from utils.data_schema import DataConfig
 from utils.errors import DataError
+from utils.files import naming
 
 FOLDERS = {"train": "Training_patches", "val": "Validation_patches", "test": "Test_patches"}
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What decides the prepared files, besides the raw ones.
-
-    source: name of the archive format, for the record.
-    size: (height, width) all images are resized to, or None.
-    color: "grey" or "rgb".
-    truncation: delta of eq. 1 in pixels of the prepared image.
-    validation_fraction, test_fraction: shares of training images moved to val and test, by group, where the archive
-    has no such split.
-    stain: "none", "macenko" or "vahadane". stain_target: image_id or picture file, None for the most typical one.
-    stretch: bring each picture's 0.1th and 99.9th percentile to 0 and 255.
-    patch, stride: training images are cut into overlapping windows of this size, at most stride apart.
-    test_patch: validation and test images are cut into even parts no larger than this.
-    crop: validation and test images are cut to one window of this size, at a random but fixed place.
-    classes: class values with an SDF of their own.
-    """
-
-    source: str
-    size: tuple[int, int] | None
-    color: str
-    truncation: float
-    validation_fraction: float
-    split_seed: int = 0
-    source_options: str = ""
-    test_fraction: float = 0.0
-    stain: str = "none"
-    stain_target: str | None = None
-    stretch: bool = False
-    patch: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    test_patch: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +38,8 @@ def where(record: Record) -> str:
 
 def read_sample(record: Record) -> Sample | None:
     """The arrays of one record, all of one size. Raises DataError."""
-    try:
+    with readable(where(record)):
         sample = record.read()
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
-        raise DataError(f"{where(record)}: {error}") from None
     if sample is None:
         return None
     height, width = sample.image.shape[:2]
@@ -122,23 +84,23 @@ def normalise_stain(image: np.ndarray, method: str, target: Stain | None) -> tup
     return with_stain(image, source, target), warning
 
 
-def transform_image(pixels: np.ndarray, options: PrepareOptions, *, stretched: bool = True) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 in the colour and size of the options. stretched: stretch it if the options say so."""
-    image = Image.fromarray(pixels).convert("L" if options.color == "grey" else "RGB")
-    if options.stretch and stretched:
+def transform_image(pixels: np.ndarray, data: DataConfig, *, stretched: bool = True) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 in the colour and size of the data. stretched: stretch it if the data say so."""
+    image = Image.fromarray(pixels).convert("L" if data.color == "grey" else "RGB")
+    if data.stretch and stretched:
         image = Image.fromarray(stretch(np.asarray(image), None))
-    if options.size is None:
+    if data.size is None:
         return np.asarray(image)
-    height, width = options.size
+    height, width = data.size
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
 
 
-def transform(sample: Sample, options: PrepareOptions) -> Sample:
+def transform(sample: Sample, data: DataConfig) -> Sample:
     """Colour and size; labels are sampled at pixel centres, images averaged."""
-    image = transform_image(sample.image, options)
-    if options.size is None:
+    image = transform_image(sample.image, data)
+    if data.size is None:
         return replace(sample, image=image)
-    height, width = options.size
+    height, width = data.size
 
     def nearest(labels: np.ndarray) -> np.ndarray:
         rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
@@ -155,33 +117,33 @@ def transform(sample: Sample, options: PrepareOptions) -> Sample:
     )
 
 
-def windows_of(shape: tuple[int, int], record: Record, options: PrepareOptions) -> list[Window]:
+def windows_of(shape: tuple[int, int], record: Record, data: DataConfig) -> list[Window]:
     """Where an image of this split is cut; ValueError if it is too small for that."""
-    if record.split == "train" and options.patch is not None:
-        stride = options.stride or (max(1, options.patch[0] // 2), max(1, options.patch[1] // 2))
-        return overlapping(shape, options.patch, stride)
-    if record.split != "train" and options.crop is not None:
-        digest = hashlib.sha256(f"{options.split_seed}\0{record.image_id}".encode()).digest()
-        return [random_window(shape, options.crop, np.random.default_rng(list(digest[:8])))]
-    if record.split != "train" and options.test_patch is not None:
-        return even_parts(shape, options.test_patch)
+    if record.split == "train" and data.patch is not None:
+        stride = data.stride or (max(1, data.patch[0] // 2), max(1, data.patch[1] // 2))
+        return overlapping(shape, data.patch, stride)
+    if record.split != "train" and data.crop is not None:
+        digest = hashlib.sha256(f"{data.split_seed}\0{record.image_id}".encode()).digest()
+        return [random_window(shape, data.crop, np.random.default_rng(list(digest[:8])))]
+    if record.split != "train" and data.test_patch is not None:
+        return even_parts(shape, data.test_patch)
     return [Window(0, 0, *shape)]
 
 
 class _PatchWriter:
     """Files of the patches of one image; SDFs are those of the whole picture."""
 
-    def __init__(self, sample: Sample, record: Record, root: Path, options: PrepareOptions) -> None:
+    def __init__(self, sample: Sample, record: Record, root: Path, data: DataConfig) -> None:
         self.sample, self.record, self.root = sample, record, root
 
         def sdf(mask: np.ndarray) -> np.ndarray:
-            return signed_distance(mask, options.truncation)
+            return signed_distance(mask, data.truncation)
 
         self.raters = [sdf(rater) for rater in sample.raters]
-        if sample.classes is None or options.classes is None:
+        if sample.classes is None or data.classes is None:
             self.sdf = sdf(sample.mask)
         else:
-            self.sdf = np.stack([sdf(sample.classes == value) for value in options.classes])
+            self.sdf = np.stack([sdf(sample.classes == value) for value in data.classes])
 
     def _png(self, pixels: np.ndarray, name: str) -> str:
         if pixels.dtype == np.bool_:
@@ -219,32 +181,33 @@ class _PatchWriter:
         return {**row, **self.record.attributes}
 
 
-def prepare_sample(record: Record, options: PrepareOptions, target: Stain | None) -> tuple[Sample | None, str | None]:
+def prepare_sample(record: Record, data: DataConfig, target: Stain | None) -> tuple[Sample | None, str | None]:
     """The whole image as it will be cut, None if there is nothing to learn, and a warning. Raises DataError."""
     sample = read_sample(record)
     if sample is None:
         return None, None
     try:
-        sample = select_classes(sample, options.classes)
-        image, warning = normalise_stain(sample.image, options.stain, target)
-        return transform(replace(sample, image=image), options), warning
+        sample = select_classes(sample, data.classes)
+        image, warning = normalise_stain(sample.image, data.stain, target)
+        return transform(replace(sample, image=image), data), warning
     except (DataError, ValueError, MemoryError) as error:
         raise DataError(f"{where(record)}: {error}") from None
 
 
-def write_image(record: Record, root: Path, options: PrepareOptions, target: Stain | None = None) -> Written:
+def write_image(record: Record, root: Path, data: DataConfig, target: Stain | None = None) -> Written:
     """Write the patches of one record below root. A DataError is returned, so that others can be found as well."""
     try:
-        sample, warning = prepare_sample(record, options, target)
+        sample, warning = prepare_sample(record, data, target)
         if sample is None:
             return Written()
         height, width = sample.mask.shape
-        windows = windows_of((height, width), record, options)
+        windows = windows_of((height, width), record, data)
     except DataError as error:
         return Written(problem=str(error))
     except ValueError as error:
         return Written(problem=f"{where(record)}: {error}")
-    writer = _PatchWriter(sample, record, root, options)
     stem = f"{FOLDERS[record.split]}/{record.image_id}"
-    rows = [writer.write(w, stem if len(windows) == 1 else f"{stem}_{w.top}_{w.left}") for w in windows]
+    with naming(root / stem):
+        writer = _PatchWriter(sample, record, root, data)
+        rows = [writer.write(w, stem if len(windows) == 1 else f"{stem}_{w.top}_{w.left}") for w in windows]
     return Written(tuple(rows), sample.notes, warning)

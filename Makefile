@@ -15,8 +15,9 @@ quickstart: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
+# All but the slow tests, within 90 seconds on two cores.
 test-fast: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

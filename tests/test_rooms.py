@@ -52,3 +52,23 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_sde_needs_torch_only() -> None:
     for path in (ROOT / "sde").glob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= sys.stdlib_module_names | {"torch", "sde"}
+
+
+def test_the_ground_floor_knows_nobody() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("utils."):
+            assert {other.split(".")[0] for other in imports(path)} & FLOOR.keys() <= {"utils"}, name
+
+
+def test_the_ground_floor_is_small() -> None:
+    lines = {name: path.read_text().count("\n") for name, path in MODULES.items()}
+    own = sum(count for name, count in lines.items() if name.startswith("utils."))
+    assert own / sum(lines.values()) < 0.13  # on its way to a tenth
+
+
+def test_few_functions_take_the_whole_config() -> None:
+    """Sections, or objects made from them, say what a function needs."""
+    functions = [node for path in FILES for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.FunctionDef)]  # fmt: skip
+    taking = [f.name for f in functions if "config" in {a.arg for a in (*f.args.args, *f.args.kwonlyargs)}]
+    assert len(taking) <= 52, taking  # on its way to 25

@@ -165,6 +165,7 @@ def test_a_sampling_is_held(trained: Workspace) -> None:
 def test_run_and_checkpoint_can_be_named(trained: Workspace) -> None:
     run = trained.run_folder()
     assert trained("sample", "--run", str(run), "--checkpoint", "last").code == 0
+    assert json.loads((newest(trained) / "summary.json").read_text())["checkpoint"].endswith("last.pt")
     assert trained("sample", "--checkpoint", str(run / "checkpoints" / "step_00000003.pt")).code == 0
     summary = json.loads((newest(trained) / "summary.json").read_text())
     assert summary["checkpoint"].endswith("step_00000003.pt")

@@ -29,9 +29,13 @@ def test_the_page_says_it(workspace: Workspace) -> None:
 
 def test_the_page_of_classes_raters_and_parts(workspace: Workspace) -> None:
     classes = ["--set", "data.classes=[1, 2]", "--set", "data.phantom.objects=glands_and_lumina"]
+    pages = []
     for options in (classes, ["--set", "data.phantom.raters=3"], ["--set", "data.test_patch=[16, 16]"]):
         assert workspace("prepare", *options).code == 0
         assert workspace("inspect", *options).code == 0
+        pages.append((workspace.path / "prepared" / "inspection.html").read_text())
+    assert ["mean IoU of raters" in page for page in pages] == [False, True, False]
+    assert ["16 x 16" in page for page in pages] == [False, False, True]
     assert not any(path.name.startswith(".") for path in (workspace.path / "prepared").iterdir())
 
 

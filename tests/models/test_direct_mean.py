@@ -7,7 +7,7 @@ import torch
 
 from sde.loss import second_moment_loss
 from sde.process import VE, VP, OTFlow, Process
-from tests.helpers import Workspace, direct_denoiser, noise
+from tests.helpers import direct_denoiser, noise
 
 END = torch.tensor(1.0)
 
@@ -52,7 +52,7 @@ def test_the_variance_is_positive_and_leaves_the_mean_alone(prediction: str) -> 
     assert (variance > 0).all()
 
 
-def test_mean_and_variance_are_learned(workspace: Workspace) -> None:
+def test_mean_and_variance_are_learned() -> None:
     """Two raters who disagree in half of the image: the mean is between them and the variance tells where."""
     generator = torch.Generator().manual_seed(0)
     model = direct_denoiser("x", second_moment=True).train()

@@ -14,7 +14,7 @@ from models.joint import JointDenoiser, build_joint
 from sde.grids import logsnr_grid
 from sde.process import VE, VP, OTFlow, Process
 from sde.samplers import ancestral, heun
-from tests.helpers import Workspace, noise, shake
+from tests.helpers import noise, shake
 from training.losses import joint_times
 
 PROCESSES: list[Process] = [VE(), VP(), OTFlow()]
@@ -122,7 +122,7 @@ def test_as_a_denoiser_it_is_the_joint_one_with_a_clean_image() -> None:
         model.direct_moments(model.encode(image), (8, 8))
 
 
-def test_the_network_learns_what_goes_together(workspace: Workspace) -> None:
+def test_the_network_learns_what_goes_together() -> None:
     """Bright images have full masks, dark ones empty: each tells the other."""
     from sde.loss import Weighting, denoising_loss, perturbed
 

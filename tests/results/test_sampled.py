@@ -133,5 +133,8 @@ def test_empty_truth_and_odd_sizes_pass(trained: Workspace) -> None:
     Image.new("L", (33, 21)).save(root / "odd_mask.png")
     table = root / "test.csv"
     table.write_text(table.read_text() + "odd.png,odd_mask.png,,odd,0,0,21,33,\n")
-    assert trained("sample").code == 0
-    assert np.load(newest(trained) / "odd" / "mmse.npy").shape == (21, 33)
+    assert trained("sample", "--set", "sampling.threshold=0.05").code == 0
+    mask = np.load(newest(trained) / "odd" / "mmse.npy") < 0.05
+    assert mask.shape == (21, 33)
+    table = pd.read_csv(newest(trained) / "metrics.csv").set_index("image_id")
+    assert table.loc["odd", "f1"] == float(not mask.any())  # nothing to find

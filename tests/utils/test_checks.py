@@ -90,7 +90,7 @@ def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: 
     [
         (["sampling.sampler=flowsdf_released"], "flowsdf_released is for sde.process: flow, not ve"),
         (["sde.process=cosine", "sde.prediction=velocity"], "cosine stands still at t = 0"),
-        (["sde.tanh=true"], "tanh: is for prediction: x or both, not edm|tanh: bounds a predicted mask"),
+        (["sde.tanh=true"], "tanh: bounds a predicted mask, which prediction: edm is not"),
         (["sde.input_scale=0.5"], "is for the schedules"),
         (["sampling.eta=0.5"], "eta: 0.5 is for sampler: ddim, not heun"),
         (["sampling.variance=large"], "variance: large is for sampler: ancestral, not heun"),
@@ -102,4 +102,4 @@ def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: 
 )
 def test_bad_combinations_are_refused_in_a_sentence(workspace: Workspace, options: list[str], message: str) -> None:
     line = workspace.fails("main", *[a for option in options for a in ("--set", option)])
-    assert any(part in line for part in message.split("|"))
+    assert message in line

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from models.build import threshold_of
-from tests.helpers import ROOT, TINY
+from tests.helpers import ROOT
 from utils.config import ConfigError, dump_config, load_config, parse_config
 
 
@@ -17,10 +17,6 @@ def test_configs_are_valid(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     assert config.data.root == load_config(ROOT / "cfg" / "glas.yaml").data.root
-
-
-def test_tiny_config_is_the_file_users_would_write() -> None:
-    assert yaml.safe_load(yaml.safe_dump(TINY)) == TINY
 
 
 def write(path: Path, text: str) -> Path:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sampling.segmenter import Segmenter
-from tests.helpers import ROOT, Workspace, exported, sampled
+from tests.helpers import ROOT, Workspace, exported, newest, sampled
 from utils.weights import SUFFIX, Header, halved, read_header, read_weights, weights_bytes
 
 KEPT = sorted((ROOT / "weights").glob(f"*{SUFFIX}"))
@@ -159,7 +159,10 @@ def test_scoring_without_the_data_leaves_no_run(trained: Workspace) -> None:
 def test_samples_of_weights_hide_no_training(trained: Workspace) -> None:
     path = exported(trained, name="tiny")
     assert sampled(trained, "--weights", str(path), "--set", "sampling.draws=1").code == 0
+    run = trained.run_folder()
     assert trained("sample", "--set", "sampling.draws=1").code == 0
+    assert trained.run_folder() == run
+    assert (newest(run) / "summary.json").is_file()
 
 
 def test_weights_of_another_truncation_are_refused(trained: Workspace) -> None:

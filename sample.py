@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from tqdm import tqdm
 
 from data.dataset import Patch, load_split
 from data.scenes import Scene, scenes_of
-from models.build import threshold_of
 from report.figures import trajectory
 from results.compared import compare
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from results.predicted import inputs_of, open_output, predict
 from results.sampled import (
-    ImageResult,
     add_draw,
     is_done,
     open_folder,
@@ -34,6 +31,7 @@ from results.summary import finish
 from sampling.drawer import (
     ROUND,
     Drawer,
+    Timed,
     drawer_of,
     groups,
     image_tensor,
@@ -41,7 +39,6 @@ from sampling.drawer import (
     whole_moments,
 )
 from sampling.loading import load_denoiser
-from sampling.sampler import sampler_of
 from sampling.segmenter import Segmenter
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
 from utils.config import dump_config, override_config
@@ -59,58 +56,55 @@ from utils.runs import (
     peak_memory_mib,
 )
 from utils.schema import Config
-from utils.sections import SamplingConfig
+from utils.sections import EvaluationConfig, SamplingConfig
 from utils.weights import read_header
 
 log = logging.getLogger("sample")
 
 
-def draw_until_sure(drawer: Drawer, results: list[ImageResult], sampling: SamplingConfig) -> None:
-    """Rounds of a few draws for every image whose MMSE map's standard error is above the tolerance."""
-    errors = [drawer.standard_error() for _ in results]
+def sample_group(
+    drawer: Drawer, scenes: list[Scene], sampling: SamplingConfig, evaluation: EvaluationConfig, folder: Path
+) -> None:
+    """All draws of a few images, and their files. With draws: auto, rounds of a few draws for every image whose MMSE
+    map's standard error is above the tolerance."""
+    results = [start_result(drawer, scene, evaluation, sampling.save_draws) for scene in scenes]
+    auto, errors = sampling.draws == "auto", [drawer.standard_error() for _ in scenes]
 
     def sure(i: int) -> bool:
-        return errors[i].value <= sampling.standard_error
+        return auto and errors[i].value <= sampling.standard_error
 
-    scenes = [result.scene for result in results]
-    for i, sdf in whole_draws(drawer, scenes, sampling.draws_per_image, sure, at_once=ROUND):
-        add_draw(results[i], sdf)
-        errors[i].add(sdf)
-
-
-def sample_group(drawer: Drawer, scenes: list[Scene], config: Config, folder: Path) -> None:
-    """All draws of a few images, and their files."""
-    begin = time.perf_counter()
-    classes, threshold = drawer.denoiser.mask_channels, threshold_of(config)
-    keep, evaluation = config.sampling.save_draws, config.evaluation
-    results = [start_result(scene, classes, threshold, evaluation, keep) for scene in scenes]
-    if config.sampling.sampler == "mean" and drawer.denoiser.second_moment:
-        for result in results:
-            set_moments(result, *whole_moments(drawer, result.scene))
-    elif config.sampling.draws == "auto":
-        draw_until_sure(drawer, results, config.sampling)
+    drawn: Timed[Any]
+    if sampling.sampler == "mean" and drawer.denoiser.second_moment:
+        drawn = Timed(whole_moments(drawer, scene) for scene in scenes)
+        for result, (mmse, std) in zip(results, drawn, strict=True):
+            set_moments(result, mmse, std)
     else:
-        for i, sdf in whole_draws(drawer, scenes, config.sampling.draws_per_image):
-            add_draw(results[i], sdf)
-    costs = {
-        "nfe": drawer.evaluations,
-        "seconds": (time.perf_counter() - begin) / len(scenes),
-        "peak_memory_mib": peak_memory_mib(drawer.device),
-    }
+        drawn = Timed(whole_draws(drawer, scenes, sampling.draws_per_image, sure, ROUND if auto else None))
+        for i, sdf, evaluations in drawn:
+            add_draw(results[i], sdf, evaluations)
+            if auto:
+                errors[i].add(sdf)
+    total = sum(len(result.draw_counts) for result in results)
     for result in results:
+        draws = len(result.draw_counts)
+        costs = {
+            "nfe": (result.evaluations + drawer.denoiser.shared) / draws,
+            "seconds": drawn.seconds * draws / total,
+            "peak_memory_mib": peak_memory_mib(drawer.device),
+        }
         write_image(result, folder, costs)
 
 
-def animate(drawer: Drawer, patch: Patch, config: Config, path: Path) -> None:
+def animate(drawer: Drawer, patch: Patch, path: Path) -> None:
     """A GIF of the first draw of one image."""
     frames: list[tuple[float, np.ndarray]] = []
 
     def keep(m: Tensor, noise: float) -> None:
-        frames.append((noise, m[0].min(dim=0).values.float().cpu().numpy() / config.data.sdf_scale))
+        frames.append((noise, m[0].min(dim=0).values.float().cpu().numpy() / drawer.sdf_scale))
 
     list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
     with whole_file(path) as temporary:
-        trajectory(frames, threshold_of(config), temporary)
+        trajectory(frames, drawer.threshold, temporary)
 
 
 def run_of_weights(config: Config, resume: bool) -> Path:
@@ -125,37 +119,36 @@ def run_of_weights(config: Config, resume: bool) -> Path:
 
 def generate(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     """Pairs, or images for the test masks, of a joint model."""
-    requests = (pair_requests if args.generate == "pairs" else image_requests)(config, args.count)
-    drawer = drawer_of(config, load_denoiser(config, path, device), sampler_of(config.sampling))
+    requests = (pair_requests if args.generate == "pairs" else image_requests)(config.data, args.count)
+    drawer = drawer_of(config, load_denoiser(config, path, device))
     drawer.before_evaluation = stop.raise_if_set
     settings = {**settings_of(config, path, "test"), "generate": args.generate, "count": args.count}
     with open_folder(run or run_of_weights(config, args.resume), settings, args.resume, "generated") as folder:
         with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
-            for made in write_samples(drawer, requests, config, folder):
+            for made in write_samples(drawer, requests, config.data, folder):
                 bar.update(made)
                 stop.raise_if_set()
         write_json(folder / "environment.json", environment(device))
         nfe = drawer.evaluations or None  # none where all samples were there already
-        facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(config, path, device)}
-        summary = finish_samples(folder, requests, config, facts)
+        facts = {"generated": args.generate, "nfe_per_sample": nfe, **facts_of(drawer, config.sampling.sampler, path)}
+        summary = finish_samples(folder, requests, config.data, facts)
         print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
 
 
-def facts_of(config: Config, path: Path, device: torch.device) -> dict[str, Any]:
+def facts_of(drawer: Drawer, sampler: str, path: Path) -> dict[str, Any]:
     """What a summary says of how its results were made."""
     return {
-        "sampler": config.sampling.sampler,
-        "threshold": threshold_of(config),
-        "device": device_name(device),
+        "sampler": sampler,
+        "threshold": drawer.threshold,
+        "device": device_name(drawer.device),
         "checkpoint": str(path),
-        "seed": config.seed,
+        "seed": drawer.seed,
     }
 
 
 def sample(config: Config, run: Path | None, path: Path, device: torch.device, args: Any, stop: StopFlag) -> None:
     scenes = scenes_of(load_split(config.data, args.split, instances=True))
-    denoiser = load_denoiser(config, path, device)
-    drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+    drawer = drawer_of(config, load_denoiser(config, path, device))
     drawer.before_evaluation = stop.raise_if_set  # an image in hand is dropped: nothing of it is written yet
     run = run or run_of_weights(config, args.resume)
     with open_folder(run, settings_of(config, path, args.split), args.resume) as folder:
@@ -165,18 +158,19 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
         for group in groups(scenes, max(1, drawer.max_batch // at_once)):
             stop.raise_if_set()
             if not all(is_done(folder, scene.key) for scene in group):
-                sample_group(drawer, group, config, folder)
+                sample_group(drawer, group, config.sampling, config.evaluation, folder)
             bar.update(len(group))
         bar.close()
         if config.sampling.animate and not (folder / "trajectory.gif").is_file():
-            animate(drawer, scenes[0].parts[0], config, folder / "trajectory.gif")
+            animate(drawer, scenes[0].parts[0], folder / "trajectory.gif")
         stop.raise_if_set()
         write_json(folder / "environment.json", environment(device))
-        summary, report = finish(folder, scenes, config, {"split": args.split, **facts_of(config, path, device)})
+        facts = {"split": args.split, **facts_of(drawer, config.sampling.sampler, path)}
+        summary, report = finish(folder, scenes, config, facts)
         print(
             f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
             f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
-            f"{summary['images']} images, {summary['nfe_per_draw']} evaluations per draw, "
+            f"{summary['images']} images, {summary['nfe_per_draw']:.4g} evaluations per draw, "
             f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"
             f"report: {report}"
         )
@@ -215,11 +209,11 @@ def config_of(args: Any) -> Config | None:
     return read_config(args)
 
 
-def place_of(args: Any, config: Config) -> tuple[Path | None, Path]:
-    """The run folder, none for --weights, and the checkpoint."""
+def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
+    """The run folder, none for --weights, and the checkpoint. name: of the config."""
     if args.weights:
         return None, Path(args.weights)
-    run = Path(args.run) if args.run else newest_run(config.name)
+    run = Path(args.run) if args.run else newest_run(name)
     return checked_run(run, "--run "), checkpoint_path(run, args.checkpoint)
 
 
@@ -250,12 +244,12 @@ def main(argv: list[str] | None = None) -> None:
     if config is None:
         return
     if args.generate:
-        check_generation(config, args.count)
+        check_generation(config.model.kind, config.sampling.sampler, args.count)
     elif args.count is not None:
         raise UsageError(f"--count {args.count}: goes with --generate")
     stop = StopFlag()
     device = choose_device(args.device)
-    run, path = place_of(args, config)
+    run, path = run_and_checkpoint(args, config.name)
     if args.input:
         predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
     else:

@@ -23,8 +23,7 @@ from data.sources.phantom import draw_sample
 from models.build import denoiser_of, placed
 from results.tiff import BandWriter
 from sampling.drawer import drawer_of
-from sampling.sampler import sampler_of
-from sampling.tiled import tiled_of
+from sampling.tiled import costs_of, tiled_of
 from utils.cli import common_parser, log_to_console, read_config, run_command
 from utils.data_schema import PhantomConfig
 from utils.errors import UsageError
@@ -61,19 +60,22 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     torch.manual_seed(config.seed)
     denoiser = placed(denoiser_of(config), device, config.training.channels_last).eval()
-    drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
-    tiled = tiled_of(config, drawer, args.trained)
-    before, begin, bands = peak_memory_mib(device), time.perf_counter(), 0
+    drawer = drawer_of(config, denoiser)
+    tiled = tiled_of(config.sampling, drawer, args.trained)
+    before, begin, bands = peak_memory_mib(device), time.perf_counter(), []
     shape = args.size, args.size
     with tempfile.TemporaryDirectory() as folder:
         with BandWriter(Path(folder), shape, denoiser.mask_channels) as writer:
             for band in tiled(Mosaic(config.data.color == "rgb"), shape, "mosaic"):
                 writer.add(band)
-                bands += 1
+                bands.append((len(band.labels), band.draws, band.nfe))
         written = sum(path.stat().st_size for path in Path(folder).iterdir())
     seconds = time.perf_counter() - begin
-    draws = f"{tiled.draws} draws of {drawer.evaluations} evaluations" if tiled.draws else "moments in one evaluation"
-    print(f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {bands} bands, {draws}")
+    draws = "{draws:.4g} draws of {nfe_per_draw:.4g} evaluations".format(**costs_of(bands))
+    draws = draws if tiled.draws else "moments in one evaluation"
+    print(
+        f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {len(bands)} bands, {draws}"
+    )
     print(
         f"{seconds:.0f} s, {seconds / args.size**2 * 1e6:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF"
     )

@@ -18,9 +18,7 @@ from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from evaluation.ensemble import Ensemble, classify
 from evaluation.metrics import count_classes, mean_f1
-from models.build import threshold_of
 from sampling.drawer import Drawer, drawer_of, whole_draws, whole_moments
-from sampling.sampler import sampler_of
 from sde.samplers import posterior_mean
 from utils.cli import run_command
 from utils.errors import UsageError
@@ -31,12 +29,12 @@ def f1_of(mmse: np.ndarray, scene: Scene, threshold: float) -> float:
     return mean_f1(count_classes(classify(mmse, threshold), scene.labels, len(mmse)))
 
 
-def against_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int, threshold: float) -> dict[str, float]:
+def against_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, float]:
     """Means over images, but for the correlation and the ratio, which are over all pixels."""
     rows, stds = [], []
     for scene in scenes:
-        ensemble = Ensemble((drawer.denoiser.mask_channels, *scene.shape), threshold)
-        for _, draw in whole_draws(drawer, [scene], draws):
+        ensemble = Ensemble((drawer.denoiser.mask_channels, *scene.shape), drawer.threshold)
+        for _, draw, _ in whole_draws(drawer, [scene], draws):
             ensemble.add(draw)
         mean = next(whole_draws(replace(drawer, sampler=posterior_mean), [scene], 1))[1]
         truth = scene.sdf
@@ -44,8 +42,8 @@ def against_draws(drawer: Drawer, scenes: Sequence[Scene], draws: int, threshold
             "rms_difference": float(np.square(mean - ensemble.mmse).mean()),
             "rms_error_direct": float(np.square(mean - truth).mean()),
             "rms_error_draws": float(np.square(ensemble.mmse - truth).mean()),
-            "f1_direct": f1_of(mean, scene, threshold),
-            "f1_draws": f1_of(ensemble.mmse, scene, threshold),
+            "f1_direct": f1_of(mean, scene, drawer.threshold),
+            "f1_draws": f1_of(ensemble.mmse, scene, drawer.threshold),
         })  # fmt: skip
         if drawer.denoiser.second_moment:
             stds.append((whole_moments(drawer, scene)[1].ravel(), ensemble.std.ravel(), np.abs(mean - truth).ravel()))
@@ -70,10 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     config = trained.config
     if args.draws < 2 or config.sampling.sampler == "mean":
         raise UsageError("the comparison needs --draws of 2 or more and a sampling.sampler that draws, not mean")
-    drawer = drawer_of(config, trained.denoiser, sampler_of(config.sampling))
+    drawer = drawer_of(config, trained.denoiser)
     print(f"{device_name(drawer.device)}, {len(trained.scenes)} images, {args.draws} draws by "
           f"{config.sampling.sampler} at {config.sampling.steps}")  # fmt: skip
-    for name, value in against_draws(drawer, trained.scenes, args.draws, threshold_of(config)).items():
+    for name, value in against_draws(drawer, trained.scenes, args.draws).items():
         print(f"{name:26} {value:.4f}")
 
 

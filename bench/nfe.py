@@ -9,7 +9,6 @@ on val; look at test once.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,9 +22,7 @@ from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged
-from models.build import threshold_of
-from sampling.drawer import Drawer, drawer_of, groups, whole_draws
-from sampling.sampler import sampler_of
+from sampling.drawer import Drawer, Timed, drawer_of, groups, whole_draws
 from utils.cli import StopFlag, run_command
 from utils.errors import UsageError
 from utils.schema import Config
@@ -90,16 +87,18 @@ class Totals:
         }
 
 
-def score(drawer: Drawer, scenes: Sequence[Scene], draws: int, threshold: float) -> dict[str, float]:
+def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, float]:
     """One row: all draws of all images."""
-    totals, begin = Totals(), time.perf_counter()
+    totals, seconds = Totals(), 0.0
     for group in groups(scenes, max(1, drawer.max_batch // draws)):
         collected: list[list[np.ndarray]] = [[] for _ in group]
-        for i, draw in whole_draws(drawer, group, draws):
+        drawn = Timed(whole_draws(drawer, group, draws))
+        for i, draw, _ in drawn:
             collected[i].append(draw)
+        seconds += drawn.seconds
         for scene, own in zip(group, collected, strict=True):
-            totals.add(scene, own, threshold)
-    return {**totals.row(), "seconds_per_image": (time.perf_counter() - begin) / len(scenes)}
+            totals.add(scene, own, drawer.threshold)
+    return {**totals.row(), "seconds_per_image": seconds / len(scenes)}
 
 
 def plan(samplers: Sequence[str], nfes: Sequence[int], config: Config) -> Iterator[tuple[str, int, SamplingConfig]]:
@@ -140,9 +139,9 @@ def main(argv: list[str] | None = None) -> None:
         key = {"sampler": name, "nfe": nfe, "draws": settings.draws_per_image, "images": len(scenes)}
         if (table[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
-        drawer = drawer_of(config.model_copy(update={"sampling": settings}), denoiser, sampler_of(settings))
+        drawer = drawer_of(config.model_copy(update={"sampling": settings}), denoiser)
         drawer.before_evaluation = stop.raise_if_set
-        row = score(drawer, scenes, settings.draws_per_image, threshold_of(config))
+        row = score(drawer, scenes, settings.draws_per_image)
         line = pd.DataFrame([{**key, **row}])
         table = pd.concat([table, line], ignore_index=True) if len(table) else line
         table.to_csv(path, index=False)

@@ -18,7 +18,6 @@ import numpy as np
 from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from sampling.drawer import Drawer, drawer_of, whole_draws
-from sampling.sampler import sampler_of
 from sde.samplers import posterior_mean
 from utils.cli import run_command
 from utils.runs import device_name
@@ -30,7 +29,7 @@ REPEATS = 2  # seeds for each design
 
 def draws_of(drawer: Drawer, scene: Scene, count: int) -> np.ndarray:
     """(count, K, H, W)."""
-    return np.stack([draw for _, draw in whole_draws(drawer, [scene], count)])
+    return np.stack([draw for _, draw, _ in whole_draws(drawer, [scene], count)])
 
 
 def squared_errors(drawer: Drawer, scene: Scene, reference: np.ndarray) -> list[float]:
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if trained is None:
         return
     config, scenes = trained.config, trained.scenes
-    drawer = replace(drawer_of(config, trained.denoiser, sampler_of(config.sampling)), antithetic=False)
+    drawer = replace(drawer_of(config, trained.denoiser), antithetic=False)
     errors, direct = measure(drawer, scenes, args.many)
     print(f"{device_name(drawer.device)}, {len(scenes)} images, {config.sampling.sampler} at {config.sampling.steps}; "
           f"root mean squared error against {args.many} draws")  # fmt: skip

@@ -23,8 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.batches import network_image
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
-from sampling.drawer import Drawer
-from sampling.sampler import max_batch_of, sampler_of
+from sampling.drawer import Drawer, drawer_of
 from sde.samplers import heun
 from utils.cli import common_parser, read_config, run_command
 from utils.errors import UsageError
@@ -58,6 +57,9 @@ class Uncached(Denoiser):
         self.image = image
         return super().encode(image)
 
+    def known(self, t: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+        return None
+
     def forward(self, z: torch.Tensor, t: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         fresh = self.encoder(self.image.repeat_interleave(len(z) // len(self.image), dim=0))
         return super().moments(z, t, [*fresh, *features[len(fresh) :]])[0]
@@ -71,10 +73,8 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
     if way.compiled:
         model.encoder.compile()
         model.network.compile()
-    sampler = partial(heun, steps=5) if config.sampling.steps > 20 else sampler_of(config.sampling)
-    return Drawer(
-        model, sampler, 0, max_batch_of(config.sampling, device), 1.0, device, way.channels_last, way.bfloat16
-    )
+    sampler = partial(heun, steps=5) if config.sampling.steps > 20 else None
+    return replace(drawer_of(config, model, sampler), channels_last=way.channels_last, bfloat16=way.bfloat16)
 
 
 def train_once(drawer: Drawer, images: torch.Tensor) -> None:

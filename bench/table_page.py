@@ -20,8 +20,9 @@ LEGEND = """
 F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. PQ: panoptic quality of
 the objects. AUSE: area between the sparsification curves by std and by true error, ECE: expected calibration error of
 the share of draws that call a pixel foreground; both need draws. GED: squared, at all draws, IoU of two empty masks 1,
-diagonal pairs included. NFE: evaluations of the network per draw. Seconds per image are of all draws, on a machine that
-other work shared; training time is that of the optimiser's steps."""
+diagonal pairs included. NFE: evaluations of the network per draw; one that all
+draws share counts once. Seconds per image are of all draws, on a machine that other work shared; training time is that
+of the optimiser's steps."""
 
 
 def short_command(words: Sequence[str]) -> str:

@@ -76,6 +76,8 @@ class Moments:
     mmse, std: (K, H, W) float32 in SDF units. threshold: as in `Ensemble`.
     """
 
+    draws = 1  # the mean
+
     def __init__(self, mmse: np.ndarray, std: np.ndarray, threshold: float) -> None:
         self.mmse, self.std, self.threshold = mmse, std, threshold
 

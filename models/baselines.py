@@ -11,33 +11,37 @@ from torch import Tensor, nn
 
 from models.denoiser import Denoiser
 from models.segmentation import FCN, GatedTrunk, TrunkNetwork, library_unet
-from models.unet import Trunk, pad_to_multiple
+from models.unet import Sizes, Trunk, pad_to_multiple
 from sde.process import Process
 
 SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that two empty masks agree
 
 
 class OnePass(Denoiser):
-    """A mean of m that sees nothing but the image: `encode` computes it, evaluations at any z and t hand it on.
+    """A mean of m that sees nothing but the image: `features` computes it, evaluations at any z and t hand it on.
 
-    encoder: whatever `encode` needs. mask_channels: K.
+    encoder: whatever `features` needs. mask_channels: K.
     """
 
     def __init__(self, process: Process, encoder: nn.Module, mask_channels: int, sigma_data: float | Tensor) -> None:
-        network = cast(Any, nn.Identity())  # nothing is left to do after `encode`
-        super().__init__(process, "x", encoder, network, float(sigma_data), direct=True)
+        network = cast(Any, nn.Identity())  # nothing is left to do after `features`
+        super().__init__(process, "x", encoder, network, float(sigma_data))
         self._mask_channels = mask_channels
 
     @property
     def mask_channels(self) -> int:
         return self._mask_channels
 
-    def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
-        return self.moments(z, t, features)[0]
+    @property
+    def shared(self) -> int:
+        return 1
 
-    def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The mean that `encode` found, and no variance."""
-        return features[-1], None
+    @property
+    def floats_per_pixel(self) -> float:
+        return self.shared * self.mask_channels
+
+    def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
+        return features[-1]
 
 
 class Baseline(OnePass):
@@ -61,7 +65,7 @@ class Baseline(OnePass):
         height, width = image.shape[-2:]
         return self.encoder(pad_to_multiple(image, self.stride))[..., :height, :width].float()
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    def features(self, image: Tensor) -> list[Tensor]:
         """The map that all draws share, of images (B, C, H, W) in [-1, 1]."""
         logits = self.logits(image)
         if self.mask_channels == 1:
@@ -92,35 +96,27 @@ def dice_cross_entropy(logits: Tensor, m: Tensor) -> Tensor:
 def build_baseline(
     process: Process,
     kind: str,
-    *,
     image_channels: int,
-    mask_channels: int = 1,
-    channels: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int] = (),
-    dropout: float = 0.0,
+    mask_channels: int,
+    sizes: Sizes,
     backbone: str = "resnet34",
     sigma_data: float = 1.0,
 ) -> Baseline:
-    """A baseline from sizes; see `Trunk` for resunet and attention_unet, `library_unet` for unet and unetplusplus.
+    """A baseline: resunet and attention_unet have all `sizes`, unet and unetplusplus those of `library_unet`.
 
     fcn has a backbone (resnet50 or resnet101) and dropout only. Raises ImportError where a library is absent,
     ValueError for an unknown kind.
     """
     outputs = 1 if mask_channels == 1 else mask_channels + 1
-    stride = 2 ** (len(multipliers) - 1)
+    stride = 2 ** (len(sizes.multipliers) - 1)
     network: nn.Module
     if kind in ("unet", "unetplusplus"):
-        network = library_unet(kind, backbone, image_channels, outputs, channels, multipliers)
-        stride = 2 ** len(multipliers)
+        network = library_unet(kind, backbone, image_channels, outputs, sizes)
+        stride *= 2
     elif kind in ("resunet", "attention_unet"):
-        trunk = (Trunk if kind == "resunet" else GatedTrunk)(
-            image_channels, channels, multipliers, blocks, attention, dropout=dropout
-        )
-        network = TrunkNetwork(trunk, outputs)
+        network = TrunkNetwork((Trunk if kind == "resunet" else GatedTrunk)(image_channels, sizes), outputs)
     elif kind == "fcn":
-        network, stride = FCN(backbone, image_channels, outputs, dropout), 8
+        network, stride = FCN(backbone, image_channels, outputs, sizes.dropout), 8
     else:
         raise ValueError(f"unknown kind of baseline {kind!r}")
     return Baseline(process, network, stride, mask_channels, sigma_data)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
 from models.joint import build_joint
+from models.unet import Sizes
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.schema import Config
-from utils.sections import SDEConfig
+from utils.sections import EncoderConfig, SDEConfig
 
 
 def process_of(sde: SDEConfig) -> Process:
@@ -31,53 +30,33 @@ def image_channels_of(data: DataConfig) -> int:
     return 3 if data.color == "rgb" else 1
 
 
-def _sizes(config: Config) -> dict[str, Any]:
-    """What every network is built from."""
-    model = config.model
-    return {
-        "image_channels": image_channels_of(config.data),
-        "mask_channels": config.data.channels,
-        "channels": model.channels,
-        "multipliers": model.multipliers,
-        "blocks": model.blocks,
-        "attention": model.attention,
-        "dropout": model.dropout,
-    }
-
-
-def baseline_of(config: Config, sigma_data: float) -> Denoiser:
-    """Raises UsageError where its library is absent."""
-    model = config.model
-    backbone = model.backbone or model.usual_backbone
-    try:
-        return build_baseline(
-            process_of(config.sde), model.kind, **_sizes(config), backbone=backbone, sigma_data=sigma_data
-        )
-    except ImportError as error:
-        raise UsageError(f"model.kind: {model.kind} {error}") from None
-
-
 def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.5) -> Denoiser:
-    """sigma_data, sigma_image: root mean square of m and, for a joint model, of images in [-1, 1]."""
-    model, encoder, process = config.model, config.model.encoder, process_of(config.sde)
+    """sigma_data, sigma_image: root mean square of m and, for a joint model, of images in [-1, 1].
+
+    Raises UsageError where a baseline's library is absent.
+    """
+    data, model, sde = config.data, config.model, config.sde
+
+    def sizes_of(section: EncoderConfig) -> Sizes:
+        return Sizes(section.channels, section.multipliers, section.blocks, section.attention, model.dropout)
+
+    process, common = process_of(sde), (image_channels_of(data), data.channels, sizes_of(model))
     if model.is_baseline:
-        return baseline_of(config, sigma_data)
+        try:
+            return build_baseline(process, model.kind, *common, model.backbone or model.usual_backbone, sigma_data)
+        except ImportError as error:
+            raise UsageError(f"model.kind: {model.kind} {error}") from None
     if model.kind == "joint":
-        return build_joint(
-            process, config.sde.prediction, **_sizes(config), sigma_data=sigma_data, sigma_image=sigma_image
-        )
+        return build_joint(process, sde.prediction, *common, sigma_data, sigma_image)
     return build_denoiser(
         process,
-        config.sde.prediction,
-        **_sizes(config),
-        encoder_kind=encoder.kind,
-        encoder_channels=encoder.channels,
-        encoder_multipliers=encoder.multipliers,
-        encoder_blocks=encoder.blocks,
-        encoder_attention=encoder.attention,
+        sde.prediction,
+        *common,
+        sizes_of(model.encoder),
+        encoder_kind=model.encoder.kind,
         sigma_data=sigma_data,
-        limit=config.data.sdf_scale if config.sde.tanh else None,
-        direct=config.sde.prior_share > 0,
+        limit=data.sdf_scale if sde.tanh else None,
+        direct=sde.prior_share > 0,
         second_moment=model.second_moment,
     )
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.rrdb import RRDBEncoder
-from models.unet import ConditionalUNet, ImageEncoder, Trunk
+from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import Process
 
 Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
@@ -83,6 +83,18 @@ def batch_times(t: Tensor, z: Tensor) -> Tensor:
     return t.to(wide).to(z.device).expand(z.shape[0])
 
 
+class Draw(NamedTuple):
+    """Which draw of an image is evaluated, and where.
+
+    seed: the draw's own (sde/noise.py). number: 0, 1, ... of the image. top, left: of the tile in the image.
+    """
+
+    seed: int
+    number: int
+    top: int = 0
+    left: int = 0
+
+
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
@@ -120,6 +132,16 @@ class Denoiser(nn.Module):
         """K, the SDF channels of m: one for each class."""
         return self.network.out_channels // (channels_per_mask(self.prediction) + self.second_moment)
 
+    @property
+    def shared(self) -> int:
+        """Evaluations of the network in `encode`, for all draws of an image together."""
+        return int(self.direct and not self.training)
+
+    @property
+    def floats_per_pixel(self) -> float:
+        """Of an image, in what `encode` gives."""
+        return sum(w / 4**i for i, w in enumerate(self.network.trunk.widths)) + self.shared * self.mask_channels
+
     def features(self, image: Tensor) -> list[Tensor]:
         """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
         return self.encoder(image)
@@ -127,13 +149,21 @@ class Denoiser(nn.Module):
     def encode(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
 
-        Feature maps, finest first; then, when draws are made, the direct mean (B, K, H, W): their value at t_max.
+        The features; then, when draws are made, the direct mean (B, K, H, W), which is their value at t_max.
         """
         features = self.features(image)
         if self.direct and not self.training:
-            with torch.no_grad():
-                features = [*features, self.direct_moments(features, image.shape[-2:])[0]]
+            features = [*features, self.direct_moments(features, image.shape[-2:])[0]]
         return features
+
+    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+        """The features (B, ...) of a batch of draws, which here do not depend on which draws they are."""
+        return features
+
+    def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
+        """E[m | z_t, x] at a scalar t where `encode` has found it already, whatever z_t is."""
+        has_mean = self.direct and len(features) > len(self.network.trunk.widths)
+        return features[-1] if has_mean and t.ndim == 0 and self.process.at_end(t) else None
 
     def direct_moments(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """E[m | x] and Var[m | x] (None without second_moment), (B, K, H, W), in one evaluation at t_max; size: (H, W).
@@ -148,9 +178,8 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         """E[m | z_t = z, x], (B, K, H, W) float32, for z (B, K, H, W) and t a scalar or (B,)."""
-        if self.direct and self._has_mean(features) and t.ndim == 0 and self.process.at_end(t):
-            return features[-1]
-        return self.moments(z, t, features)[0]
+        known = self.known(t, features)
+        return self.moments(z, t, features)[0] if known is None else known
 
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
@@ -169,9 +198,6 @@ class Denoiser(nn.Module):
         raw, eps = raw.chunk(2, dim=1)
         return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps, variance
 
-    def _has_mean(self, features: Sequence[Tensor]) -> bool:
-        return len(features) > len(self.network.trunk.widths)
-
     def _bounded(self, raw: Tensor) -> Tensor:
         if self.limit is None:
             return raw
@@ -181,40 +207,25 @@ class Denoiser(nn.Module):
 def build_denoiser(
     process: Process,
     prediction: str,
-    *,
     image_channels: int,
-    mask_channels: int = 1,
-    channels: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
+    mask_channels: int,
+    sizes: Sizes,
+    encoder_sizes: Sizes,
+    *,
     encoder_kind: str = "unet",
-    encoder_channels: int,
-    encoder_multipliers: Sequence[int],
-    encoder_blocks: int,
-    encoder_attention: Sequence[int],
-    dropout: float,
-    sigma_data: float = 0.5,
-    limit: float | None = None,
-    direct: bool = False,
     second_moment: bool = False,
+    **options: Any,
 ) -> Denoiser:
-    """A denoiser from sizes; see `Trunk` and `Denoiser` for their meaning.
+    """A denoiser; `options` are those of `Denoiser`.
 
     encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
     """
-    width = 4 * channels
-    outputs = channels_per_mask(prediction) + second_moment
-    trunk = Trunk(mask_channels, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
+    width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
+    trunk = Trunk(mask_channels, sizes, embedding=width)
     encoder: nn.Module
     if encoder_kind == "rrdb":
-        encoder = RRDBEncoder(image_channels, encoder_channels, encoder_blocks, trunk.widths)
+        encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk.widths)
     else:
-        encoder_trunk = Trunk(
-            image_channels, encoder_channels, encoder_multipliers, encoder_blocks, encoder_attention, dropout=dropout
-        )
-        encoder = ImageEncoder(encoder_trunk, trunk.widths)
+        encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels)
-    return Denoiser(
-        process, prediction, encoder, network, sigma_data, limit, direct=direct, second_moment=second_moment
-    )
+    return Denoiser(process, prediction, encoder, network, second_moment=second_moment, **options)

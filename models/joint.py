@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.denoiser import Denoiser, batch_times, scaling
-from models.unet import ConditionalUNet, Trunk
+from models.unet import ConditionalUNet, Sizes, Trunk
 from sde.process import Process
 
 
@@ -72,7 +72,11 @@ class JointDenoiser(Denoiser):
         t = torch.tensor(self.process.t_min, dtype=torch.float64)
         return data * float(self.process.alpha(t)), t
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    @property
+    def floats_per_pixel(self) -> float:
+        return self.image_channels
+
+    def features(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1]: the images."""
         return [image]
 
@@ -93,19 +97,13 @@ class JointDenoiser(Denoiser):
 def build_joint(
     process: Process,
     prediction: str,
-    *,
     image_channels: int,
-    mask_channels: int = 1,
-    channels: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
-    dropout: float,
+    mask_channels: int,
+    sizes: Sizes,
     sigma_data: float = 0.5,
     sigma_image: float = 0.5,
 ) -> JointDenoiser:
-    """A joint denoiser from sizes; see `Trunk` and `JointDenoiser` for their meaning."""
-    both, width = mask_channels + image_channels, 4 * channels
-    trunk = Trunk(both, channels, multipliers, blocks, attention, embedding=width, dropout=dropout)
-    network = ConditionalUNet(trunk, width, both, conditions=2)
+    """A joint denoiser; see `JointDenoiser` for the last two."""
+    both, width = mask_channels + image_channels, 4 * sizes.channels
+    network = ConditionalUNet(Trunk(both, sizes, embedding=width), width, both, conditions=2)
     return JointDenoiser(process, prediction, network, mask_channels, sigma_data, sigma_image)

@@ -6,14 +6,12 @@ libraries'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
 from models.layers import group_norm, zero_init
-from models.unet import Trunk
+from models.unet import Sizes, Trunk
 
 MISSING = "needs segmentation-models-pytorch; install it with: pip install segmentation-models-pytorch"
 
@@ -38,11 +36,8 @@ class AttentionGate(nn.Module):
 class GatedTrunk(Trunk):
     """A trunk whose skip connections pass an attention gate, but for the coarsest, where nothing comes up."""
 
-    def __init__(
-        self, in_channels: int, channels: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int] = (),
-        embedding: int = 0, dropout: float = 0.0,
-    ) -> None:  # fmt: skip
-        super().__init__(in_channels, channels, multipliers, blocks, attention, embedding, dropout)
+    def __init__(self, in_channels: int, sizes: Sizes, embedding: int = 0) -> None:
+        super().__init__(in_channels, sizes, embedding)
         self.gates = nn.ModuleList(AttentionGate(width) for width in self.widths[:-1])
 
     def _skip(self, level: int, skip: Tensor, h: Tensor) -> Tensor:
@@ -81,12 +76,11 @@ class FCN(nn.Module):
         return self.network(image.repeat(1, self.copies, 1, 1))["out"]
 
 
-def library_unet(
-    kind: str, backbone: str, image_channels: int, outputs: int, channels: int, multipliers: Sequence[int]
-) -> nn.Module:
+def library_unet(kind: str, backbone: str, image_channels: int, outputs: int, sizes: Sizes) -> nn.Module:
     """U-Net (Ronneberger et al. 2015) or U-Net++ (Zhou et al. 2018) on a ResNet without pretraining.
 
-    channels, multipliers: of the decoder, finest first; 3 to 5 of them. Raises ImportError where the library is absent.
+    sizes: channels and multipliers are those of the decoder, 3 to 5 of them. Raises ImportError where the library is
+    absent.
     """
     try:
         import segmentation_models_pytorch as library
@@ -96,8 +90,8 @@ def library_unet(
     return build(
         backbone,
         encoder_weights=None,
-        encoder_depth=len(multipliers),
-        decoder_channels=[channels * m for m in reversed(multipliers)],
+        encoder_depth=len(sizes.multipliers),
+        decoder_channels=[sizes.channels * m for m in reversed(sizes.multipliers)],
         in_channels=image_channels,
         classes=outputs,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,31 +11,56 @@ import torch
 from torch import Tensor, nn
 
 from models.baselines import OnePass
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, Draw
+
+# SplitMix64 (Steele et al. 2014): its increment, and shifts and factors of its mixing function; int64 wraps around.
+INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
-def seeds_of(z: Tensor) -> list[int]:
-    """A seed for each draw from the bits of its noise z (B, K, H, W), which no other draw has."""
-    pairs = z.flatten(1)[:, :2].float().cpu().contiguous().view(torch.int32)
-    return [(a << 31) ^ b for a, b in (pairs.long() & 0x7FFFFFFF).tolist()]
+def kept_units(
+    seed: int, layer: int, corner: tuple[int, int], shape: Sequence[int], share: float, device: torch.device
+) -> Tensor:
+    """Which units (C, height, width) of a layer a draw keeps, bool, an expected share of them.
+
+    A unit's fate follows from the seed, the layer, its channel and its place in the whole image, of which `corner` is
+    the first row and column that are asked for: windows that overlap agree. Any element of SplitMix64's sequence can be
+    had without those before; each is 16 bits for four channels.
+    """
+    channels, height, width = shape
+
+    def count(start: int, number: int) -> Tensor:
+        return torch.arange(start, start + number, device=device)
+
+    place = (count(corner[0], height).view(-1, 1, 1) << 36) + (count(corner[1], width).view(-1, 1) << 16)
+    x = (place + count(0, math.ceil(channels / 4)) + (layer << 56)).mul_(INCREMENT).add_(seed)
+    for shift, factor in MIXING:
+        x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    x.bitwise_xor_((x >> 31).bitwise_and_(2**33 - 1))
+    return (x.view(torch.int16) < round(share * 2**16) - 2**15)[..., :channels].permute(2, 0, 1)
 
 
 @contextmanager
-def seeded_dropout(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
-    """Dropout in a network in evaluation mode, by a generator of its own for each element of the batch.
+def dropped_units(model: nn.Module, draws: Sequence[Draw], size: Sequence[int]) -> Iterator[None]:
+    """Dropout in a network in evaluation mode, of each draw's own units. Normalisation stays as in evaluation.
 
-    The generators are the host's: the same numbers on every device. Normalisation stays as in evaluation.
+    draws: of every element of the batch. size: (H, W) of the images or tiles. At a layer of 1 / 2^i of that size a
+    tile's corner is taken to the nearest unit.
     """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        kept = 1.0 - float(module.p)  # type: ignore[arg-type]
-        mask = torch.empty(output.shape)
-        for row, generator in zip(mask, generators, strict=True):
-            row.bernoulli_(kept, generator=generator)
-        return output * mask.to(output.device, output.dtype) / kept
 
     active = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    layers = {module: layer for layer, module in enumerate(active)}
+
+    def drop(module: nn.Dropout, inputs: Any, output: Tensor) -> Tensor:
+        share, shape = 1.0 - module.p, output.shape[1:]
+        scale = 2 ** max(0, math.ceil(math.log2(size[0] / shape[1])))
+        corners = [(round(draw.top / scale), round(draw.left / scale)) for draw in draws]
+        kept = [
+            kept_units(draw.seed, layers[module], corner, shape, share, output.device)
+            for draw, corner in zip(draws, corners, strict=True)
+        ]
+        return output * torch.stack(kept) / share
+
     handles = [module.register_forward_hook(drop) for module in active]
     try:
         yield
@@ -44,9 +70,10 @@ def seeded_dropout(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
 
 
 class DropoutDraws(OnePass):
-    """Draws of the direct mean with dropout (Gal & Ghahramani 2016): each has units of its own left out.
+    """Draws of the direct mean with dropout (Gal & Ghahramani 2016): each has one set of units left out, of which an
+    image in tiles sees parts.
 
-    denoiser: direct, in evaluation mode. What is left out follows from the noise z of a draw, which has no other use.
+    denoiser: direct, in evaluation mode.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -54,20 +81,32 @@ class DropoutDraws(OnePass):
         self.denoiser = denoiser
         self.eval()
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    @property
+    def shared(self) -> int:
+        return 0
+
+    def features(self, image: Tensor) -> list[Tensor]:
         """The images: dropout is in all layers, so nothing is shared by draws."""
         return [image]
 
+    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+        """The images, and the draws as integers (B, 4)."""
+        return [*features, torch.tensor(draws)]
+
+    def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
+        return None
+
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """One draw (B, K, H, W) of the mean for each z."""
-        with seeded_dropout(self.denoiser, seeds_of(z)):
-            return self.denoiser.encode(features[0])[-1], None
+        """One draw (B, K, H, W) of the mean for each element, whatever z and t are."""
+        image, draws = features
+        with dropped_units(self.denoiser, [Draw(*row) for row in draws.tolist()], image.shape[-2:]):
+            return self.denoiser.encode(image)[-1], None
 
 
 class DeepEnsemble(OnePass):
-    """The direct means of networks that were trained apart (Lakshminarayanan et al. 2017).
+    """The direct means of networks that were trained apart (Lakshminarayanan et al. 2017): draw i is that of member i.
 
-    members: direct, of one process and representation, in evaluation mode. z, a constant 0, 1, ..., says whose mean.
+    members: direct, of one process and representation, in evaluation mode.
     """
 
     def __init__(self, members: Sequence[Denoiser]) -> None:
@@ -76,12 +115,15 @@ class DeepEnsemble(OnePass):
         self.members = list(members)
         self.eval()
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    @property
+    def shared(self) -> int:
+        return len(self.members)
+
+    def features(self, image: Tensor) -> list[Tensor]:
         """All members' means, (B, members * K, H, W)."""
         return [torch.cat([member.encode(image)[-1] for member in self.members], dim=1)]
 
-    def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The mean (B, K, H, W) of the member that each z (B, K, H, W) names."""
-        number = z[:, 0, 0, 0].long()
+    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+        """The mean (B, K, H, W) of each draw's member."""
         means = features[0].unflatten(1, (len(self.members), self.mask_channels))
-        return means[torch.arange(len(number), device=number.device), number], None
+        return [means[torch.arange(len(draws)), [draw.number for draw in draws]]]

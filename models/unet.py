@@ -7,6 +7,7 @@ trunk on the noisy mask at every evaluation. The expensive part of a sampling ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,6 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import RESCALE, FourierEmbedding, ResidualBlock, SelfAttention, group_norm, zero_init
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a `Trunk`.
+
+    channels, multipliers: level i has channels * multipliers[i] channels at 1 / 2^i of the size.
+    blocks: residual blocks per level, each way.
+    attention: down-sampling factors (1, 2, 4, ...) whose levels attend to all positions after each block.
+    """
+
+    channels: int
+    multipliers: Sequence[int]
+    blocks: int = 1
+    attention: Sequence[int] = ()
+    dropout: float = 0.0
 
 
 class Level(nn.Module):
@@ -27,34 +44,22 @@ class Level(nn.Module):
 class Trunk(nn.Module):
     """A U-Net from (B, in_channels, H, W) to one feature map per resolution, finest first.
 
-    channels, multipliers: level i has channels * multipliers[i] channels at 1 / 2^i of the size.
-    blocks: residual blocks per level, each way.
-    attention: down-sampling factors (1, 2, 4, ...) whose levels attend to all positions after each block.
     embedding: width of the time embedding, 0 for none.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: Sequence[int] = (),
-        embedding: int = 0,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, in_channels: int, sizes: Sizes, embedding: int = 0) -> None:
         super().__init__()
-        self.widths = [channels * m for m in multipliers]
+        self.widths, blocks = [sizes.channels * m for m in sizes.multipliers], sizes.blocks
         self.entry = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
 
         def block(c_in: int, c_out: int, resample: str | None = None) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=dropout)
+            return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=sizes.dropout)
 
         self.levels = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
         for i, width in enumerate(self.widths):
-            attends = 2**i in attention
+            attends = 2**i in sizes.attention
             self.levels.append(
                 Level(
                     nn.ModuleList(block(width, width) for _ in range(blocks)),

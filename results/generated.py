@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from torch import Tensor
 from data.batches import representation_of
 from data.dataset import load_split, read_split
 from evaluation.ensemble import classify
-from models.build import threshold_of
 from models.joint import JointDenoiser
 from report.contact_sheet import contact_sheet
 from sampling.drawer import Drawer
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.files import naming, write_array, write_json, write_text
-from utils.schema import Config
 
 PAIRS = 64  # by default
 SHOWN = 64  # on the contact sheet
@@ -45,33 +45,33 @@ class Request:
     m: Tensor | None = None
 
 
-def check_generation(config: Config, count: int | None) -> None:
-    """Raises UsageError where the config's model cannot generate."""
-    if config.model.kind != "joint":
-        raise UsageError(f"--generate: needs model.kind: joint, a network of masks and images; not {config.model.kind}")
-    if config.sampling.sampler == "mean":
+def check_generation(kind: str, sampler: str, count: int | None) -> None:
+    """Raises UsageError where a model of that kind, sampled so, cannot generate."""
+    if kind != "joint":
+        raise UsageError(f"--generate: needs model.kind: joint, a network of masks and images; not {kind}")
+    if sampler == "mean":
         raise UsageError("--generate: sampling.sampler: mean makes no samples; use another")
     if count is not None and count < 1:
         raise UsageError(f"--count {count}: at least 1 is expected")
 
 
-def pair_requests(config: Config, count: int | None) -> list[Request]:
+def pair_requests(data: DataConfig, count: int | None) -> list[Request]:
     """Pairs of the size that the network was trained on."""
-    first = next(read_split(config.data, "train"))
-    size = config.data.crop or (first.labels.shape[0], first.labels.shape[1])
+    first = next(read_split(data, "train"))
+    size = data.crop or (first.labels.shape[0], first.labels.shape[1])
     return [Request(f"pair_{i:04d}", ("pair", i), size) for i in range(count or PAIRS)]
 
 
-def image_requests(config: Config, count: int | None) -> list[Request]:
+def image_requests(data: DataConfig, count: int | None) -> list[Request]:
     """An image for each test mask, and further ones for as many as `count` goes round; of several raters, in turn."""
-    patches = load_split(config.data, "test")
+    patches = load_split(data, "test")
     requests = []
     for i in range(count or len(patches)):
         patch, draw = patches[i % len(patches)], i // len(patches)
-        sdf = torch.from_numpy(patch.sdf[draw % len(patch.sdf)]) * config.data.sdf_scale
+        sdf = torch.from_numpy(patch.sdf[draw % len(patch.sdf)]) * data.sdf_scale
         size = (sdf.shape[-2], sdf.shape[-1])
         owner = (f"image of {patch.key}", draw)
-        requests.append(Request(f"{patch.key}_{draw}", owner, size, representation_of(sdf, config.data)))
+        requests.append(Request(f"{patch.key}_{draw}", owner, size, representation_of(sdf, data)))
     return requests
 
 
@@ -95,9 +95,12 @@ def generated(drawer: Drawer, batch: Sequence[Request]) -> tuple[Tensor, Tensor]
     given = [request.m for request in batch if request.m is not None]
     if given:
         m = torch.stack(given).to(drawer.device)
-        x = drawer.run(lambda z, t: model.image(z, t, m), owners, (model.image_channels, *batch[0].size))
+        x = drawer.run(
+            partial(drawer.evaluate, partial(model.image, m=m)), owners, (model.image_channels, *batch[0].size)
+        )
     else:
-        both = drawer.run(model.pair, owners, (model.mask_channels + model.image_channels, *batch[0].size))
+        channels = model.mask_channels + model.image_channels
+        both = drawer.run(partial(drawer.evaluate, model.pair), owners, (channels, *batch[0].size))
         m, x = both.split([model.mask_channels, model.image_channels], dim=1)
     return m.float().cpu() / drawer.sdf_scale, x.float().cpu()
 
@@ -108,50 +111,50 @@ def pixels_of(image: Tensor) -> np.ndarray:
     return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
 
-def mask_values(config: Config) -> tuple[int, ...]:
+def mask_values(data: DataConfig) -> tuple[int, ...]:
     """Pixel values of background and classes in a mask's file."""
-    return (0, *(config.data.classes or (255,)))
+    return (0, *(data.classes or (255,)))
 
 
-def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, config: Config) -> None:
+def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, threshold: float, data: DataConfig) -> None:
     """The files of one sample, the SDF last: it says that the others are there."""
-    labels = classify(sdf, threshold_of(config))
+    labels = classify(sdf, threshold)
     sdf = sdf.clip(-1.0, 1.0)  # prepared SDFs stay in there
     with naming(folder):
         Image.fromarray(image).save(folder / "images" / f"{name}.png")
-        Image.fromarray(np.array(mask_values(config), np.uint8)[labels]).save(folder / "masks" / f"{name}.png")
-        write_array(folder / "sdf" / f"{name}.npy", sdf if config.data.classes else sdf[0])
+        Image.fromarray(np.array(mask_values(data), np.uint8)[labels]).save(folder / "masks" / f"{name}.png")
+        write_array(folder / "sdf" / f"{name}.npy", sdf if data.classes else sdf[0])
 
 
 def _is_done(folder: Path, request: Request) -> bool:
     return (folder / "sdf" / f"{request.name}.npy").is_file()
 
 
-def write_samples(drawer: Drawer, requests: Sequence[Request], config: Config, folder: Path) -> Iterator[int]:
+def write_samples(drawer: Drawer, requests: Sequence[Request], data: DataConfig, folder: Path) -> Iterator[int]:
     """Make and write all requests but those that are done; yields the number of samples of each batch."""
     for part in ("images", "masks", "sdf"):
         (folder / part).mkdir(exist_ok=True)
     for batch in batches_of(requests, drawer.max_batch):
         if not all(_is_done(folder, request) for request in batch):
             for request, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
-                _write(folder, request.name, sdf.numpy(), pixels_of(image), config)
+                _write(folder, request.name, sdf.numpy(), pixels_of(image), drawer.threshold, data)
         yield len(batch)
 
 
-def _write_tables(folder: Path, requests: Sequence[Request], config: Config) -> None:
+def _write_tables(folder: Path, requests: Sequence[Request], data: DataConfig) -> None:
     """train.csv and test.csv, each with all samples."""
     rows = []
     for name in (request.name for request in requests):
         mask = f"masks/{name}.png"
         row = {"filename": f"images/{name}.png", "maskname": mask, "maskdtname": f"sdf/{name}.npy", "image_id": name}
-        rows.append(row | {"classname": mask} if config.data.classes else row)
+        rows.append(row | {"classname": mask} if data.classes else row)
     text = pd.DataFrame(rows).to_csv(index=False)
     for split in ("train", "test"):
         write_text(folder / f"{split}.csv", text)
 
 
 def finish_samples(
-    folder: Path, requests: Sequence[Request], config: Config, facts: Mapping[str, Any]
+    folder: Path, requests: Sequence[Request], data: DataConfig, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """sheet.png, tables and summary.json from the files of all samples; returns the summary."""
     shares: list[float] = []
@@ -162,9 +165,9 @@ def finish_samples(
         shares.append(float((mask > 0).mean()))
         if len(images) < SHOWN:
             images.append(np.asarray(Image.open(folder / "images" / f"{request.name}.png")))
-            masks.append(np.argmax([mask == value for value in mask_values(config)], axis=0))
-    _write_tables(folder, requests, config)
-    contact_sheet(images, masks, config.data.channels).save(folder / "sheet.png")
+            masks.append(np.argmax([mask == value for value in mask_values(data)], axis=0))
+    _write_tables(folder, requests, data)
+    contact_sheet(images, masks, data.channels).save(folder / "sheet.png")
     summary = {
         "samples": len(requests),
         **facts,

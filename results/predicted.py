@@ -22,7 +22,6 @@ from data.inputs import Picture
 from data.names import unique_names
 from data.patches import Window
 from evaluation.instances import split_large
-from models.build import threshold_of
 from report import figures
 from report.layers import ImageLayers
 from report.page import render_report
@@ -30,6 +29,7 @@ from results.exports import write_labels
 from results.sampled import read_layers, write_maps, write_objects
 from results.tiff import BandWriter
 from sampling.segmenter import Result, Segmenter
+from sampling.tiled import costs_of
 from utils.config import dump_config
 from utils.errors import DataError, UsageError, problems_error
 from utils.files import whole_folder, write_json, write_text
@@ -89,9 +89,9 @@ class Row(TypedDict):
     area: int
     area_share: float
     mean_std: float
-    draws: int
-    warning: str
+    draws: int | float
     nfe_per_draw: int | float
+    warning: str
     seconds: float
 
 
@@ -102,6 +102,7 @@ def _row(result: Result) -> dict[str, Any]:
         "area_share": float(result.mask.mean()),
         "mean_std": float(result.std.max(axis=0).mean()),
         "draws": result.draws,
+        "nfe_per_draw": result.nfe_per_draw,
         "warning": result.warning or "",
     }
 
@@ -116,11 +117,13 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     """Maps as tiled TIFF, in bounded memory; objects of the MMSE only, as no draw is kept."""
     prepared, classes = segmenter.prepared(picture), segmenter.drawer.denoiser.mask_channels
     area, spread = 0, 0.0
+    costs: list[tuple[int, float, float]] = []
     with BandWriter(folder, prepared.shape, classes) as writer:
         for band in segmenter.bands(prepared, key):
             writer.add(band)
             area += int((band.labels > 0).sum())
             spread += float(band.std.max(axis=0).sum())
+            costs.append((len(band.labels), band.draws, band.nfe))
     pixels = prepared.shape[0] * prepared.shape[1]
     count = _large_objects(segmenter, folder) if pixels <= OBJECTS and classes == 1 else None
     _large_overlay(picture, folder)
@@ -129,7 +132,7 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
         "area": area,
         "area_share": area / pixels,
         "mean_std": spread / pixels,
-        "draws": segmenter.config.sampling.draws_per_image,
+        **costs_of(costs),
         "warning": prepared.warning or "",
     }
 
@@ -137,7 +140,7 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
 def _large_objects(segmenter: Segmenter, folder: Path) -> int:
     evaluation = segmenter.config.evaluation
     mmse = tifffile.imread(folder / "mmse.tif")
-    labels = split_large(mmse, threshold_of(segmenter.config), evaluation.object_depth, evaluation.object_area)
+    labels = split_large(mmse, segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area)
     write_labels(folder / "instances.tif", labels)
     return int(labels.max(initial=0))
 
@@ -163,8 +166,8 @@ def predict_one(segmenter: Segmenter, one: Input, output: Path) -> Row:
     large = height * width > LARGE and segmenter.config.data.size is None
     with whole_folder(output / one.key) as folder:
         found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder)
-        costs = {"nfe_per_draw": segmenter.drawer.evaluations, "seconds": time.perf_counter() - begin}
-        row: Any = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **found, **costs}
+        row: Any = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **found}
+        row["seconds"] = time.perf_counter() - begin
         write_json(folder / "result.json", row)
     return row
 
@@ -185,9 +188,9 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[R
     summary = {
         "images": len(shown),
         "draws": draws,
-        "nfe_per_draw": shown[0]["nfe_per_draw"],
+        "nfe_per_draw": float(np.mean([row["nfe_per_draw"] for row in shown])),
         "sampler": config.sampling.sampler,
-        "threshold": threshold_of(config),
+        "threshold": segmenter.drawer.threshold,
         "seed": config.seed,
         "device": device_name(segmenter.drawer.device),
         "seconds_per_image": float(np.mean([row["seconds"] for row in shown])),

@@ -28,6 +28,7 @@ from evaluation.raters import consensus_dice, rater_scores
 from report import figures
 from report.layers import ImageLayers
 from results.exports import write_geojson, write_labels
+from sampling.drawer import Drawer
 from sampling.loading import member_checkpoints
 from utils.errors import UsageError
 from utils.files import whole_folder, write_array, write_json
@@ -43,7 +44,7 @@ class ImageResult:
     """What is gathered of one image, draw by draw.
 
     draw_counts: of each draw, by class. draws: only if they are to be kept. masks: of the draws, only if several raters
-    are there to compare them with.
+    are there to compare them with. evaluations: of the network, for all draws.
     """
 
     scene: Scene
@@ -53,10 +54,12 @@ class ImageResult:
     draw_counts: list[list[Counts]]
     draws: list[np.ndarray] | None
     masks: list[np.ndarray] | None
+    evaluations: float = 0.0
 
 
-def start_result(scene: Scene, classes: int, threshold: float, evaluation: EvaluationConfig, keep: bool) -> ImageResult:
+def start_result(drawer: Drawer, scene: Scene, evaluation: EvaluationConfig, keep: bool) -> ImageResult:
     """Nothing drawn yet. keep: keep every draw."""
+    classes, threshold = drawer.denoiser.mask_channels, drawer.threshold
     ensemble = Ensemble((classes, *scene.shape), threshold)
     objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
     masks: list[np.ndarray] | None = None if scene.raters is None else []
@@ -70,9 +73,10 @@ def _score_draw(result: ImageResult, sdf: np.ndarray, labels: np.ndarray) -> Non
         result.masks.append(labels > 0)
 
 
-def add_draw(result: ImageResult, sdf: np.ndarray) -> None:
+def add_draw(result: ImageResult, sdf: np.ndarray, evaluations: float) -> None:
     """Take in one draw (K, H, W)."""
     assert isinstance(result.ensemble, Ensemble)
+    result.evaluations += evaluations
     _score_draw(result, sdf, result.ensemble.add(sdf))
     if result.draws is not None:
         result.draws.append(sdf)

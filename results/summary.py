@@ -23,6 +23,7 @@ from utils.files import write_json, write_text
 from utils.reading import read_json, read_table
 from utils.runs import by_time
 from utils.schema import Config
+from utils.sections import NOT_OF_DRAWS
 
 
 def _whole(x: float) -> float | int:
@@ -93,13 +94,18 @@ def _mean_known(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float |
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}  # type: ignore[arg-type]
 
 
+def _of_draws(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the draws of a sampling follow from."""
+    sampling = {name: value for name, value in settings.get("sampling", {}).items() if name not in NOT_OF_DRAWS}
+    return {"sampling": sampling, **{name: settings.get(name) for name in ("checkpoint", "members", "seed")}}
+
+
 def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
-    """Risk curves of the run's newest complete sampling of the validation images with the same settings."""
-    settings = read_json(folder / "settings.json", dict[str, Any])
+    """Risk curves of the run's newest complete sampling of the validation images with the same draws."""
+    own = _of_draws(read_json(folder / "settings.json", dict[str, Any]))
     for other in sorted((path.parent for path in folder.parent.glob("*/settings.json")), key=by_time, reverse=True):
         theirs = read_json(other / "settings.json", dict[str, Any])
-        same = all(theirs.get(name) == settings.get(name) for name in ("checkpoint", "sampling", "seed"))
-        if same and "val data" in theirs and (other / "summary.json").is_file():
+        if _of_draws(theirs) == own and "val data" in theirs and (other / "summary.json").is_file():
             return [read_details(other / key)["risk"] for key in read_table(other / "metrics.csv")["image_id"]]
     return None
 
@@ -147,7 +153,7 @@ def finish(
     summary: dict[str, Any] = {
         "images": len(rows),
         "draws": _whole(float(np.mean([row["draws"] for row in rows]))),
-        "nfe_per_draw": rows[0]["nfe_per_draw"],
+        "nfe_per_draw": _whole(float(np.mean([row["nfe_per_draw"] for row in rows]))),
         "mmse": _scores(mmse, float(np.std([row["f1"] for row in rows]))),
         "single": _scores(single, float(np.std([row["single_f1"] for row in rows]))),
         "seconds_per_image": float(np.mean([row["seconds"] for row in rows])),

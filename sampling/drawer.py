@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +17,12 @@ from data.batches import network_image
 from data.dataset import Patch, image_array
 from data.scenes import Scene
 from evaluation.ensemble import StandardError
-from models.build import use_bfloat16
-from models.denoiser import Denoiser
+from models.build import threshold_of, use_bfloat16
+from models.denoiser import Denoiser, Draw
 from sampling.memory import batches
-from sampling.sampler import Sampler, max_batch_of
-from sde.noise import DrawNoise
-from sde.samplers import Callback, Denoise
+from sampling.sampler import Sampler, max_batch_of, sampler_of
+from sde.noise import DrawNoise, draw_seed
+from sde.samplers import Callback, Denoise, Noise
 from utils.schema import Config
 
 ROUND = 4  # draws of an image between two looks at its standard error
@@ -28,8 +32,9 @@ ROUND = 4  # draws of an image between two looks at its standard error
 class Drawer:
     """Everything a draw depends on but the image.
 
-    channels_last, bfloat16: how the network runs. sdf_scale: draws are divided by it, to SDF units.
-    max_batch: draws evaluated at once; halved where memory does not suffice, which changes no draw.
+    sdf_scale: draws are divided by it, to SDF units, and are foreground below `threshold`. channels_last, bfloat16: how
+    the network runs. max_batch: draws evaluated at once; halved where memory does not suffice, which changes no draw.
+    evaluations: of the network, for each draw of the latest batch, besides `denoiser.shared` for each image.
     """
 
     denoiser: Denoiser
@@ -37,11 +42,13 @@ class Drawer:
     seed: int
     max_batch: int
     sdf_scale: float
+    threshold: float
     device: torch.device
     channels_last: bool
     bfloat16: bool
     antithetic: bool = False  # the first noise (sde/noise.py)
-    evaluations: int = 0  # network evaluations of the latest batch
+    evaluations: float = 0
+    _evaluated: int = 0  # elements, in this batch
     before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
 
     @torch.no_grad()
@@ -60,13 +67,22 @@ class Drawer:
         pairs = [(i, d) for i in range(len(keys)) for d in range(draws)]
         yield from self.draw(self.encode(images), keys, pairs, images.shape[-2:], callback)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the network: in its precision, unless drawing is to stop."""
+        if self.before_evaluation is not None:
+            self.before_evaluation()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            yield
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def encode(self, images: Tensor, *, features_only: bool = False) -> list[Tensor]:
         """What every draw of images (N, C, H, W) uint8 knows of them."""
+        encode = self.denoiser.features if features_only else self.denoiser.encode
 
         def some(part: slice) -> list[Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                return self.denoiser.encode(network_image(images[part].to(self.device), self.channels_last))
+            with self.running():
+                return encode(network_image(images[part].to(self.device), self.channels_last))
 
         whole: list[Tensor] = []
         for part, features in batches(self, len(images), some):
@@ -93,7 +109,10 @@ class Drawer:
         def some(part: slice) -> Tensor:
             rows = torch.tensor([i for i, _ in pairs[part]], device=self.device)
             owners = [(keys[i], d) for i, d in pairs[part]]
-            return self._draw(self.select(features, rows), owners, size, callback).float().cpu() / self.sdf_scale
+            own = self.denoiser.of_draws(self.select(features, rows), [self.identity(*owner) for owner in owners])
+            shape = (self.denoiser.mask_channels, *size)
+            sdf = self.run(partial(self.denoised, features=own), owners, shape, callback)
+            return sdf.float().cpu() / self.sdf_scale
 
         for part, sdf in batches(self, len(pairs), some):
             for (i, _), draw in zip(pairs[part], sdf, strict=True):
@@ -108,12 +127,21 @@ class Drawer:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return [f.index_select(0, rows).contiguous(memory_format=layout) for f in features]
 
-    def evaluate(self, denoise: Denoise, z: Tensor, t: Tensor) -> Tensor:
-        """denoise(z, t) in the precision of the network, unless drawing is to stop."""
-        if self.before_evaluation is not None:
-            self.before_evaluation()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return denoise(z, t)
+    def identity(self, image_id: str, number: int, top: int = 0, left: int = 0) -> Draw:
+        """Of a draw, or of a tile of it."""
+        return Draw(draw_seed(self.seed, image_id, number), number, top, left)
+
+    def denoised(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """E[m | z_t = z, x] of draws z (B, K, H, W) with these features, at a scalar t."""
+        known = self.denoiser.known(t, features)
+        return self.evaluate(partial(self.denoiser, features=features), z, t) if known is None else known
+
+    def evaluate(self, network: Denoise, z: Tensor, t: Tensor) -> Tensor:
+        """network(z, t), counted."""
+        with self.running():
+            denoised = network(z, t)
+        self._evaluated += len(z)
+        return denoised
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +151,7 @@ class Drawer:
         """
 
         def some(part: slice) -> tuple[Tensor, Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            with self.running():
                 # Not `encode`, which would compute the mean as well.
                 features = self.denoiser.features(network_image(images[part].to(self.device), self.channels_last))
                 mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
@@ -132,14 +160,7 @@ class Drawer:
             return mean.cpu() / self.sdf_scale, variance.sqrt().cpu() / self.sdf_scale
 
         means, stds = zip(*(moments for _, moments in batches(self, len(images), some)), strict=True)
-        self.evaluations = 1
         return torch.cat(means), torch.cat(stds)
-
-    def _draw(
-        self, features: list[Tensor], owners: list[tuple[str, int]], size: Sequence[int], callback: Callback | None
-    ) -> Tensor:
-        shape = (self.denoiser.mask_channels, *size)
-        return self.run(lambda z, t: self.denoiser(z, t, features), owners, shape, callback)
 
     @torch.no_grad()
     def run(
@@ -153,14 +174,32 @@ class Drawer:
 
         owners: what seeds the noise of each element, a name and a draw index.
         """
-        self.evaluations = 0
-
-        def evaluate(z: Tensor, t: Tensor) -> Tensor:
-            self.evaluations += 1
-            return self.evaluate(denoise, z, t)
-
         noise = DrawNoise(self.seed, owners, shape, self.device, self.antithetic)
-        return self.sampler(evaluate, self.denoiser.process, noise, callback=callback)
+        return self.sample(denoise, noise, len(owners), callback)
+
+    def sample(self, denoise: Denoise, noise: Noise, count: int, callback: Callback | None = None) -> Tensor:
+        """One batch of the sampler; count: evaluations of single elements that make one of every draw."""
+        self._evaluated = 0
+        draws = self.sampler(denoise, self.denoiser.process, noise, callback=callback)
+        self.evaluations = self._evaluated / count
+        return draws
+
+
+T = TypeVar("T")
+
+
+class Timed(Iterator[T]):
+    """Items, and the seconds spent on making them: what is done with them does not count."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self.seconds = iter(items), 0.0
+
+    def __next__(self) -> T:
+        begin = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - begin
 
 
 def whole_draws(
@@ -169,10 +208,11 @@ def whole_draws(
     draws: int,
     done: Callable[[int], bool] = lambda i: False,
     at_once: int | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the scene, its next draw (K, H, W)) of scenes whose parts are of one size.
+) -> Iterator[tuple[int, np.ndarray, float]]:
+    """(index of the scene, its next draw (K, H, W), network evaluations for it) of scenes whose parts are of one size.
 
-    In rounds of `at_once` draws of every scene (all of them by default), without scenes that are done by then.
+    In rounds of `at_once` draws of every scene (all of them by default), without scenes that are done by then. The
+    evaluations are a mean over parts; those that draws share (`Denoiser.shared`) are not in them.
     """
     parts = [part for scene in scenes for part in scene.parts]
     images, keys = image_tensor(parts), [part.key for part in parts]
@@ -180,6 +220,7 @@ def whole_draws(
     ends = np.cumsum([len(scene.parts) for scene in scenes]).tolist()
     owner = [i for i, scene in enumerate(scenes) for _ in scene.parts]
     pieces: list[np.ndarray] = []
+    evaluations = 0.0
     at_once = at_once or draws
     for first in range(0, draws, at_once):
         left = [i for i in range(len(scenes)) if not done(i)]
@@ -187,10 +228,11 @@ def whole_draws(
         pairs = [(p, d) for i in left for d in some for p in range(ends[i] - len(scenes[i].parts), ends[i])]
         for p, draw in drawer.draw(features, keys, pairs, images.shape[-2:]):
             pieces.append(draw.numpy())
+            evaluations += drawer.evaluations
             scene = scenes[owner[p]]
             if len(pieces) == len(scene.parts):
-                yield owner[p], scene.assemble(pieces)
-                pieces = []
+                yield owner[p], scene.assemble(pieces), evaluations / len(pieces)
+                pieces, evaluations = [], 0.0
 
 
 def whole_moments(drawer: Drawer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -204,15 +246,16 @@ def image_tensor(patches: Sequence[Patch]) -> Tensor:
     return torch.from_numpy(image_array(list(patches)))
 
 
-def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler) -> Drawer:
-    """A drawer on the denoiser's device with the precision and layout of its training."""
+def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler | None = None) -> Drawer:
+    """On the denoiser's device, with the precision and layout of its training; by the config's sampler or another."""
     device = next(denoiser.parameters()).device
     return Drawer(
         denoiser,
-        sampler,
+        sampler or sampler_of(config.sampling),
         seed=config.seed,
         max_batch=max_batch_of(config.sampling, device),
         sdf_scale=config.data.sdf_scale,
+        threshold=threshold_of(config),
         device=device,
         channels_last=config.training.channels_last,
         bfloat16=use_bfloat16(config.training.precision, device),

@@ -1,4 +1,4 @@
-"""From the sampling section to a sampler, and the sampler of deep ensembles."""
+"""From the sampling section to a sampler."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from sampling.adaptive import adaptive
-from sde.field import FieldNoise
 from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
-from sde.noise import DrawNoise
 from sde.predictor_corrector import predictor_corrector
 from sde.process import Process
 from sde.samplers import (
@@ -27,19 +25,7 @@ from sde.samplers import (
     heun,
     posterior_mean,
 )
-from utils.sections import SamplingConfig
-
-
-@torch.no_grad()
-def each_member(denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None) -> Tensor:
-    """Draw d is the mean of member d of a `DeepEnsemble`, in one evaluation: it gets the number d in place of noise."""
-    assert isinstance(noise, DrawNoise | FieldNoise)
-    start = noise()
-    numbers = torch.tensor([draw for _, draw in noise.draws], dtype=start.dtype, device=start.device)
-    m = denoise(numbers.view(-1, 1, 1, 1).expand_as(start), torch.tensor(process.t_max, dtype=torch.float64))
-    if callback is not None:
-        callback(m, 0.0)
-    return m.float()
+from utils.sections import ONE_PASS, SamplingConfig
 
 
 class Sampler(Protocol):
@@ -61,10 +47,8 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
         )
     if sampling.sampler == "adaptive":
         return partial(adaptive, tolerance=sampling.tolerance)
-    if sampling.sampler in ("mean", "mc_dropout"):  # dropout is in the network: sampling/loading.py
+    if sampling.sampler in ONE_PASS:  # what makes draws differ is in the network: sampling/loading.py
         return posterior_mean
-    if sampling.sampler == "ensemble":
-        return each_member
     if sampling.sampler == "flowsdf_released":
         return partial(flowsdf_released, steps=sampling.steps)
     samplers: dict[str, tuple[Callable[..., Tensor], str]] = {

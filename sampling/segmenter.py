@@ -19,11 +19,9 @@ from data.inputs import Picture, PreparedPicture, open_picture
 from data.stain import Stain
 from evaluation.ensemble import classify
 from evaluation.instances import DrawObjects, ObjectRecord, objects_of
-from models.build import threshold_of
 from sampling.drawer import Drawer, drawer_of
 from sampling.loading import loaded
-from sampling.sampler import sampler_of
-from sampling.tiled import Band, TiledDrawer, Watch, tiled_of
+from sampling.tiled import Band, TiledDrawer, Watch, costs_of, tiled_of
 from utils.config import load_config, override_config
 from utils.errors import CheckpointError
 from utils.runs import checked_run, checkpoint_path, choose_device
@@ -37,7 +35,8 @@ class Result:
 
     mask: (H, W) bool. classes: (H, W) uint8, 0 = background, 1 .. K. mmse, std: (K, H, W) float32 in SDF units:
     mean, negative inside, and standard deviation of the draws. probability: (H, W) float32, the share of draws that
-    call a pixel foreground. instances: (H, W) int32, 0 = background; objects: what is known of each. draws: how many.
+    call a pixel foreground. instances: (H, W) int32, 0 = background; objects: what is known of each. draws: how many,
+    nfe_per_draw: network evaluations for each; means over rows where bands took different numbers.
     warning: what was done otherwise than the config says, or None.
     """
 
@@ -47,7 +46,8 @@ class Result:
     probability: np.ndarray
     instances: np.ndarray
     objects: list[ObjectRecord]
-    draws: int
+    draws: float
+    nfe_per_draw: float
     warning: str | None = None
 
     @property
@@ -60,19 +60,6 @@ def resized(maps: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if maps.shape[1:] == shape:
         return maps
     return F.interpolate(torch.from_numpy(maps)[None], shape, mode="bilinear", align_corners=False)[0].numpy()
-
-
-@dataclass
-class _Draws:
-    """Objects and number of the draws of an image that is small enough to be drawn at once."""
-
-    objects: DrawObjects
-    shape: tuple[int, int]
-    count: int = 0
-
-    def add(self, sdf: np.ndarray) -> None:
-        self.objects.add(resized(sdf, self.shape).min(axis=0))
-        self.count += 1
 
 
 class Segmenter:
@@ -115,8 +102,8 @@ class Segmenter:
         if config.data.stain != "none" and target is None:
             raise CheckpointError(f"{path}: does not know the stains of data.stain: {config.data.stain}; train again")
         stain = Stain(np.array(target["matrix"]), np.array(target["strength"])) if target else None
-        drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
-        return cls(config, drawer, tiled_of(config, drawer, max(images["size"])), stain)
+        drawer = drawer_of(config, denoiser)
+        return cls(config, drawer, tiled_of(config.sampling, drawer, max(images["size"])), stain)
 
     def open(self, path: str | Path) -> Picture:
         """A picture file. Raises DataError, a line that names the file."""
@@ -139,20 +126,25 @@ class Segmenter:
         picture = image_of(image) if isinstance(image, np.ndarray) else self.open(image)
         check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)
-        threshold, evaluation = threshold_of(self.config), self.config.evaluation
+        threshold, evaluation = self.drawer.threshold, self.config.evaluation
         objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
-        draws = _Draws(objects, picture.shape)
-        bands = list(self.bands(prepared, key, draws.add))
+        bands = list(self.bands(prepared, key, lambda sdf: objects.add(resized(sdf, picture.shape).min(axis=0))))
         mmse, std = (np.concatenate([getattr(b, name) for b in bands], axis=1) for name in ("mmse", "std"))
         mmse, std = resized(mmse, picture.shape), resized(std, picture.shape)
         probability = np.concatenate([b.probability for b in bands])[None]
-        if not draws.count:  # drawn in several bands, or not at all
+        if not objects:  # drawn in several bands, or not at all
             objects.add(mmse.min(axis=0))
         labels, records = objects_of(mmse, std, objects)
         return Result(
-            classify(mmse, threshold), mmse, std, resized(probability, picture.shape)[0], labels, records,
-            max(1, self.config.sampling.draws_per_image if draws.count == 0 else draws.count), prepared.warning,
-        )  # fmt: skip
+            classify(mmse, threshold),
+            mmse,
+            std,
+            resized(probability, picture.shape)[0],
+            labels,
+            records,
+            **costs_of([(len(b.labels), b.draws, b.nfe) for b in bands]),
+            warning=prepared.warning,
+        )
 
 
 def image_of(pixels: np.ndarray) -> Picture:

@@ -7,8 +7,10 @@ that is computed by tiles and blended.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,15 +19,16 @@ from torch import Tensor
 
 from data.patches import Window
 from evaluation.ensemble import Ensemble, Moments, classify
-from models.build import threshold_of
 from sampling.drawer import ROUND, Drawer
 from sampling.memory import batches
 from sampling.tiling import Tiling, ramp, split_rows, tiling_of
 from sde.field import FieldNoise
-from utils.schema import Config
+from sde.noise import DrawNoise
+from sde.samplers import Noise
+from utils.sections import SamplingConfig
 
 Read = Callable[[Window], np.ndarray]
-Watch = Callable[[np.ndarray], None]
+Watch = Callable[[np.ndarray], object]
 MEMORY = 3 * 2**29  # bytes for the features and the state of a band
 STATE = 128  # bytes for a pixel and channel of a draw: a sampler's float64 iterates, noise, statistics
 
@@ -35,7 +38,7 @@ class Band:
     """Finished rows of an image, from row `top` on.
 
     mmse, std: (K, rows, W) float32 in SDF units. probability: (rows, W) float32, of the foreground. labels: (rows, W)
-    uint8, classes of the MMSE, 0 for background.
+    uint8, classes of the MMSE, 0 for background. draws: that were made. nfe: network evaluations for each of them.
     """
 
     top: int
@@ -43,31 +46,35 @@ class Band:
     std: np.ndarray
     probability: np.ndarray
     labels: np.ndarray
+    draws: int
+    nfe: float
 
 
 class TiledDenoise:
     """E[m | z_t = z, x] of draws z (D, K, H, W) at a scalar t, by tiles: what samplers call `denoise`.
 
-    images: (T, C, h, w) uint8, one for each tile. cached: whether their features are kept, or computed anew at every
-    evaluation. At most drawer.max_batch tiles are evaluated at once; the outputs are blended in a fixed order, so that
-    a draw depends on neither.
+    images: (T, C, h, w) uint8, one for each tile. top: of the band in the image. cached: whether features are kept, or
+    computed anew at every evaluation. At most drawer.max_batch tiles are evaluated at once; the outputs are blended in
+    a fixed order, so that a draw depends on neither.
     """
 
-    def __init__(self, drawer: Drawer, tiling: Tiling, images: Tensor, cached: bool = True) -> None:
-        self.drawer, self.tiling, self.images = drawer, tiling, images
+    def __init__(self, drawer: Drawer, tiling: Tiling, images: Tensor, top: int, cached: bool) -> None:
+        self.drawer, self.tiling, self.images, self.top = drawer, tiling, images, top
         self.features = drawer.encode(images) if cached else None
         self.weights = tiling.weights.to(drawer.device)
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        self.drawer.evaluations += 1
+    def __call__(self, z: Tensor, t: Tensor, owners: Sequence[tuple[str, int]]) -> Tensor:
+        """owners: image and number of each draw."""
         windows, draws = self.tiling.windows, len(z)
 
         def some(part: slice) -> Tensor:
             # Draws of a tile side by side: they share its features.
             pairs = [divmod(i, draws) for i in range(part.start, part.stop)]
             crops = torch.stack([z[(d, slice(None), *windows[tile].slices)] for tile, d in pairs])
+            places = [(self.top + windows[tile].top, windows[tile].left) for tile, _ in pairs]
+            identities = [self.drawer.identity(*owners[d], *place) for (_, d), place in zip(pairs, places, strict=True)]
             features = self._features([tile for tile, _ in pairs])
-            return self.drawer.evaluate(lambda z, t: self.drawer.denoiser(z, t, features), crops, t)
+            return self.drawer.denoised(crops, t, self.drawer.denoiser.of_draws(features, identities))
 
         blended = torch.zeros_like(z)
         for part, denoised in batches(self.drawer, len(windows) * draws, some):
@@ -81,7 +88,7 @@ class TiledDenoise:
         features, first = self.features, 0
         if features is None:
             first = tiles[0]
-            features = self.drawer.encode(self.images[first : tiles[-1] + 1])
+            features = self.drawer.encode(self.images[first : tiles[-1] + 1], features_only=True)
         return self.drawer.select(features, torch.tensor(tiles, device=self.drawer.device) - first)
 
 
@@ -90,7 +97,7 @@ class TiledDrawer:
     """Maps of whole images, band by band.
 
     tile: side of a tile in pixels, best that of the training images. overlap: see `tiling_of`. draws: of every image,
-    0 for mean and standard deviation from one evaluation without noise (`Drawer.moments`). threshold: in SDF units.
+    0 for mean and standard deviation from one evaluation without noise (`Drawer.moments`).
     standard_error: draws end where a band's is below this. memory: bytes to plan for; more makes fewer bands.
     """
 
@@ -98,7 +105,6 @@ class TiledDrawer:
     tile: int
     overlap: float
     draws: int
-    threshold: float
     standard_error: float | None = None
     memory: int = MEMORY
 
@@ -115,31 +121,39 @@ class TiledDrawer:
         band.
         """
         tiling = tiling_of(shape, self.tile, self.overlap)
-        most, at_once, cached = self._plan(tiling, read)
+        most, at_once, cached = self._plan(tiling)
         # In a shared row of tiles: about its middle, and clear of the next shared row's.
         fade = max(1, min([tiling.size[0] // 2, *(b - a for a, b in pairwise(tiling.tops))]))
         start, held = 0, np.empty(0)
         groups = split_rows(len(tiling.tops), most)
         for i, (first, last) in enumerate(groups):
             part, top = tiling.rows(first, last), tiling.tops[first]
-            seen_by = watch if len(groups) == 1 else None
-            maps = self._maps(part, top, read, key, at_once, cached, seen_by)[:, start - top :]
+            images = part.cut(torch.from_numpy(read(Window(top, 0, *part.shape))))
+            found: Ensemble | Moments
+            if self.draws:
+                denoise = TiledDenoise(self.drawer, part, images, top, cached)
+                found, nfe = self._ensemble(denoise, key, at_once, watch if len(groups) == 1 else None)
+            else:
+                found, nfe = self._moments(part, images), 1.0
+            maps = np.concatenate([found.mmse, found.std, found.probability[None]])[:, start - top :]
             if i > 0:
                 share = ramp(fade).float().numpy()[:, None]
                 maps[:, :fade] = held + share * (maps[:, :fade] - held)
             end = shape[0] if i + 1 == len(groups) else tiling.tops[last] + (tiling.size[0] - fade) // 2
-            yield self._band(start, maps[:, : end - start])
+            mmse, std, (probability,) = np.split(maps[:, : end - start], (len(maps) // 2, len(maps) - 1))
+            labels = classify(mmse, self.drawer.threshold)
+            yield Band(start, mmse, std, probability, labels, found.draws, nfe)
             held = maps[:, end - start : end - start + fade].copy()
             start = end
 
-    def _plan(self, tiling: Tiling, read: Read) -> tuple[int, int, bool]:
+    def _plan(self, tiling: Tiling) -> tuple[int, int, bool]:
         """Tile rows of a band, draws at once, and whether features are kept.
 
         As many rows as memory allows; at least two, so that bands can overlap.
         """
-        image = torch.from_numpy(read(Window(0, 0, *tiling.size)))
-        features = sum(f.nbytes for f in self.drawer.encode(image[None])) * len(tiling.lefts)
-        state = STATE * self.drawer.denoiser.mask_channels * tiling.shape[1]
+        drawer, pixels = self.drawer, tiling.size[0] * tiling.size[1] * len(tiling.lefts)
+        features = math.ceil(pixels * drawer.denoiser.floats_per_pixel * (2 if drawer.bfloat16 else 4))
+        state = STATE * drawer.denoiser.mask_channels * tiling.shape[1]
 
         def needed(rows: int, kept: bool) -> int:
             rows = min(rows, len(tiling.tops))
@@ -152,59 +166,54 @@ class TiledDrawer:
         spare = self.memory - needed(most, cached)
         return most, 1 + max(0, spare) // needed(most, False), cached
 
-    def _maps(self, tiling: Tiling, top: int, read: Read, key: str, at_once: int, cached: bool,
-              watch: Watch | None) -> np.ndarray:  # fmt: skip
-        """MMSE, standard deviation and probability of one band, (K + K + 1, H, W) float32."""
-        images = tiling.cut(torch.from_numpy(read(Window(top, 0, *tiling.shape))))
-        maps: Ensemble | Moments
-        if self.draws:
-            maps = self._ensemble(TiledDenoise(self.drawer, tiling, images, cached), top, key, at_once, watch)
-        else:
-            mean, std = self.drawer.moments(images)
-            std = tiling.blend(std.square()).sqrt()
-            maps = Moments(tiling.blend(mean).numpy(), std.numpy(), self.threshold)
-        return np.concatenate([maps.mmse, maps.std, maps.probability[None]])
+    def _moments(self, tiling: Tiling, images: Tensor) -> Moments:
+        mean, std = self.drawer.moments(images)
+        std = tiling.blend(std.square()).sqrt()
+        return Moments(tiling.blend(mean).numpy(), std.numpy(), self.drawer.threshold)
 
-    def _ensemble(self, denoise: TiledDenoise, top: int, key: str, at_once: int, watch: Watch | None) -> Ensemble:
-        """All draws of one band."""
-        drawer, (height, width) = self.drawer, denoise.tiling.shape
-        classes, process = drawer.denoiser.mask_channels, drawer.denoiser.process
-        ensemble = Ensemble((classes, height, width), self.threshold)
+    def _ensemble(self, denoise: TiledDenoise, key: str, at_once: int, watch: Watch | None) -> tuple[Ensemble, float]:
+        """All draws of one band, and the network evaluations for each."""
+        drawer, tiling = self.drawer, denoise.tiling
+        classes = drawer.denoiser.mask_channels
+        ensemble = Ensemble((classes, *tiling.shape), drawer.threshold)
         error = drawer.standard_error()
+        evaluations = float(drawer.denoiser.shared if denoise.features or not drawer.denoiser.direct else 0)
 
         def some(part: slice) -> np.ndarray:
-            drawer.evaluations = 0
             owners = [(key, d) for d in range(part.start, part.stop)]
-            window = (top, 0, height, width)
-            noise = FieldNoise(drawer.seed, owners, classes, window, drawer.device, drawer.antithetic)
-            return drawer.sampler(denoise, process, noise).float().cpu().numpy() / drawer.sdf_scale
+            window, count = (denoise.top, 0, *tiling.shape), len(owners) * len(tiling.windows)
+            noise: Noise = FieldNoise(drawer.seed, owners, classes, window, drawer.device, drawer.antithetic)
+            if len(tiling.windows) == 1:  # the draws of a test image
+                noise = DrawNoise(drawer.seed, owners, (classes, *tiling.shape), drawer.device, drawer.antithetic)
+            return drawer.sample(partial(denoise, owners=owners), noise, count).float().cpu().numpy() / drawer.sdf_scale
 
         for _, draws in batches(drawer, self.draws, some, at_once):
             for sdf in draws:
                 ensemble.add(sdf)
+                evaluations += drawer.evaluations
                 if watch is not None:
                     watch(sdf)
                 if self.standard_error is not None:
                     error.add(sdf)
                     if ensemble.draws % ROUND == 0 and error.value <= self.standard_error:
-                        return ensemble
-        return ensemble
-
-    def _band(self, top: int, maps: np.ndarray) -> Band:
-        classes = self.drawer.denoiser.mask_channels
-        mmse, std, probability = maps[:classes], maps[classes : 2 * classes], maps[2 * classes]
-        return Band(top, mmse, std, probability, classify(mmse, self.threshold))
+                        return ensemble, evaluations / ensemble.draws
+        return ensemble, evaluations / ensemble.draws
 
 
-def tiled_of(config: Config, drawer: Drawer, trained: int) -> TiledDrawer:
-    """As the config's sampling section says; trained: side of the images or crops the denoiser was trained on."""
-    sampling = config.sampling
+def costs_of(bands: Sequence[tuple[int, float, float]]) -> dict[str, int | float]:
+    """Draws and network evaluations for each, means over the rows of an image, of its bands' (rows, draws, nfe)."""
+    rows, draws, nfe = zip(*bands, strict=True)
+    means = {"draws": float(np.average(draws, weights=rows)), "nfe_per_draw": float(np.average(nfe, weights=rows))}
+    return {name: int(mean) if mean.is_integer() else mean for name, mean in means.items()}
+
+
+def tiled_of(sampling: SamplingConfig, drawer: Drawer, trained: int) -> TiledDrawer:
+    """trained: side of the images or crops the denoiser was trained on."""
     moments = sampling.sampler == "mean" and drawer.denoiser.second_moment
     return TiledDrawer(
         drawer,
         sampling.tile or trained,
         sampling.tile_overlap,
         0 if moments else sampling.draws_per_image,
-        threshold_of(config),
         sampling.standard_error if sampling.draws == "auto" else None,
     )

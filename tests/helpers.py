@@ -36,6 +36,7 @@ from evaluation.metrics import count
 from evaluation.object_scores import object_scores
 from models.baselines import Baseline, build_baseline
 from models.denoiser import Denoiser, build_denoiser
+from models.unet import Sizes
 from report.layers import ImageLayers
 from report.page import render_report
 from sampling.drawer import Drawer
@@ -267,30 +268,18 @@ def noise(*shape: int, seed: int = 3) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def small_denoiser(process: Process | None = None, **changes: object) -> Denoiser:
-    sizes: dict[str, object] = {
-        "image_channels": 1,
-        "channels": 8,
-        "multipliers": (1, 2),
-        "blocks": 1,
-        "attention": (2,),
-        "encoder_channels": 8,
-        "encoder_multipliers": (1, 2, 2),
-        "encoder_blocks": 1,
-        "encoder_attention": (4,),
-        "dropout": 0.0,
-    }
+def small_denoiser(
+    process: Process | None = None, sizes: Sizes | None = None, encoder: Sizes | None = None, **changes: object
+) -> Denoiser:
     torch.manual_seed(0)
-    return build_denoiser(process or VE(), "edm", **{**sizes, **changes})  # type: ignore[arg-type]
+    sizes, encoder = sizes or Sizes(8, (1, 2), attention=(2,)), encoder or Sizes(8, (1, 2, 2), attention=(4,))
+    return build_denoiser(process or VE(), "edm", 1, 1, sizes, encoder, **changes)  # type: ignore[arg-type]
 
 
 def direct_denoiser(prediction: str = "edm", process: Process | None = None, **changes: bool) -> Denoiser:
     torch.manual_seed(0)
-    model = build_denoiser(
-        process or VE(), prediction, image_channels=1, channels=8, multipliers=[1, 2], blocks=1, attention=[],
-        encoder_channels=8, encoder_multipliers=[1, 2], encoder_blocks=1, encoder_attention=[], dropout=0.0,
-        **{"direct": True, **changes},  # type: ignore[arg-type]
-    )  # fmt: skip
+    sizes, options = Sizes(8, [1, 2]), {"direct": True, **changes}
+    model = build_denoiser(process or VE(), prediction, 1, 1, sizes, sizes, **options)  # type: ignore[arg-type]
     shake(model)
     return model.eval()
 
@@ -302,26 +291,20 @@ def small_baseline(kind: str, *, image_channels: int = 1, mask_channels: int = 1
     if kind in LIBRARY:
         pytest.importorskip(LIBRARY[kind])
     torch.manual_seed(0)
-    return build_baseline(
-        VE(), kind, image_channels=image_channels, mask_channels=mask_channels, channels=8, multipliers=[1, 2, 2],
-        blocks=1, dropout=dropout, backbone="resnet50" if kind == "fcn" else "resnet18",
-    )  # fmt: skip
+    sizes, backbone = Sizes(8, [1, 2, 2], dropout=dropout), "resnet50" if kind == "fcn" else "resnet18"
+    return build_baseline(VE(), kind, image_channels, mask_channels, sizes, backbone)
 
 
-class Pixelwise(nn.Module):
+class Pixelwise(Denoiser):
     """m ~ N(x, spread^2) at every pixel on its own, x being the image in [-1, 1]: the denoiser is known."""
 
-    mask_channels, second_moment, spread = 1, True, 0.3
+    mask_channels, floats_per_pixel, spread = 1, 1.0, 0.3
 
     def __init__(self) -> None:
-        super().__init__()
-        self.process = VE(0.01, 5.0)
+        super().__init__(VE(0.01, 5.0), "x", nn.Identity(), nn.Identity(), second_moment=True)  # type: ignore[arg-type]
 
     def features(self, image: Tensor) -> list[Tensor]:
         return [image[:, :1]]
-
-    def encode(self, image: Tensor) -> list[Tensor]:
-        return self.features(image)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         variance = self.process.sigma(t).item() ** 2
@@ -331,12 +314,12 @@ class Pixelwise(nn.Module):
         return features[0], torch.full_like(features[0], self.spread**2)
 
 
-def tiled(model: nn.Module, draws: int, sampler: Sampler | None = None, **changes: object) -> TiledDrawer:
+def tiled(model: Denoiser, draws: int, sampler: Sampler | None = None, **changes: object) -> TiledDrawer:
     sampler = sampler or partial(ancestral, steps=5)
     cpu = torch.device("cpu")
-    drawer = Drawer(model, sampler, 3, 16, 1.0, cpu, channels_last=False, bfloat16=False)  # type: ignore[arg-type]
+    drawer = Drawer(model, sampler, 3, 16, 1.0, 0.0, cpu, channels_last=False, bfloat16=False)
     options = {"tile": 32, "overlap": 0.25, "memory": 2**34, **changes}
-    return TiledDrawer(drawer, draws=draws, threshold=0.0, **options)  # type: ignore[arg-type]
+    return TiledDrawer(drawer, draws=draws, **options)  # type: ignore[arg-type]
 
 
 def maps(tiled: TiledDrawer, image: np.ndarray) -> list[np.ndarray]:

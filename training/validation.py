@@ -11,7 +11,6 @@ from torch import Tensor
 from data.dataset import Patch
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
-from models.build import threshold_of
 from models.denoiser import Denoiser
 from sampling.drawer import drawer_of, image_tensor
 from sde.grids import logsnr_grid
@@ -31,11 +30,11 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     denoiser.eval()
     regression = config.is_one_pass
     quick = posterior_mean if regression else partial(ancestral, steps=settings.steps, grid=logsnr_grid)
-    drawer = drawer_of(config, denoiser, sampler=quick)
+    drawer = drawer_of(config, denoiser, quick)
     f1, iou, single, pictures = [], [], [], []
     for patch in chosen:
         classes = patch.sdf.shape[1]
-        ensemble = Ensemble((classes, *patch.labels.shape), threshold_of(config))
+        ensemble = Ensemble((classes, *patch.labels.shape), drawer.threshold)
         for _, draw in drawer(image_tensor([patch]), [patch.key], 1 if regression else settings.draws):
             single.append(mean_f1(count_classes(ensemble.add(draw.numpy()), patch.labels, classes)))
         counts = count_classes(ensemble.labels, patch.labels, classes)

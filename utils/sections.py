@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from utils.data_schema import Float, Int, Section
 
+NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
 
 

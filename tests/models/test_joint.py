@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.denoiser import batch_times
 from models.joint import JointDenoiser, build_joint
+from models.unet import Sizes
 from sde.grids import logsnr_grid
 from sde.process import VE, VP, OTFlow, Process
 from sde.samplers import ancestral, heun
@@ -23,10 +24,14 @@ PROCESSES: list[Process] = [VE(), VP(), OTFlow()]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=["ve", "vp", "flow"])
 
 
-def small(process: Process | None = None, **changes: object) -> JointDenoiser:
+SIZES = Sizes(8, [1, 2])
+
+
+def small(
+    process: Process | None = None, image_channels: int = 3, mask_channels: int = 2, sizes: Sizes = SIZES
+) -> JointDenoiser:
     torch.manual_seed(0)
-    sizes: dict[str, object] = {"image_channels": 3, "mask_channels": 2, "channels": 8, "multipliers": [1, 2]}
-    model = build_joint(process or VE(), "edm", **{**sizes, **changes}, blocks=1, attention=[], dropout=0.0)  # type: ignore[arg-type]
+    model = build_joint(process or VE(), "edm", image_channels, mask_channels, sizes)
     shake(model)
     return model.eval()
 
@@ -86,8 +91,7 @@ def test_conditionals_have_the_posterior_mean_and_variance(process: Process, giv
 @each_process
 def test_untrained_it_is_the_linear_denoiser_of_each_part(process: Process) -> None:
     """With a zero last layer: alpha s^2 / (alpha^2 s^2 + sigma^2) z, by each part's own time and scale."""
-    model = build_joint(process, "edm", image_channels=1, channels=8, multipliers=[1], blocks=1, attention=[],
-                        dropout=0.0, sigma_data=0.8, sigma_image=0.3)  # fmt: skip
+    model = build_joint(process, "edm", 1, 1, Sizes(8, [1]), sigma_data=0.8, sigma_image=0.3)
     z, times = noise(2, 2, 5, 7), torch.tensor([[0.1, 0.6], [0.9, 0.3]], dtype=torch.float64)
     found = model.joint(z[:, :1], times[0], z[:, 1:], times[1])
     for k, scale in enumerate((0.8, 0.3)):
@@ -105,7 +109,7 @@ def test_each_time_matters_to_both_parts() -> None:
 
 
 def test_shapes_of_any_size() -> None:
-    model = small(multipliers=[1, 2, 2])
+    model = small(sizes=Sizes(8, [1, 2, 2]))
     m, x = model.joint(noise(2, 2, 13, 10), torch.tensor(0.3), noise(2, 3, 13, 10), torch.tensor([0.2, 0.9]))
     assert (m.shape, x.shape) == ((2, 2, 13, 10), (2, 3, 13, 10))
     assert model.pair(noise(2, 5, 13, 10), torch.tensor(0.3)).shape == (2, 5, 13, 10)

@@ -12,7 +12,7 @@ def test_dense_encoder_gives_a_map_for_every_level() -> None:
     encoder = RRDBEncoder(3, 8, 2, [8, 16, 16])
     image = torch.rand(2, 3, 18, 22)
     assert [tuple(x.shape) for x in encoder(image)] == [(2, 8, 20, 24), (2, 16, 10, 12), (2, 16, 5, 6)]
-    model = small_denoiser(encoder_kind="rrdb", encoder_multipliers=())
+    model = small_denoiser(encoder_kind="rrdb")
     shake(model)
     z = torch.randn(2, 1, 18, 22)
     one, two = (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.uncertainty import DeepEnsemble, seeded_dropout
+from models.denoiser import Draw
+from models.uncertainty import DeepEnsemble, dropped_units
 from sampling.drawer import drawer_of
 from sampling.loading import load_denoiser
-from sampling.sampler import sampler_of
 from sampling.segmenter import Segmenter
 from tests.helpers import (
     DROPOUT,
@@ -32,18 +32,25 @@ from utils.config import load_config
 END = torch.tensor(1.0, dtype=torch.float64)
 
 
-def test_dropout_belongs_to_the_draw() -> None:
-    layers = nn.Sequential(nn.Dropout(0.25), nn.Dropout(0.0)).eval()
-    ones = torch.ones(2, 1, 40, 40)
-    with seeded_dropout(layers, [1, 2]):
+def test_dropout_belongs_to_the_draw_and_its_place() -> None:
+    layers = nn.Sequential(nn.Dropout(0.25), nn.Dropout(0.0), nn.AvgPool2d(2), nn.Dropout(0.25)).eval()
+    ones, draws = torch.ones(2, 6, 40, 40), [Draw(7, 0), Draw(8, 1)]
+    with dropped_units(layers, draws, (40, 40)):
         both = layers(ones)
-    with seeded_dropout(layers, [2]):
+    with dropped_units(layers, draws[1:], (40, 40)):
         alone = layers(ones[:1])
+    with dropped_units(layers, [Draw(8, 1, top=10, left=4)], (20, 24)):
+        tile = layers(ones[:1, :, :20, :24])
     assert torch.equal(both[1:], alone)
+    assert torch.equal(tile, alone[..., 5:15, 2:14])
     assert not torch.equal(both[:1], alone)
-    torch.testing.assert_close(both.unique(), torch.tensor([0.0, 4 / 3]))
     assert both.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert torch.equal(layers(ones), ones)
+    with dropped_units(layers[:1], draws, (40, 40)):
+        first = layers[:1](ones)
+    torch.testing.assert_close(first.unique(), torch.tensor([0.0, 4 / 3]))
+    rows = first.flatten(0, 1).flatten(1)  # of draws and channels
+    assert torch.corrcoef(rows).fill_diagonal_(0).abs().max() < 0.1  # 1,600 units: a standard error of 1 / 40
+    assert torch.equal(layers[:2](ones), ones)
 
 
 @pytest.mark.parametrize("kind", [RESUNET, REGRESSION], ids=["resunet", "regression"])
@@ -56,7 +63,7 @@ def test_dropout_draws_differ_and_do_not_depend_on_their_batch(trained: Workspac
     images = torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def draw(batch: int) -> Tensor:
-        drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+        drawer = drawer_of(config, denoiser)
         drawer.max_batch = batch
         return torch.stack([sdf for _, sdf in drawer(images, ["a", "b"], 3)])
 
@@ -80,8 +87,8 @@ def test_an_ensemble_tells_its_members_apart() -> None:
         torch.nn.init.normal_(member.encoder.get_parameter("head.2.bias"), generator=torch.Generator().manual_seed(i))
     ensemble, image = DeepEnsemble(members), noise(2, 1, 16, 16)
     features = [feature.repeat_interleave(2, dim=0) for feature in ensemble.encode(image)]
-    numbers = torch.tensor([2.0, 0.0, 1.0, 2.0]).view(-1, 1, 1, 1).expand(4, 2, 16, 16)
-    found = ensemble(numbers, END, features)
+    own = ensemble.of_draws(features, [Draw(0, number) for number in (2, 0, 1, 2)])
+    found = ensemble(noise(4, 2, 16, 16), END, own)
     means = torch.stack([member.encode(image)[0] for member in members])  # (members, images, 2, 16, 16)
     assert means.std(dim=0).min() > 1e-4
     torch.testing.assert_close(found, torch.stack([means[2, 0], means[0, 0], means[1, 1], means[2, 1]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.denoiser import scaling
-from models.unet import ConditionalUNet, ImageEncoder, Trunk
+from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import VE
 from tests.helpers import shake, small_denoiser
 
@@ -23,7 +23,7 @@ def test_any_input_size(size: tuple[int, int]) -> None:
 
 def test_padding_does_not_change_sizes_that_fit() -> None:
     """A size that fits is computed as it is: cropping nothing, reading nothing from outside."""
-    model = small_denoiser(attention=(), encoder_attention=())
+    model = small_denoiser(sizes=Sizes(8, (1, 2)), encoder=Sizes(8, (1, 2, 2)))
     shake(model)
     image, z = torch.randn(1, 1, 12, 12), torch.randn(1, 1, 12, 12)
     direct = model.network.head(model.network.trunk(z, model.network.embedding(torch.zeros(1)), model.encode(image))[0])
@@ -72,16 +72,19 @@ def test_channels_last_gives_the_same_result() -> None:
 
 def test_smallest_and_parameter_count_by_hand() -> None:
     # entry 3x3: 1*4*9+4 = 40; two blocks: norm 8, conv 148, norm 8, conv 148, up block 8 -> 4 with a shortcut.
-    trunk = Trunk(1, 4, [1], 1)
+    trunk = Trunk(1, Sizes(4, [1]))
     down = 8 + (4 * 4 * 9 + 4) + 8 + (4 * 4 * 9 + 4)
     up = 16 + (8 * 4 * 9 + 4) + 8 + (4 * 4 * 9 + 4) + (8 * 4 + 4)
     assert sum(p.numel() for p in trunk.parameters()) == 40 + down + up
-    assert sum(p.numel() for p in small_denoiser(channels=4, encoder_channels=4).parameters()) < 60_000
+    assert (
+        sum(p.numel() for p in small_denoiser(sizes=Sizes(4, (1, 2)), encoder=Sizes(4, (1, 2, 2))).parameters())
+        < 60_000
+    )
 
 
 def test_encoder_must_reach_the_networks_resolutions() -> None:
     with pytest.raises(ValueError, match="resolutions"):
-        ImageEncoder(Trunk(1, 4, [1], 1), [4, 8])
+        ImageEncoder(Trunk(1, Sizes(4, [1])), [4, 8])
     with pytest.raises(ValueError, match="attention heads"):
-        Trunk(1, 129, [1], 1, attention=[1])
-    assert ConditionalUNet(Trunk(1, 4, [1], 1, embedding=8), 8).trunk.widths == [4]
+        Trunk(1, Sizes(129, [1], attention=[1]))
+    assert ConditionalUNet(Trunk(1, Sizes(4, [1]), embedding=8), 8).trunk.widths == [4]

@@ -24,6 +24,8 @@ def random_bands(shape: tuple[int, int], classes: int, heights: Sequence[int]) -
             rng.random((classes, n, shape[1]), np.float32),
             rng.random((n, shape[1]), np.float32),
             rng.integers(0, classes + 1, (n, shape[1]), np.uint8),
+            draws=1,
+            nfe=1,
         )
         for top, n in zip(tops, heights, strict=True)
     ]

@@ -12,7 +12,6 @@ from data.scenes import scenes_of
 from models.unet import ImageEncoder
 from sampling.drawer import drawer_of, groups
 from sampling.loading import load_denoiser
-from sampling.sampler import sampler_of
 from tests.helpers import Workspace, section, shake_checkpoint
 from utils.config import load_config
 
@@ -51,7 +50,7 @@ def test_a_draw_is_the_same_in_any_batch_and_order(trained: Workspace, sampler: 
     images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def draw(order: list[int], batch: int, draws: int) -> dict[tuple[int, int], torch.Tensor]:
-        drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+        drawer = drawer_of(config, denoiser)
         drawer.max_batch = batch
         seen: dict[tuple[int, int], torch.Tensor] = {}
         for i, sdf in drawer(images[order], [f"image{k}" for k in order], draws):

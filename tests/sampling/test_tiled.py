@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.denoiser import build_denoiser
+from models.baselines import Baseline
+from models.denoiser import Denoiser, build_denoiser
+from models.uncertainty import DropoutDraws
+from models.unet import Sizes
 from sampling.drawer import drawer_of
-from sampling.sampler import Sampler, sampler_of
+from sampling.sampler import Sampler
 from sampling.tiled import tiled_of
 from sampling.tiling import Tiling, tiling_of
 from sde.predictor_corrector import predictor_corrector
@@ -35,13 +38,10 @@ class Neighbours(Pixelwise):
         return super().forward(F.avg_pool2d(z, 3, 1, 1), t, [F.avg_pool2d(features[0], 3, 1, 1)])
 
 
-def unet() -> nn.Module:
+def unet() -> Denoiser:
     """A small conditional U-Net whose weights say something, as after a training."""
     torch.manual_seed(0)
-    model = build_denoiser(
-        VE(0.01, 5.0), "edm", image_channels=1, channels=8, multipliers=[1, 2], blocks=1, attention=[],
-        encoder_channels=8, encoder_multipliers=[1, 2], encoder_blocks=1, encoder_attention=[], dropout=0.0,
-    )  # fmt: skip
+    model = build_denoiser(VE(0.01, 5.0), "edm", 1, 1, Sizes(8, [1, 2]), Sizes(8, [1, 2]))
     generator = torch.Generator().manual_seed(0)
     for tensor in model.parameters():
         tensor.data += 0.1 * torch.randn(tensor.shape, generator=generator)
@@ -58,7 +58,7 @@ def test_draws_of_a_local_denoiser_are_those_without_tiles(shape: tuple[int, int
     }
     image = blurred(*shape)
     by_tiles = maps(tiled(Pixelwise(), 3, samplers[steps]), image)
-    whole = maps(tiled(Pixelwise(), 3, samplers[steps], tile=256), image)
+    whole = maps(tiled(Pixelwise(), 3, samplers[steps], tile=max(32, *shape) - 1), image)  # 2 tiles, nearly all of it
     assert whole[1].max() > 0.01
     for one, other in zip(by_tiles[:2], whole[:2], strict=True):
         assert one.shape == (1, *shape)
@@ -67,7 +67,7 @@ def test_draws_of_a_local_denoiser_are_those_without_tiles(shape: tuple[int, int
 
 def test_a_denoiser_that_looks_less_far_than_tiles_overlap() -> None:
     image = blurred(90, 90)
-    by_tiles, whole = (maps(tiled(Neighbours(), 1, overlap=0.5, tile=tile), image)[0] for tile in (32, 256))
+    by_tiles, whole = (maps(tiled(Neighbours(), 1, overlap=0.5, tile=tile), image)[0] for tile in (32, 89))
     assert np.sqrt(np.mean((by_tiles - whole) ** 2)) < 0.01 * whole.std()
 
 
@@ -85,6 +85,36 @@ def test_draws_spread_as_much_where_tiles_overlap() -> None:
     inside = overlaps(tiling_of((80, 80), 32, 0.25))
     variance = std[0] ** 2
     assert np.sqrt(variance[inside].mean() / variance[~inside].mean()) == pytest.approx(1, abs=0.02)
+
+
+def dropping() -> DropoutDraws:
+    """Dropout at two resolutions of a network that looks at 2 x 2 pixels only."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 16, 1), nn.Dropout(0.3), nn.AvgPool2d(2), nn.Dropout(0.3), nn.Upsample(scale_factor=2)]
+    return DropoutDraws(Baseline(VE(), nn.Sequential(*layers, nn.Conv2d(16, 1, 1)), 2, 1).eval())
+
+
+@pytest.mark.parametrize("most", [1, 7, 16])
+def test_a_dropout_draw_has_one_set_of_units_for_all_tiles(most: int) -> None:
+    """Units of each tile's own would lose half of the variance in the middle of an overlap."""
+    image, options = blurred(80, 80), {"draws": 12, "sampler": posterior_mean, "overlap": 0.5}
+    assert all(top % 2 == 0 for top in tiling_of((80, 80), 32, 0.5).tops)
+    drawn, seen, whole = tiled(dropping(), **options), [], []  # type: ignore[arg-type, var-annotated]
+    drawn.drawer.max_batch = most
+    list(drawn(lambda window: image, (80, 80), "image", seen.append))
+    list(tiled(dropping(), **{**options, "tile": 128})(lambda window: image, (80, 80), "image", whole.append))  # type: ignore[arg-type]
+    np.testing.assert_allclose(seen, whole, atol=1e-5)
+    assert np.std(seen, axis=0).min() > 1e-3
+
+
+def test_dropout_draws_spread_as_much_where_tiles_overlap() -> None:
+    """Also where corners of tiles are no multiples of the coarser layer's 2 pixels."""
+    image = np.full((1, 75, 75), 90, np.uint8)
+    tiling = tiling_of((75, 75), 32, 0.25)
+    assert any(top % 2 for top in tiling.tops)
+    variance = maps(tiled(dropping(), 60, posterior_mean), image)[1][0] ** 2
+    inside = overlaps(tiling)
+    assert variance[inside].mean() / variance[~inside].mean() == pytest.approx(1, abs=0.1)
 
 
 def seam(image: np.ndarray, edges: Sequence[int]) -> float:
@@ -169,11 +199,11 @@ def test_draws_end_when_the_mean_is_sure_enough() -> None:
 def test_settings_are_those_of_the_config(trained: Workspace) -> None:
     config = load_config("config.yaml", ["sampling.tile=24", "sampling.tile_overlap=0.5"])
     model = unet()
-    drawer = drawer_of(config, model, sampler_of(config.sampling))  # type: ignore[arg-type]
-    drawn = tiled_of(config, drawer, 32)
+    drawer = drawer_of(config, model)
+    drawn = tiled_of(config.sampling, drawer, 32)
     assert (drawn.tile, drawn.overlap, drawn.draws) == (24, 0.5, 3)
-    assert drawn.threshold == pytest.approx(0.03)
-    assert tiled_of(load_config("config.yaml"), drawer, 32).tile == 32
+    assert drawer.threshold == pytest.approx(0.03)
+    assert tiled_of(load_config("config.yaml").sampling, drawer, 32).tile == 32
     for nonsense in ("tile=0", "tile=15", "tile_overlap=0.6", "tile_overlap=-0.1"):
         with pytest.raises(ConfigError, match=r"sampling\.tile"):
             load_config("config.yaml", [f"sampling.{nonsense}"])

@@ -13,18 +13,13 @@ import tifffile
 from PIL import Image
 
 from data.images import read_image, read_labels, stretch
+from tests.helpers import save
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 4096, (9, 7), dtype=np.uint16)
-
-
-def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
-    image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(path)
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "tiff", "bmp", "npy"])

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation.comparison import Run, compare_runs, paired_difference
-from tests.helpers import scored_run
-
-SUMMARY = {"draws": 8, "nfe_per_draw": 9, "seconds_per_image": 1.5, "device": "cpu"}
-
+from tests.helpers import SUMMARY, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 

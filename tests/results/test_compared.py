@@ -13,10 +13,7 @@ import pytest
 
 from evaluation.comparison import compare_runs
 from results.compared import render_comparison, to_csv, to_text
-from tests.helpers import Workspace, newest, scored_run
-
-SUMMARY = {"draws": 8, "nfe_per_draw": 9, "seconds_per_image": 1.5, "device": "cpu"}
-
+from tests.helpers import SUMMARY, Workspace, newest, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 

@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_and_writes_nothing(trained: Workspace) -> None:
     (run / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     assert "evil.pt" in trained.fails("sample", "--checkpoint", str(run / "evil.pt"))
     torch.save({"format": 1, "step": 3}, run / "bare.pt")
-    assert "without config, ema" in trained.fails("sample", "--checkpoint", str(run / "bare.pt"))
+    assert "config: Field required" in trained.fails("sample", "--checkpoint", str(run / "bare.pt"))
     best = run / "checkpoints" / "best.pt"
     whole = best.read_bytes()
     best.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_
 from utils.config import dump_config
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
-from utils.files import remove_leftovers, write_json, write_text
+from utils.files import naming, remove_leftovers, write_json, write_text
 from utils.locks import held
 from utils.reading import checked
 from utils.runs import checked_run, choose_device, environment, log_to_file, new_folder
@@ -101,6 +102,7 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
           stop: StopFlag, quiet: bool) -> None:  # fmt: skip
     """Steps, log rows, validations and checkpoints until training.steps or a signal."""
     settings, checkpoints = config.training, run / "checkpoints"
+    threading.excepthook = lambda _: None  # what its thread raises the writer raises here, too
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
     recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     known = data_state(config.data, training, validation)
     state = build_state(config, training, device)
     run = checked_run(Path(args.resume), "--resume ") if args.resume else new_folder(Path("runs") / config.name)
-    with held(run / ".lock", str(run)):
+    with held(run / ".lock", str(run)), naming(run):
         if args.resume:
             checked_resume(run, config, known, state)
             remove_leftovers(run)

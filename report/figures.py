@@ -19,9 +19,9 @@ def _font(size: int = 14) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def zoom_of(shape: Sequence[int], target: int = 256) -> int:
-    """Whole factor that brings the shorter side to about `target` pixels."""
-    return max(1, round(target / min(shape[:2])))
+def zoom_of(shape: Sequence[int], target: int = 256, most: int = 2048) -> int:
+    """Whole factor that brings the shorter side to about `target` pixels, and the longer one to `most` at most."""
+    return max(1, min(round(target / min(shape[:2])), most // max(shape[:2])))
 
 
 def gray_image(values: np.ndarray) -> Image.Image:

@@ -32,7 +32,7 @@ from sampling.segmenter import Result, Segmenter
 from sampling.tiled import costs_of
 from utils.config import dump_config
 from utils.errors import DataError, UsageError, problems_error
-from utils.files import whole_folder, write_json, write_text
+from utils.files import naming, whole_folder, write_json, write_text
 from utils.locks import held
 from utils.reading import read_json
 from utils.runs import device_name, peak_memory_mib, settle
@@ -220,7 +220,7 @@ def open_output(output: Path, settings: Mapping[str, Any], overwrite: bool, resu
     known = output / "settings.json"
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output}: is not a folder")
-    with held(output / ".lock", f"--output {output}"):
+    with held(output / ".lock", f"--output {output}"), naming(output):
         resume = resume and known.is_file()
         if not resume and any(path for path in output.iterdir() if not path.name.startswith(".")):
             if not overwrite:

@@ -31,7 +31,7 @@ from results.exports import write_geojson, write_labels
 from sampling.drawer import Drawer
 from sampling.loading import member_checkpoints
 from utils.errors import UsageError
-from utils.files import whole_folder, write_array, write_json
+from utils.files import naming, whole_folder, write_array, write_json
 from utils.locks import held
 from utils.reading import damaged, read_array, read_json
 from utils.runs import by_time, file_hash, new_folder, settle
@@ -301,6 +301,6 @@ def open_folder(run: Path, settings: Mapping[str, Any], resume: bool, kind: str 
     if resume and not folders:
         raise UsageError(f"--resume: {run / kind} has nothing to go on with")
     folder = folders[-1] if resume else new_folder(run / kind)
-    with held(folder / ".lock", str(folder)):
+    with held(folder / ".lock", str(folder)), naming(folder):
         settle(folder, settings, resume)
         yield folder

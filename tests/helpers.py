@@ -6,7 +6,9 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import resource
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +98,17 @@ class Result:
     code: int
     out: str
     err: str
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Writes past `room` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.sdf import signed_distance
-from tests.helpers import ROOT, UNET, Workspace, rows, same_state, section, sets
+from tests.helpers import ROOT, UNET, Workspace, full_disk, rows, same_state, section, sets
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 
@@ -169,3 +170,10 @@ def test_without_a_val_csv_images_are_held_out(trained: Workspace) -> None:
     (trained.path / "prepared" / "val.csv").unlink()
     assert trained("main", "--set", "data.validation_fraction=0.25").code == 0
     assert "6 training, 2 validation" in (trained.run_folder() / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "file"), [(30, ".lock"), (900, "config.yaml"), (30_000, "step_00000003.pt")])
+def test_a_full_disk_is_one_line_that_names_a_file(trained: Workspace, room: int, file: str) -> None:
+    with full_disk(room):
+        assert re.search(rf"runs/tiny/\S*{file}: .*File too large", trained.fails("main"))

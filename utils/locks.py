@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.errors import UsageError
+from utils.files import naming
 
 
 @contextmanager
@@ -31,7 +32,8 @@ def held(path: Path, what: str) -> Iterator[None]:
             who = ""
         raise UsageError(f"{what} is in use by {who or 'another process'}; wait until it has ended") from None
     try:
-        path.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        with naming(path):
+            path.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever waits for it looks for it anew

@@ -10,6 +10,10 @@ from PIL import Image
 from report import figures
 
 
+def test_small_pictures_are_enlarged_and_thin_ones_stay_thin() -> None:
+    assert [figures.zoom_of(shape) for shape in ((64, 64), (40, 1000), (2, 6000), (500, 700))] == [4, 2, 1, 1]
+
+
 def test_color_map_colors_and_size() -> None:
     values = np.array([[-1.0, 1.0]])
     picture = np.asarray(figures.mmse_map(values, zoom=4))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import full_disk
 from utils.checkpoint import link_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from utils.errors import CheckpointError
 
@@ -35,13 +35,8 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint({"step": 1, "w": torch.zeros(10)}, path)
     before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # writes past it fail, as on a full disk
-    try:
-        with pytest.raises(CheckpointError, match=r"last\.pt: could not be saved .*previous last\.pt is whole"):
-            save_checkpoint({"step": 2, "w": torch.zeros(1_000_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(100_000), pytest.raises(CheckpointError, match=r"last\.pt: could not be saved .*last\.pt is whole"):
+        save_checkpoint({"step": 2, "w": torch.zeros(1_000_000)}, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers import full_disk
 from utils.files import naming, remove_leftovers, whole_file, whole_folder, write_array, write_text
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """Writes past `room` bytes of a file fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -18,26 +18,9 @@ from report.figures import trajectory
 from results.compared import compare
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from results.predicted import inputs_of, open_output, predict
-from results.sampled import (
-    add_draw,
-    is_done,
-    open_folder,
-    set_moments,
-    settings_of,
-    start_result,
-    write_image,
-)
+from results.sampled import add_draw, is_done, open_folder, set_moments, settings_of, start_result, write_image
 from results.summary import finish
-from sampling.drawer import (
-    ROUND,
-    Drawer,
-    Timed,
-    drawer_of,
-    groups,
-    image_tensor,
-    whole_draws,
-    whole_moments,
-)
+from sampling.drawer import ROUND, Drawer, Timed, drawer_of, groups, image_tensor, whole_draws, whole_moments
 from sampling.loading import load_denoiser
 from sampling.segmenter import Segmenter
 from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown

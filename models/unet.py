@@ -140,9 +140,7 @@ class ConditionalUNet(nn.Module):
         self.out_channels = out_channels
         self.embedding = FourierEmbedding(embedding, conditions=conditions)
         self.head = nn.Sequential(
-            group_norm(trunk.widths[0]),
-            nn.SiLU(),
-            zero_init(nn.Conv2d(trunk.widths[0], out_channels, 3, padding=1)),
+            group_norm(trunk.widths[0]), nn.SiLU(), zero_init(nn.Conv2d(trunk.widths[0], out_channels, 3, padding=1))
         )
 
     def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:

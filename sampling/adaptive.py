@@ -12,12 +12,7 @@ from utils.errors import UsageError
 
 @torch.no_grad()
 def adaptive(
-    denoise: Denoise,
-    process: Process,
-    noise: Noise,
-    *,
-    tolerance: float = 1e-4,
-    callback: Callback | None = None,
+    denoise: Denoise, process: Process, noise: Noise, *, tolerance: float = 1e-4, callback: Callback | None = None
 ) -> Tensor:
     """dopri5 on du / d log s = u - D, with u = z / alpha and s = sigma / alpha, then D at the end.
 

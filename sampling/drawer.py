@@ -53,11 +53,7 @@ class Drawer:
 
     @torch.no_grad()
     def __call__(
-        self,
-        images: Tensor,
-        keys: Sequence[str],
-        draws: int,
-        callback: Callback | None = None,
+        self, images: Tensor, keys: Sequence[str], draws: int, callback: Callback | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the image, its next draw (K, H, W) on the host in SDF units), image by image.
 

@@ -158,12 +158,7 @@ SCHEDULES: dict[str, Schedule] = {
         lambda t: -20 * t * torch.exp(-1e-4 - 10 * t**2),
         lambda gamma: torch.sqrt((-torch.log(gamma) - 1e-4).clamp(min=0) / 10),
     ),
-    "linear_simple": Schedule(
-        lambda t: 1 - t,
-        lambda t: t,
-        lambda t: -torch.ones_like(t),
-        lambda gamma: 1 - gamma,
-    ),
+    "linear_simple": Schedule(lambda t: 1 - t, lambda t: t, lambda t: -torch.ones_like(t), lambda gamma: 1 - gamma),
     "parabola": Schedule(
         lambda t: (1 - t**2) ** 2,
         lambda t: t**2 * (2 - t**2),

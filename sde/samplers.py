@@ -232,12 +232,7 @@ def dpm_solver(
 
 @torch.no_grad()
 def posterior_mean(
-    denoise: Denoise,
-    process: Process,
-    noise: Noise,
-    steps: int = 1,
-    *,
-    callback: Callback | None = None,
+    denoise: Denoise, process: Process, noise: Noise, steps: int = 1, *, callback: Callback | None = None
 ) -> Tensor:
     """E[m | x] in one evaluation: the denoiser at t_max.
 
@@ -254,12 +249,7 @@ def posterior_mean(
 
 @torch.no_grad()
 def flowsdf_released(
-    denoise: Denoise,
-    process: Process,
-    noise: Noise,
-    steps: int,
-    *,
-    callback: Callback | None = None,
+    denoise: Denoise, process: Process, noise: Noise, steps: int, *, callback: Callback | None = None
 ) -> Tensor:
     """The sampler of FlowSDF's released code, for comparison: a velocity of the OT path, taken at the wrong place.
 

@@ -468,12 +468,7 @@ def row_of(name: str, layers: ImageLayers) -> dict[str, Any]:
             "aji": scores.aji, "pq": scores.pq, "objects": 1, "true_objects": 1}  # fmt: skip
 
 
-def example(
-    folder: Path,
-    names: list[str],
-    layers: Callable[[int], ImageLayers] = disc_layers,
-    **changes: Any,
-) -> str:
+def example(folder: Path, names: list[str], layers: Callable[[int], ImageLayers] = disc_layers, **changes: Any) -> str:
     """A page of these images, and the files that it links to in `folder`; changes of the summary."""
     images = {name: layers(seed) for seed, name in enumerate(names)}
     rows = [row_of(name, own) for name, own in images.items()]

@@ -18,17 +18,7 @@ from PIL import Image
 
 import sample
 from sampling.segmenter import Segmenter
-from tests.helpers import (
-    LIBRARY,
-    RESUNET,
-    ROOT,
-    UNET,
-    Workspace,
-    content,
-    newest,
-    sets,
-    shake_checkpoint,
-)
+from tests.helpers import LIBRARY, RESUNET, ROOT, UNET, Workspace, content, newest, sets, shake_checkpoint
 from utils.locks import held
 
 

@@ -81,10 +81,7 @@ def checked_run(run: Path, what: str = "") -> Path:
 
 def newest_run(name: str, root: Path = Path("runs")) -> Path:
     """The newest run of a config's name. Raises UsageError if there is none."""
-    runs = sorted(
-        (path for path in (root / name).glob("*") if (path / "config.yaml").is_file()),
-        key=by_time,
-    )
+    runs = sorted((path for path in (root / name).glob("*") if (path / "config.yaml").is_file()), key=by_time)
     if not runs:
         raise UsageError(f"{root / name}: no run yet; train one with main.py, or name one with --run")
     return runs[-1]

@@ -6,13 +6,7 @@ from pydantic import Field, model_validator
 
 from utils.checks import check_sections
 from utils.data_schema import DataConfig, Int, Section
-from utils.sections import (
-    EvaluationConfig,
-    ModelConfig,
-    SamplingConfig,
-    SDEConfig,
-    TrainingConfig,
-)
+from utils.sections import EvaluationConfig, ModelConfig, SamplingConfig, SDEConfig, TrainingConfig
 
 
 class Config(Section):

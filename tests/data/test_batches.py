@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data.augment import (
-    Augmentation,
-)
+from data.augment import Augmentation
 from data.batches import Batches
 from tests.helpers import section
 

@@ -75,10 +75,7 @@ def test_base_and_overrides(tmp_path: Path, minimal: Path) -> None:
         ("name: a\ndata: {root: x, truncation: .nan}", ["data.truncation", "finite"]),
         ("name: a\ndata: {root: x}\ntraining: {steps: true}", ["training.steps", "True", "number"]),
         ("name: a\ndata: {root: x}\ntraining: {steps: 1.5}", ["training.steps", "1.5"]),
-        (
-            "name: a\ndata: {root: x}\nsde: {process: vpp}",
-            ["sde.process", "'vpp'", "'parabola' or 'flow'"],
-        ),
+        ("name: a\ndata: {root: x}\nsde: {process: vpp}", ["sde.process", "'vpp'", "'parabola' or 'flow'"]),
         ("name: a\ndata: {root: x}\nsde: {sigma_min: 6}", ["sde.sigma_min: 6", "below sigma_max"]),
         ("name: a\ndata: {root: x}\nsampling: {steps: 5}", ["sampling.steps: 5", "not a multiple"]),
         ("name: a\ndata: {root: x}\nsampling: {grid: rho}", ["sampling.grid: rho", "even in time"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import StopFlag, run_command
+
 import logging
 import sys
 import threading
@@ -27,7 +29,7 @@ from training.losses import loss_of, rms_of_images
 from training.recorder import Recorder
 from training.state import TrainingState, checked_resume, save_state
 from training.validation import validate
-from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command
+from utils.cli import common_parser, log_to_console, read_config
 from utils.config import dump_config
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
@@ -132,10 +134,11 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common_parser("Train a denoiser of segmentations.")
+    parser = common_parser("Train a denoiser of segmentations.", config_of="--resume")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run folder")
     args = parser.parse_args(argv)
-    config = read_config(args)
+    resumed = checked_run(Path(args.resume), "--resume ") if args.resume else None
+    config = read_config(args, resumed)
     if config is None:
         return
     log_to_console(args.quiet)
@@ -144,9 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     training, validation = load_data(config.data)
     known = data_state(config.data, training, validation)
     state = build_state(config, training, device)
-    run = checked_run(Path(args.resume), "--resume ") if args.resume else new_folder(Path("runs") / config.name)
+    run = resumed or new_folder(Path("runs") / config.name)
     with held(run / ".lock", str(run)), naming(run):
-        if args.resume:
+        if resumed:
             checked_resume(run, config, known, state)
             remove_leftovers(run)
         (run / "checkpoints").mkdir(exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import StopFlag, run_command
+
 import logging
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ from results.summary import finish
 from sampling.drawer import ROUND, Drawer, Timed, drawer_of, groups, image_tensor, whole_draws, whole_moments
 from sampling.loading import load_denoiser
 from sampling.segmenter import Segmenter
-from utils.cli import StopFlag, common_parser, log_to_console, read_config, run_command, shown
+from utils.cli import common_parser, log_to_console, read_config, shown
 from utils.config import dump_config, override_config
 from utils.errors import UsageError
 from utils.files import whole_file, write_json, write_text
@@ -43,6 +45,13 @@ from utils.sections import EvaluationConfig, SamplingConfig
 from utils.weights import read_header
 
 log = logging.getLogger("sample")
+
+NEEDS = {"--output": "--input", "--overwrite": "--input", "--count": "--generate"}
+APART = {
+    "--input": {"--generate", "--split"},
+    "--generate": {"--split"},
+    "--weights": {"--config", "--run", "--checkpoint"},  # they have their own
+}
 
 
 def sample_group(
@@ -178,18 +187,11 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> 
 def config_of(args: Any) -> Config | None:
     """That of --config, --weights or --run. Raises UsageError where none is named, or the weights' and another."""
     if args.weights:
-        for name, unset in (("config", None), ("run", None), ("checkpoint", "best")):
-            if getattr(args, name) != unset:
-                raise UsageError(f"--weights {args.weights}: has a config of its own; leave out --{name}")
         path = Path(args.weights)
         header = read_header(path)
         log.info("%s: %s", path, header.licence)
         return shown(override_config(header.config, path, args.overrides), args)
-    if args.config is None:
-        if args.run is None:
-            raise UsageError("--config, --run or --weights is needed")
-        args.config = str(Path(args.run) / "config.yaml")
-    return read_config(args)
+    return read_config(args, checked_run(Path(args.run), "--run ") if args.run else None)
 
 
 def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
@@ -200,12 +202,24 @@ def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
     return checked_run(run, "--run "), checkpoint_path(run, args.checkpoint)
 
 
+def check_options(given: set[str]) -> None:
+    """Raises UsageError for options that do not go together."""
+    for option, owner in NEEDS.items():
+        if option in given and owner not in given:
+            raise UsageError(f"{option} goes with {owner}")
+    for option, others in APART.items():
+        if option in given and given & others:
+            raise UsageError(f"leave out {', '.join(sorted(given & others))}, which {option} does not go with")
+    if "--compare" in given and (others := given - {"--compare", "--quiet"}):
+        raise UsageError(f"leave out {', '.join(sorted(others))}; --compare goes alone")
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = common_parser("Draw segmentations of the test images and score them.", config_needed=False)
+    parser = common_parser("Draw segmentations of the test images and score them.", config_of="--run or --weights")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--weights", metavar="FILE", help="weights with their config (weights/) instead of a run")
-    parser.add_argument("--split", default="test", choices=("val", "test"), help="default: test")
+    parser.add_argument("--split", choices=("val", "test"), help="of the data set; default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
     parser.add_argument("--input", metavar="PATH", help="predict on a picture, or a folder of them, instead")
     parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go; default: "
@@ -217,8 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="how many to generate; default: 64 pairs, or an image "
                         "for each test mask")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.output and not args.input:
-        raise UsageError("--output goes with --input")
+    check_options(parser.given(args))
+    args.split = args.split or "test"
     if args.compare:
         print(compare(args.compare, Path("runs/comparisons")))
         return
@@ -228,8 +242,6 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.generate:
         check_generation(config.model.kind, config.sampling.sampler, args.count)
-    elif args.count is not None:
-        raise UsageError(f"--count {args.count}: goes with --generate")
     stop = StopFlag()
     device = choose_device(args.device)
     run, path = run_and_checkpoint(args, config.name)

@@ -10,6 +10,8 @@ TIFF to a temporary folder.
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ from models.build import denoiser_of, placed
 from results.tiff import BandWriter
 from sampling.drawer import drawer_of
 from sampling.tiled import costs_of, tiled_of
-from utils.cli import common_parser, log_to_console, read_config, run_command
+from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import PhantomConfig
 from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib

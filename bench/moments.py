@@ -8,6 +8,8 @@ network with model.second_moment, the correlation of its std map with that of th
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +22,6 @@ from evaluation.ensemble import Ensemble, classify
 from evaluation.metrics import count_classes, mean_f1
 from sampling.drawer import Drawer, drawer_of, whole_draws, whole_moments
 from sde.samplers import posterior_mean
-from utils.cli import run_command
 from utils.errors import UsageError
 from utils.runs import device_name
 

@@ -8,6 +8,8 @@ on val; look at test once.
 
 from __future__ import annotations
 
+from utils.command import StopFlag, run_command
+
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +25,6 @@ from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged
 from sampling.drawer import Drawer, Timed, drawer_of, groups, whole_draws
-from utils.cli import StopFlag, run_command
 from utils.errors import UsageError
 from utils.schema import Config
 from utils.sections import SamplingConfig

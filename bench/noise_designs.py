@@ -9,6 +9,8 @@ evaluation, is measured against the same reference.
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +21,6 @@ from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from sampling.drawer import Drawer, drawer_of, whole_draws
 from sde.samplers import posterior_mean
-from utils.cli import run_command
 from utils.runs import device_name
 
 DESIGNS = ("independent", "antithetic")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from utils.config import load_config
+from utils.config import effective, load_config
 from utils.errors import UsageError
 from utils.schema import Config
 
@@ -78,9 +78,13 @@ class Training:
     config: str
     overrides: tuple[str, ...]
 
+    def sets(self, more: Sequence[str] = ()) -> list[str]:
+        """What is to be set of the keys, many of which are shared by systems that have no use for them."""
+        return effective(self.config, [*self.overrides, *more])
+
     def resolved(self, more: Sequence[str] = ()) -> Config:
         """Its config; with `more` keys, the one it is sampled with."""
-        return load_config(self.config, [*self.overrides, *more])
+        return load_config(self.config, self.sets(more))
 
 
 @dataclass(frozen=True)

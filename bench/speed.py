@@ -9,6 +9,8 @@ type, measured in the same rounds. Random images and untrained weights: the arit
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import statistics
 import sys
 import time
@@ -25,7 +27,7 @@ from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
 from sampling.drawer import Drawer, drawer_of
 from sde.samplers import heun
-from utils.cli import common_parser, read_config, run_command
+from utils.cli import common_parser, read_config
 from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config

@@ -9,7 +9,8 @@ mean colours of the real images as dots.
 
 from __future__ import annotations
 
-import argparse
+from utils.command import run_command
+
 import re
 import sys
 import time
@@ -25,7 +26,7 @@ from skimage.metrics import structural_similarity
 from data.images import SUFFIXES, read_image
 from data.sources.phantom import draw_sample
 from data.stain import METHODS, Stain, StainError, central_stain, fit_stain, normalise
-from utils.cli import run_command
+from utils.cli import Parser
 from utils.data_schema import PhantomConfig
 from utils.errors import DataError
 
@@ -126,7 +127,7 @@ def picture(phantom: Effect, effects: dict[str, Effect], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure stain normalisation.")
+    parser = Parser("Measure stain normalisation.")
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="folders of H&E images")
     parser.add_argument("--limit", type=int, default=30, help="images of each folder; default: 30")
     parser.add_argument("--picture", type=Path, help="write a picture there")

@@ -9,6 +9,8 @@ and rows that exist already are used again if their config and data are the same
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import argparse
 import hashlib
 import json
@@ -26,7 +28,7 @@ from bench.table_page import images_of, write_page
 from data.description import data_hash
 from models.build import denoiser_of
 from results.sampled import settings_of
-from utils.cli import run_command, stop_on_sigterm
+from utils.cli import Parser
 from utils.config import dump_config
 from utils.errors import UsageError
 from utils.files import write_text
@@ -65,7 +67,7 @@ class Commands:
 
         Raises UsageError with its last line if it fails, TimeUp once it has saved at the deadline.
         """
-        sets = [part for override in (*training.overrides, *keys) for part in ("--set", override)]
+        sets = [part for override in training.sets(keys) for part in ("--set", override)]
         command = [sys.executable, *script, "--config", training.config, "--quiet", *sets, *more]
         left = self._end - time.monotonic()
         if left <= 0:
@@ -230,7 +232,7 @@ def chosen(jobs: Sequence[Job], names: Sequence[str], protocol: Protocol) -> lis
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and score the systems of a protocol.")
+    parser = Parser("Train and score the systems of a protocol.")
     parser.add_argument("--protocol", required=True, metavar="YAML", help="a file of bench/protocols, or its name")
     parser.add_argument("--output", metavar="PATH", help="without its ending; default: docs/results/<name>")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
@@ -245,7 +247,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    stop_on_sigterm()
     protocol = read_protocol(args.protocol)
     split = args.split or protocol.split
     output = Path(args.output or f"docs/results/{protocol.name}{'_small' if args.small else ''}")

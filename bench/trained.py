@@ -10,7 +10,7 @@ from data.dataset import load_split
 from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
 from sampling.loading import load_denoiser
-from utils.cli import common_parser, read_config
+from utils.cli import Parser, common_parser, read_config
 from utils.errors import UsageError
 from utils.runs import checkpoint_path, choose_device, newest_run
 from utils.schema import Config
@@ -24,7 +24,7 @@ class Trained:
     scenes: list[Scene]
 
 
-def parser_of(description: str, images: int = 0) -> argparse.ArgumentParser:
+def parser_of(description: str, images: int = 0) -> Parser:
     """images: the default of --images; 0 for all."""
     parser = common_parser(description)
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest run of the config's name")

@@ -21,8 +21,7 @@ from data.images import load_npy, read_image, read_labels, read_table
 from data.names import unique_names
 from data.sdf import signed_distance
 from utils.data_schema import DataConfig
-from utils.errors import DataError
-from utils.reading import shortened
+from utils.errors import DataError, cut
 
 PUBLISHED_SCALE = 0.2  # the published code divides its VE distances by 5 once more
 
@@ -68,7 +67,7 @@ def _inside(root: Path, name: str) -> Path:
     if not inside:
         raise DataError(f"{name} leads out of {root}")
     if not found:
-        raise DataError(f"no file {shortened(name)} under {root}")
+        raise DataError(f"no file {cut(name)} under {root}")
     return path
 
 
@@ -174,7 +173,7 @@ def _corner(row: dict[str, str]) -> tuple[int, int] | None:
         return None
     for value in (top, left):
         if not re.fullmatch("[0-9]{1,7}", value):
-            raise DataError(f"{shortened(value, 20)!r} in top or left is not a number of pixels")
+            raise DataError(f"{cut(value, 20)!r} in top or left is not a number of pixels")
     return int(top), int(left)
 
 

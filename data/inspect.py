@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import base64
 import io
 import sys
@@ -26,7 +28,7 @@ from data.images import read_table
 from data.prepare import list_archive
 from data.recipe import FOLDERS
 from report import figures
-from utils.cli import common_parser, read_config, run_command
+from utils.cli import common_parser, read_config
 from utils.config import dump_config
 from utils.data_schema import DataConfig
 from utils.errors import DataError

@@ -5,6 +5,8 @@ All cores at work, all or nothing: the folder is written beside its place and mo
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import hashlib
 import json
 import logging
@@ -34,7 +36,7 @@ from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive, Record
 from data.splits import cut_split
 from data.stain import Stain, StainError, central_stain, fit_stain
-from utils.cli import common_parser, log_to_console, read_config, run_command, stop_on_sigterm
+from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import DataConfig
 from utils.errors import DataError, UsageError, problems_error
 from utils.files import remove_hidden, restore_folder, whole_folder
@@ -312,7 +314,6 @@ def main(argv: list[str] | None = None) -> None:
     config = read_config(args)
     if config is None:
         return
-    stop_on_sigterm()
     log_to_console(args.quiet)
     data = config.data
     result = prepare(data, quiet=args.quiet)

@@ -88,13 +88,11 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over all positions, heads of up to 64 channels."""
+    """Multi-head self-attention over all positions, as many heads of at least 64 channels as divide them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // 64)
-        if channels % self.heads:
-            raise ValueError(f"{channels} channels cannot be split into {self.heads} attention heads")
+        self.heads = next((n for n in range(channels // 64, 1, -1) if channels % n == 0), 1)
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import torch
 
-from utils.errors import UsageError
+from utils.errors import UsageError, is_out_of_memory
 
 log = logging.getLogger("memory")
 
 T = TypeVar("T")
 
 
-# What CUDA, cuBLAS, cuDNN, MPS and the host allocator say.
-ALLOCATION = re.compile(r"out of memory|can't allocate|cannot allocate|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
-
-
 class Batched(Protocol):
     """Whoever says how many elements are evaluated at once."""
 
     max_batch: int
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and ALLOCATION.search(str(error)) is not None
 
 
 def batches(

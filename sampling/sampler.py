@@ -51,17 +51,16 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
         return posterior_mean
     if sampling.sampler == "flowsdf_released":
         return partial(flowsdf_released, steps=sampling.steps)
-    samplers: dict[str, tuple[Callable[..., Tensor], str]] = {
-        "euler_maruyama": (euler_maruyama, "logsnr"),
-        "ancestral": (partial(ancestral, variance=sampling.variance), "logsnr"),
-        "ddim": (partial(ddim, eta=sampling.eta), "time"),
-        "euler": (ddim, "rho"),
-        "heun": (heun, "rho"),
-        "dpm_solver": (partial(dpm_solver, order=sampling.order, stochastic=sampling.stochastic), "logsnr"),
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "euler_maruyama": euler_maruyama,
+        "ancestral": partial(ancestral, variance=sampling.variance),
+        "ddim": partial(ddim, eta=sampling.eta),
+        "euler": ddim,
+        "heun": heun,
+        "dpm_solver": partial(dpm_solver, order=sampling.order, stochastic=sampling.stochastic),
     }
     grids: dict[str, Grid] = {"time": time_grid, "logsnr": logsnr_grid, "rho": partial(rho_grid, rho=sampling.rho)}
-    sampler, usual = samplers[sampling.sampler]
-    return partial(sampler, steps=sampling.steps, grid=grids[sampling.grid or usual])
+    return partial(samplers[sampling.sampler], steps=sampling.steps, grid=grids[sampling.used_grid])
 
 
 def max_batch_of(sampling: SamplingConfig, device: torch.device) -> int:

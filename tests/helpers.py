@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import base64
 import csv
 import io
@@ -49,7 +51,6 @@ from sde.process import VE, Process
 from sde.samplers import Denoise, ancestral
 from utils import export
 from utils.checkpoint import load_checkpoint
-from utils.cli import run_command
 from utils.data_schema import DataConfig
 from utils.weights import SUFFIX
 
@@ -120,7 +121,8 @@ class Workspace:
 
     def __call__(self, command: str, *arguments: str, config: str = "config.yaml") -> Result:
         self.capture.readouterr()
-        code = run_command(lambda: COMMANDS[command](["--config", config, "--device", "cpu", "--quiet", *arguments]))
+        shared = [] if "--compare" in arguments else ["--config", config, "--device", "cpu"]  # it goes alone
+        code = run_command(lambda: COMMANDS[command]([*shared, "--quiet", *arguments]))
         captured = self.capture.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -15,9 +15,9 @@ from pydantic import AfterValidator, ConfigDict, Field, InstanceOf
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, cut
 from utils.files import whole_file
-from utils.reading import Plain, checked, damaged, shortened
+from utils.reading import Plain, checked, damaged
 from utils.weights import SUFFIX, Images, read_weights
 
 FORMAT = 1
@@ -87,7 +87,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
             if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError(f"{path}: refused, it would unpack to {size / 2**20:.0f} MiB")
             if wrong := file.testzip():  # torch itself looks at none of the checksums
-                raise CheckpointError(f"{path}: damaged: {shortened(wrong)} has another checksum than when written")
+                raise CheckpointError(f"{path}: damaged: {cut(wrong)} has another checksum than when written")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
@@ -108,7 +108,7 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path
     ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{path}: of another architecture: {shortened(shown, 400)}")
+        raise CheckpointError(f"{path}: of another architecture: {cut(shown, 400)}")
     for key, w in weights.items():
         if not torch.isfinite(w).all():
             raise CheckpointError(f"{path}: {key} is not finite; the training went wrong, or the file did")

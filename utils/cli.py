@@ -1,55 +1,46 @@
-"""What the commands share: options, one-line errors with exit code 2, clean stops on a signal."""
+"""What the commands share: their options, the config these name, and the log on the console."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
+from pathlib import Path
+from typing import NoReturn
 
-from utils.config import ConfigError, dump_config, load_config
-from utils.errors import CheckpointError, DataError, Stopped, UsageError
+from utils.config import dump_config, load_config
+from utils.errors import UsageError
 from utils.schema import Config
 
 
-class StopFlag:
-    """Turns SIGINT and SIGTERM into a flag that loops look at; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        print(f"\n{signal.Signals(number).name}: stopping as soon as everything is saved", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        return self.number is not None
-
-    def raise_if_set(self) -> None:
-        if self.number is not None:
-            raise Stopped(self.number)
+def _given(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
-def _raise_stopped(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; an empty text, as of a shell variable that is not set, is one."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description)
+        self.register("type", None, _given)
+        self.register("type", Path, lambda text: Path(_given(text)))
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help lists the options")
+
+    def given(self, args: argparse.Namespace) -> set[str]:
+        """The options that differ from their defaults, such as --run."""
+        options = [action for action in self._actions if action.option_strings and action.dest in args]
+        return {action.option_strings[0] for action in options if getattr(args, action.dest) != action.default}
 
 
-def stop_on_sigterm() -> None:
-    """For commands that have nothing to save: SIGTERM raises Stopped at once, as Ctrl-C raises KeyboardInterrupt."""
-    signal.signal(signal.SIGTERM, _raise_stopped)
-
-
-def common_parser(description: str, *, config_needed: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options all commands share."""
-    parser = argparse.ArgumentParser(description=description)
-    note = "" if config_needed else "; default: that of --run or --weights"
-    parser.add_argument("--config", required=config_needed, metavar="YAML", help=f"the experiment{note}")
+def common_parser(description: str, config_of: str = "") -> Parser:
+    """A parser with the options all commands share. config_of: options whose config is taken without --config."""
+    parser = Parser(description)
+    note = f"; default: that of {config_of}" if config_of else ""
+    parser.add_argument("--config", required=not config_of, metavar="YAML", help=f"the experiment{note}")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key"
     )
@@ -59,8 +50,12 @@ def common_parser(description: str, *, config_needed: bool = True) -> argparse.A
     return parser
 
 
-def read_config(args: argparse.Namespace) -> Config | None:
-    """The config of the arguments; None after --print-config has shown it."""
+def read_config(args: argparse.Namespace, run: Path | None = None) -> Config | None:
+    """The config of the arguments, without --config that of a run folder; None after --print-config has shown it."""
+    if args.config is None:
+        if run is None:
+            raise UsageError("--config, or a run to take it from, is needed; --help lists the options")
+        args.config = run / "config.yaml"
     return shown(load_config(args.config, args.overrides), args)
 
 
@@ -79,21 +74,3 @@ def log_to_console(quiet: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-
-
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command; return its exit code: 0, 2 for what the user can mend, 130 or 143 after a signal."""
-    try:
-        command()
-    except Stopped as stop:
-        return stop.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except (ConfigError, DataError, CheckpointError, UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0

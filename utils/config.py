@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from utils.checks import idle_keys
+from utils.errors import ConfigError, cut
+from utils.reading import parse_yaml, read_yaml
 from utils.schema import Config
 
+BASES = 20  # files that a config inherits from, one of the other
+PARTS = 5  # of a dotted key
 
-class ConfigError(ValueError):
-    """A config that cannot be used; the message is one line: file, key, value, what is allowed."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, not {type(content).__name__}")
-    return content
+Key = tuple[str, ...]
+Origins = dict[Key, tuple[int, str]]  # who set a key last: a layer, and its name; a layer is above its base's
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -50,45 +31,53 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _leaves(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
+def _without(tree: dict[str, Any], key: Key) -> dict[str, Any]:
+    first, *rest = key
+    if not rest:
+        return {name: value for name, value in tree.items() if name != first}
+    return {**tree, first: _without(tree[first], tuple(rest))}
+
+
+def _keys(tree: dict[str, Any], prefix: Key = ()) -> Iterator[Key]:
     for key, value in tree.items():
         here = (*prefix, str(key))
-        found.append(here)
+        yield here
         if isinstance(value, dict):
-            found.extend(_leaves(value, here))
-    return found
+            yield from _keys(value, here)
 
 
-def _load_chain(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """The merged mapping of a file and its bases, and which file each key came from."""
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: the files refer to each other in a circle")
-    content = _read_yaml(path)
-    base = content.pop("base", None)
+def _load_chain(path: Path, above: tuple[str, ...] = ()) -> tuple[dict[str, Any], Origins]:
+    """The merged mapping of a file and its bases, and the origins of its keys; above: files that inherit from it."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{cut(path, 120)}: a config is a mapping of sections, not {type(content).__name__}")
+    base, here = content.pop("base", None), os.path.realpath(path)
     merged: dict[str, Any] = {}
-    origins: dict[tuple[str, ...], str] = {}
+    origins: Origins = {}
     if base is not None:
         if not isinstance(base, str):
-            raise ConfigError(f"{path}: base: {base!r} must be the path of another config")
-        merged, origins = _load_chain(path.parent / base, (*seen, path.resolve()))
-    origins |= {key: str(path) for key in _leaves(content)}
+            raise ConfigError(f"{cut(path, 120)}: base: {cut(repr(base))} must be the path of another config")
+        if here in above:
+            raise ConfigError(f"{cut(path, 120)}: base: the files refer to each other in a circle")
+        if len(above) == BASES:
+            raise ConfigError(f"{cut(path, 120)}: base: more than {BASES} files inherit from each other")
+        merged, origins = _load_chain(path.parent / base, (*above, here))
+    origins |= dict.fromkeys(_keys(content), (-len(above), cut(path, 120)))
     return _merge(merged, content), origins
 
 
-def _apply_override(tree: dict[str, Any], origins: dict[tuple[str, ...], str], override: str) -> dict[str, Any]:
+def _apply_override(tree: dict[str, Any], origins: Origins, override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    parts = tuple(key.strip().split("."))
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override}: expected section.key=value")
+    parts, shown = tuple(key.strip().split(".")), f"--set {cut(override)}"
+    if not equals or not all(parts) or len(parts) > PARTS:
+        raise ConfigError(f"{shown}: expected section.key=value")
     try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ConfigError):
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
-    nested: Any = value
+        nested = parse_yaml(text)
+    except ConfigError:
+        raise ConfigError(f"{shown}: the value is not valid YAML") from None
     for part in reversed(parts):
         nested = {part: nested}
-    origins |= dict.fromkeys(_leaves(nested), f"--set {override}")
+    origins |= dict.fromkeys(_keys(nested), (1, shown))
     return _merge(tree, nested)
 
 
@@ -101,46 +90,83 @@ def _known_keys(location: Sequence[str]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _describe(error: Any, origins: Mapping[tuple[str, ...], str], path: Path) -> str:
-    location = tuple(str(part) for part in error["loc"])
-    where = next((origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins), str(path))
+def _where(key: Sequence[str], origins: Origins, path: Path) -> str:
+    """Who set a key, or the section it is in."""
+    return next(
+        (origins[tuple(key[:n])][1] for n in range(len(key), 0, -1) if tuple(key[:n]) in origins), cut(path, 120)
+    )
+
+
+def _describe(error: Any, origins: Origins, path: Path) -> str:
+    parts = [str(part) for part in error["loc"] if "[" not in str(part)]  # in brackets: one of the types of a value
+    location, where = [cut(part, 40) for part in parts], _where(parts, origins, path)
     key = ".".join(location)
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(location)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        hint = (
+            f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {cut(', '.join(known), 150)}"
+        )
         return f"{where}: {key} is not a known key; {hint}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = cut(error["msg"].removeprefix("Value error, "), 250)
     if error["type"] == "value_error" and isinstance(error["input"], dict | BaseModel):
         return f"{where}: {key + '.' if key else ''}{message}"
-    return f"{where}: {key}: {error['input']!r} is not allowed: {message[:1].lower() + message[1:]}"
+    return f"{where}: {key}: {cut(repr(error['input']), 40)} is not allowed: {message[:1].lower() + message[1:]}"
 
 
 # Options of before that are gone, and the value that every run without them had: stored configs may say it.
 REMOVED = {("model", "anchored"): False}
 
 
-def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:
-    for (section, key), usual in REMOVED.items():
-        if isinstance(tree.get(section), dict) and tree[section].get(key) is usual:
-            tree = {**tree, section: {name: value for name, value in tree[section].items() if name != key}}
-    return tree
-
-
-def parse_config(tree: dict[str, Any], path: Path, origins: Mapping[tuple[str, ...], str] | None = None) -> Config:
-    """A checked config; keys that are absent take their defaults.
-
-    path: named in errors; origins: which file or override each key came from.
-    Raises ConfigError with one line.
-    """
+def _validated(tree: dict[str, Any], origins: Origins, path: Path) -> Config:
+    for key, usual in REMOVED.items():
+        section = tree.get(key[0])
+        if isinstance(section, dict) and section.get(key[1]) is usual:
+            tree = _without(tree, key)
     try:
-        return Config.model_validate(_without_removed(tree))
+        return Config.model_validate(tree)
     except ValidationError as error:
         errors = error.errors()
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise ConfigError(_describe(errors[0], origins or {}, path) + more) from None
+        raise ConfigError(_describe(errors[0], origins, path) + more) from None
+
+
+def _settled(tree: dict[str, Any], origins: Origins, path: Path, *, strict: bool = True) -> tuple[Config, set[str]]:
+    """The config, and the keys without effect that were left out.
+
+    They take their defaults where a layer above theirs made the choice that leaves them without effect, and in configs
+    of earlier runs. Where they stand beside that choice or above it they are a mistake, and refused if `strict`.
+    """
+    left_out: set[str] = set()
+    origins, bottom = dict(origins), (-BASES - 1, "")
+    while idle := list(idle_keys(config := _validated(tree, origins, path))):
+        choices: dict[Key, tuple[int, str]] = {}
+        for each in idle:
+            made = [origins.get(tuple(by.split(".")), bottom) for by in each.by]
+            choices[each.key] = max(choices.get(each.key, bottom), *made)
+        for each in idle:
+            if strict and each.key in origins and origins[each.key][0] >= choices[each.key][0]:
+                raise ConfigError(f"{origins[each.key][1]}: {each.refusal}")
+        for key, choice in choices.items():
+            tree, origins[key] = _without(tree, key), choice
+            left_out.add(".".join(key))
+    return config, left_out
+
+
+def _overridden(tree: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        tree = _apply_override(tree, origins, override)
+    return tree
+
+
+def parse_config(tree: dict[str, Any], path: Path) -> Config:
+    """The config of an earlier run; keys that are absent take their defaults.
+
+    path: named in errors. Raises ConfigError with one line.
+    """
+    return _settled(tree, {}, path)[0]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -148,21 +174,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with one line that names file, key, value and what is allowed.
     """
-    path = Path(path)
-    return _overridden(*_load_chain(path), path, overrides)
+    tree, origins = _load_chain(Path(path))
+    return _settled(_overridden(tree, origins, overrides), origins, Path(path))[0]
 
 
 def override_config(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Config:
     """A config that is kept in the file `path`, with overrides; otherwise as `load_config`."""
-    return _overridden(tree, {}, path, overrides)
+    origins: Origins = {}
+    return _settled(_overridden(tree, origins, overrides), origins, path)[0]
 
 
-def _overridden(
-    tree: dict[str, Any], origins: dict[tuple[str, ...], str], path: Path, overrides: Sequence[str]
-) -> Config:
-    for override in overrides:
-        tree = _apply_override(tree, origins, override)
-    return parse_config(tree, path, origins)
+def effective(path: str | Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides that have an effect together, of a list that is meant for several configs."""
+    tree, origins = _load_chain(Path(path))
+    left_out = _settled(_overridden(tree, origins, overrides), origins, Path(path), strict=False)[1]
+    return [override for override in overrides if override.partition("=")[0].strip() not in left_out]
 
 
 def dump_config(config: Config) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from utils.errors import cut
 
 
 def _no_bool(value: object) -> object:
@@ -13,8 +15,22 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a path has no such characters")
+    return text
+
+
+def yaml_text(value: object) -> str:
+    """A value as a config says it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return cut(list(value) if isinstance(value, tuple) else value)
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+Text = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=1000)]
 
 
 class Section(BaseModel):
@@ -26,18 +42,18 @@ class Section(BaseModel):
 class PhantomConfig(Section):
     """The embedded procedural data set."""
 
-    train: Int = Field(120, ge=1, description="training images")
-    val: Int = Field(20, ge=1, description="validation images")
-    test: Int = Field(60, ge=1, description="test images")
+    train: Int = Field(120, ge=1, le=10**6, description="training images")
+    val: Int = Field(20, ge=1, le=10**6, description="validation images")
+    test: Int = Field(60, ge=1, le=10**6, description="test images")
     size: Int = Field(64, ge=32, le=2048, description="height and width in pixels")
     objects: Literal["glands", "nuclei", "glands_and_lumina"] = Field(
         "glands", description="what the mask shows; glands_and_lumina: classes 1 (wall) and 2 (lumen)"
     )
     raters: Int = Field(0, ge=0, le=64, description="disagreeing annotators, 0 for none")
-    seed: Int = Field(0, ge=0, description="seed of the pictures")
+    seed: Int = Field(0, ge=0, lt=2**63, description="seed of the pictures")
 
 
-Pair = tuple[Int, Int]
+Pair = tuple[Annotated[Int, Field(ge=1, le=2**15)], Annotated[Int, Field(ge=1, le=2**15)]]
 
 
 class AugmentConfig(Section):
@@ -60,19 +76,19 @@ class DataConfig(Section):
     source: Literal["phantom", "glas", "monuseg", "lidc", "dsb2018", "folder", "prepared"] = Field(
         "prepared", description="archive format; `prepared`: root holds CSV files already"
     )
-    raw: str | None = Field(None, description="folder of the unpacked archive")
-    root: str = Field(description="folder of the prepared data")
+    raw: Text | None = Field(None, description="folder of the unpacked archive")
+    root: Text = Field(description="folder of the prepared data")
     size: Pair | None = Field(None, description="[height, width] to resize to, null to keep")
     color: Literal["grey", "rgb"] = Field("grey", description="colour of the conditioning image")
     stain: Literal["none", "macenko", "vahadane"] = Field("none", description="stain normalisation of H&E images")
-    stain_target: str | None = Field(
+    stain_target: Text | None = Field(
         None, description="image of the archive, or a file, to normalise to; null: the most typical training image"
     )
     stretch: bool = Field(
         False, description="bring each image's 0.1th and 99.9th percentile to 0 and 255, as for dark fluorescence"
     )
-    truncation: Float = Field(15.0, gt=0, description="delta of eq. 1, in pixels of the prepared image")
-    sdf_scale: Float = Field(1.0, gt=0, description="the model sees the SDF in [-sdf_scale, sdf_scale]")
+    truncation: Float = Field(15.0, gt=0, le=10**4, description="delta of eq. 1, in pixels of the prepared image")
+    sdf_scale: Float = Field(1.0, ge=1e-3, le=1e3, description="the model sees the SDF in [-sdf_scale, sdf_scale]")
     representation: Literal["sdf", "binary"] = Field(
         "sdf", description="what is carried by the process: the SDF, or its sign as the papers' ablation (-1 inside)"
     )
@@ -96,15 +112,15 @@ class DataConfig(Section):
     window: tuple[Float, Float] | None = Field(
         None, description="folder: raw intensities that become 0 and 255; null: 8 bits as they are, else percentiles"
     )
-    group_column: str = Field("group", description="folder: column of split.csv with what a split keeps together")
+    group_column: Text = Field("group", description="folder: column of split.csv with what a split keeps together")
     max_megapixels: Float = Field(100.0, gt=0, le=2000, description="largest raw image")
     validation_fraction: Float = Field(0.15, ge=0, lt=1, description="training images moved to val, by patient")
     test_fraction: Float | None = Field(
         None, ge=0, lt=1, description="moved to test where the archive has none; null: 0.2 for lidc, dsb2018, folder"
     )
-    split_seed: Int = Field(0, ge=0, description="seed of the splits")
+    split_seed: Int = Field(0, ge=0, lt=2**63, description="seed of the splits")
     allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")
-    workers: Int = Field(0, ge=0, description="processes for preparation, 0 for all cores")
+    workers: Int = Field(0, ge=0, le=1000, description="processes for preparation, 0 for all cores")
     flips: bool = Field(True, description="random horizontal and vertical flips in training")
     rotations: bool = Field(False, description="random 90-degree turns in training")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="random changes in training")
@@ -137,8 +153,8 @@ class DataConfig(Section):
             value = getattr(self, name)
             if value is not None and min(value) < 8:
                 raise ValueError(f"{name}: {list(value)} is smaller than 8 pixels")
-        if self.stride is not None and (self.patch is None or min(self.stride) < 1):
-            raise ValueError(f"stride: {list(self.stride)} needs data.patch and at least 1 pixel")
+        if self.stride is not None and self.patch is None:
+            raise ValueError(f"stride: {list(self.stride)} needs data.patch")
         if self.crop is not None and self.test_patch is not None:
             raise ValueError("test_patch: does not go with data.crop, which cuts test images already")
         for inner, outer in (("patch", "size"), ("test_patch", "size"), ("crop", "size"), ("crop", "patch")):
@@ -149,10 +165,6 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _values(self) -> DataConfig:
-        if self.source != "folder":
-            for name in ("foreground", "instances", "window"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name}: is for source: folder, not {self.source}")
         if self.classes is not None:
             if len(set(self.classes)) < len(self.classes) or not all(1 <= c <= 255 for c in self.classes):
                 raise ValueError(f"classes: {list(self.classes)} must be different values from 1 to 255")
@@ -167,6 +179,4 @@ class DataConfig(Section):
             raise ValueError(f"foreground: {list(self.foreground)} must be values from 1 on; 0 is background")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError(f"window: {list(self.window)} must be [low, high]")
-        if self.augment.stain and self.color == "grey":
-            raise ValueError("augment.stain: needs data.color: rgb")
         return self

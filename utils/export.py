@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+from utils.command import run_command
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import load_checkpoint
-from utils.cli import run_command
+from utils.cli import Parser
 from utils.config import override_config, parse_config
 from utils.errors import UsageError
 from utils.files import write_bytes
@@ -50,7 +51,7 @@ def commit_of(run: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write the averaged weights of a run as safetensors.")
+    parser = Parser("Write the averaged weights of a run as safetensors.")
     parser.add_argument("--run", required=True, metavar="RUN", help="a run folder")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"NAME{SUFFIX}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,22 +11,19 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from utils.errors import CheckpointError, DataError, Stopped, UsageError
+from utils.errors import CheckpointError, ConfigError, DataError, UsageError, cut
 
 LARGEST = 2**30  # bytes of a JSON file
-
-
-def shortened(value: object, most: int = 120) -> str:
-    """A text for a line of a message: cut, and without control characters."""
-    text = "".join(c if c.isprintable() else " " for c in str(value)[: most + 1])
-    return text if len(text) <= most else text[: most - 3] + "..."
+YAML_BYTES = 2**16  # of a file; a config has 4 kB
+DEPTH, SCALAR, NODES = 20, 1000, 10_000  # of nested collections; characters of a value; values, aliases written out
 
 
 def _damaged(where: object, reason: object) -> str:
-    return f"{where}: damaged, or not of this program ({shortened(reason)})"
+    return f"{where}: damaged, or not of this program ({cut(reason)})"
 
 
 @contextmanager
@@ -35,7 +32,7 @@ def damaged(where: object, raises: type[ValueError] = UsageError) -> Iterator[No
     line that says where. Our own errors are lines already, and the system's have a file and a cause."""
     try:
         yield
-    except (CheckpointError, DataError, Stopped, UsageError, OSError):
+    except (CheckpointError, ConfigError, DataError, UsageError, OSError):
         raise
     except Exception as error:
         raise raises(_damaged(where, f"{type(error).__name__}: {error}")) from None
@@ -94,3 +91,72 @@ def read_table(path: Path, numbers: Collection[str] = ()) -> pd.DataFrame:
         if absent := {"image_id", *numbers} - set(table.columns):
             raise ValueError(f"no column {', '.join(sorted(absent))}")
         return table
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The file. Raises OSError, and ValueError with one line for what is longer than `most` bytes."""
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML of bounded size and depth, in which a key may stand once."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.nodes = 0
+        self.sizes: dict[str, int] = {}  # of what has an anchor, aliases in it written out
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event, before = self.peek_event(), self.nodes
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self.sizes:
+                raise ValueError(f"*{event.anchor} is a part of itself")
+            self.nodes += self.sizes.get(event.anchor or "", 0)
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > SCALAR:
+            raise ValueError(f"a value of more than {SCALAR} characters")
+        self.depth += 1
+        if self.depth > DEPTH:
+            raise ValueError(f"nested more than {DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        self.nodes += 1
+        if self.nodes > NODES:
+            raise ValueError(f"more than {NODES} values")
+        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
+            self.sizes[event.anchor] = self.nodes - before
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                raise ValueError(f"line {node.start_mark.line + 1}: key {cut(repr(name))} stands twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content. Raises ConfigError with one line."""
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # besides YAMLError: what constructors of values raise, and the limits above
+        raise ConfigError(f"not valid YAML: {cut(error, 150) or type(error).__name__}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a file. Raises ConfigError with one line that names it."""
+    try:
+        text = read_bytes(path, YAML_BYTES).decode()
+    except (OSError, ValueError) as error:  # not UTF-8, too long, a NUL in the path
+        raise ConfigError(
+            f"{cut(path, 120)}: cannot be read ({getattr(error, 'strerror', None) or cut(error)})"
+        ) from None
+    try:
+        return parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{cut(path, 120)}: {error}") from None

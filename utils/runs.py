@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import UsageError
+from utils.errors import UsageError, cut
 from utils.files import naming, remove_leftovers, whole_file, write_json
 from utils.reading import read_json
 
@@ -33,10 +33,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here ({reason}); try auto or cpu") from None
+        raise UsageError(f"--device {cut(name)}: not usable here ({cut(error, 150)}); try auto or cpu") from None
     return device
 
 
@@ -75,7 +74,7 @@ def by_time(folder: Path) -> tuple[str, int, str]:
 def checked_run(run: Path, what: str = "") -> Path:
     """The folder, if it is that of a run. what: named before it. Raises UsageError."""
     if not (run / "config.yaml").is_file():
-        raise UsageError(f"{what}{run} is not a run folder (no config.yaml)")
+        raise UsageError(f"{what}{cut(run, 120)} is not a run folder (no config.yaml)")
     return run
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
 
 from utils.checks import check_sections
 from utils.data_schema import DataConfig, Int, Section
 from utils.sections import EvaluationConfig, ModelConfig, SamplingConfig, SDEConfig, TrainingConfig
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("a name is made of letters, digits, '.', '_' and '-', and begins with a letter or digit")
+    return name
+
+
 class Config(Section):
     """A whole experiment (docs/config.md is made from this and its sections)."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs/")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(max_length=100, description="folder under runs/")
     seed: Int = Field(0, ge=0, lt=2**63, description="seed of training and sampling")
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)

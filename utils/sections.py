@@ -6,19 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from utils.data_schema import Float, Int, Section
+from utils.data_schema import Float, Int, Section, Text, yaml_text
 
 NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
+SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that follow one
+PARAMETERS = 1e9  # of one network at most: the weights, their average, gradients and moments take 20 GB
 
 
 class EncoderConfig(Section):
     """The image encoder, run once per image."""
 
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
-    multipliers: tuple[Int, ...] = Field((1, 2, 2, 4), min_length=1, max_length=8, description="channels per level")
+    multipliers: tuple[Annotated[Int, Field(ge=1)], ...] = Field(
+        (1, 2, 2, 4), min_length=1, max_length=8, description="channels per level"
+    )
     blocks: Int = Field(1, ge=1, le=8, description="residual blocks per level and way")
-    attention: tuple[Int, ...] = Field((), description="down-sampling factors with self-attention")
+    attention: tuple[Int, ...] = Field((), max_length=8, description="down-sampling factors with self-attention")
 
     @model_validator(mode="after")
     def _levels(self) -> EncoderConfig:
@@ -26,8 +30,12 @@ class EncoderConfig(Section):
         for factor in self.attention:
             if factor not in factors:
                 raise ValueError(f"attention: {factor} is no down-sampling factor of this network; one of {factors}")
-        if min(self.multipliers) < 1:
-            raise ValueError("multipliers: all must be at least 1")
+        parameters = 45.0 * self.blocks * sum((self.channels * m) ** 2 for m in self.multipliers)  # 3x3 convolutions
+        if parameters > PARAMETERS:
+            raise ValueError(
+                f"multipliers: {yaml_text(self.multipliers)} of channels: {self.channels} are about {parameters:.1g} "
+                f"parameters, {PARAMETERS:.0e} is the limit"
+            )
         return self
 
 
@@ -86,11 +94,11 @@ class SDEConfig(Section):
         description="variance exploding; variance preserving with linear beta, or along a schedule from log-SNR 20 to "
         "-20; optimal-transport flow",
     )
-    sigma_min: Float = Field(1e-3, gt=0, description="VE, flow: least noise")
-    sigma_max: Float = Field(5.0, gt=0, description="VE: most noise")
-    beta_min: Float = Field(0.1, gt=0, description="VP: beta at t = 0")
-    beta_max: Float = Field(20.0, gt=0, description="VP: beta at t = 1")
-    input_scale: Float = Field(1.0, gt=0, le=1, description="schedules: b, the data's scale; less is more noise")
+    sigma_min: Float = Field(1e-3, ge=1e-6, description="VE, flow: least noise")
+    sigma_max: Float = Field(5.0, gt=0, le=1e3, description="VE: most noise")
+    beta_min: Float = Field(0.1, ge=1e-3, le=1e3, description="VP: beta at t = 0")
+    beta_max: Float = Field(20.0, ge=1e-3, le=1e3, description="VP: beta at t = 1")
+    input_scale: Float = Field(1.0, ge=1e-3, le=1, description="schedules: b, the data's scale; less is more noise")
     prediction: Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"] = Field(
         "edm", description="meaning of the raw network output (models/denoiser.py)"
     )
@@ -98,7 +106,7 @@ class SDEConfig(Section):
     weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"] = (
         Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
     )
-    sigmoid_shift: Float = Field(4.0, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
+    sigmoid_shift: Float = Field(4.0, ge=-100, le=100, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
     prior_share: Float = Field(
         0.0,
@@ -115,22 +123,15 @@ class SDEConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> SDEConfig:
-        if self.sigma_min >= self.sigma_max:
+        if self.process == "ve" and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min: {self.sigma_min} must be below sigma_max: {self.sigma_max}")
-        if self.beta_min > self.beta_max:
+        if self.process == "flow" and self.sigma_min >= 1:
+            raise ValueError(f"sigma_min: {self.sigma_min} must be below 1, the most noise of process: flow")
+        if self.process == "vp" and self.beta_min > self.beta_max:
             raise ValueError(f"beta_min: {self.beta_min} must not exceed beta_max: {self.beta_max}")
-        scheduled = self.process not in ("ve", "vp", "flow")
-        if self.input_scale != 1 and not scheduled:
-            raise ValueError(
-                f"input_scale: {self.input_scale} is for the schedules cosine to parabola, not {self.process}"
-            )
-        if self.prediction == "velocity" and scheduled:
+        if self.prediction == "velocity" and self.process in SCHEDULES:
             raise ValueError(
                 f"prediction: velocity: {self.process} stands still at t = 0, where it says nothing; use v"
-            )
-        if self.tanh and self.prediction not in ("x", "both"):
-            raise ValueError(
-                f"tanh: bounds a predicted mask, which prediction: {self.prediction} is not; use x or both"
             )
         return self
 
@@ -142,18 +143,18 @@ class EMAConfig(Section):
         "constant", description="constant decay with warm-up, or a power of the step"
     )
     decay: Float = Field(0.999, ge=0, lt=1, description="constant: decay per step, reached by (1 + n) / (10 + n)")
-    gamma: Float = Field(6.94, gt=0, description="power: decay (1 - 1/n)^(gamma + 1)")
+    gamma: Float = Field(6.94, gt=0, le=1e3, description="power: decay (1 - 1/n)^(gamma + 1)")
 
 
 class TrainingConfig(Section):
     """Optimisation, checkpoints and logs."""
 
-    steps: Int = Field(100_000, ge=1, description="optimiser steps")
-    batch: Int = Field(16, ge=1, description="images per step")
+    steps: Int = Field(100_000, ge=1, le=10**9, description="optimiser steps")
+    batch: Int = Field(16, ge=1, le=10**5, description="images per step")
     noises: Int = Field(1, ge=1, le=256, description="noise levels per image and step, on shared image features")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or AdamW with decoupled decay")
-    learning_rate: Float = Field(1e-4, gt=0, description="peak learning rate")
-    weight_decay: Float = Field(0.0, ge=0, description="of AdamW")
+    learning_rate: Float = Field(1e-4, gt=0, le=10, description="peak learning rate")
+    weight_decay: Float = Field(0.0, ge=0, le=10, description="of AdamW")
     warmup: Int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
     schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine ends at 0")
     clip: Float = Field(1.0, gt=0, description="largest gradient norm")
@@ -164,12 +165,6 @@ class TrainingConfig(Section):
     checkpoint_every: Int = Field(1000, ge=1, description="steps between checkpoints")
     validate_every: Int = Field(1000, ge=1, description="steps between validations by quick draws")
     keep: Int = Field(2, ge=1, description="numbered checkpoints kept, besides last.pt and best.pt")
-
-    @model_validator(mode="after")
-    def _decay_used(self) -> TrainingConfig:
-        if self.weight_decay and self.optimizer == "adam":
-            raise ValueError("weight_decay: is for optimizer: adamw, not adam")
-        return self
 
 
 class SamplingConfig(Section):
@@ -193,14 +188,19 @@ class SamplingConfig(Section):
         description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
         "with dropout; ensemble: that of several runs (models/uncertainty.py)",
     )
-    members: tuple[str, ...] = Field(
-        (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
+    members: tuple[Text, ...] = Field(
+        (),
+        max_length=100,
+        description="ensemble: run folders whose networks make a draw each, besides the sampled run's own",
     )
     steps: Int = Field(
-        400, ge=1, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
+        400,
+        ge=1,
+        le=10**5,
+        description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean",
     )
-    corrector_steps: Int = Field(1, ge=0, description="pc: J, corrector steps per predictor step")
-    r: Float = Field(0.15, gt=0, description="pc: signal-to-noise ratio of the corrector step")
+    corrector_steps: Int = Field(1, ge=0, le=1000, description="pc: J, corrector steps per predictor step")
+    r: Float = Field(0.15, gt=0, le=10, description="pc: signal-to-noise ratio of the corrector step")
     denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
     eta: Float = Field(0.0, ge=0, le=1, description="ddim: 0 is the flow's Euler rule, 1 ancestral DDPM")
     variance: Literal["small", "large"] = Field("small", description="ancestral: which of DDPM's two variances")
@@ -212,15 +212,15 @@ class SamplingConfig(Section):
         description="what is even between steps; null: rho for heun and euler, time for ddim, logsnr for ancestral, "
         "dpm_solver and euler_maruyama; pc has time",
     )
-    rho: Float = Field(7.0, gt=0, description="grid rho: exponent of the noise")
+    rho: Float = Field(7.0, ge=1, le=100, description="grid rho: exponent of the noise")
     noise: Literal["independent", "antithetic"] = Field(
         "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
     )
-    draws: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
+    draws: Annotated[Int, Field(ge=1, le=10**5)] | Literal["auto"] = Field(
         128, description="draws per image; auto: until the MMSE map's standard error is below standard_error"
     )
     standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
-    most_draws: Int = Field(128, ge=1, description="draws auto: no more than these")
+    most_draws: Int = Field(128, ge=1, le=10**5, description="draws auto: no more than these")
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
     )
@@ -243,29 +243,15 @@ class SamplingConfig(Section):
         each = 1 + self.corrector_steps
         if self.sampler == "pc" and self.steps % each:
             raise ValueError(f"steps: {self.steps} is not a multiple of 1 predictor + {self.corrector_steps} corrector")
-        if self.sampler == "pc" and self.grid not in (None, "time"):
-            raise ValueError(f"grid: {self.grid} is not for sampler: pc, whose steps are even in time (Algorithm 1)")
-        if self.sampler in ("adaptive", *ONE_PASS, "flowsdf_released") and self.grid is not None:
-            raise ValueError(f"grid: {self.grid} is not for sampler: {self.sampler}, which has its own")
-        owners = {"eta": "ddim", "variance": "ancestral", "order": "dpm_solver", "stochastic": "dpm_solver"}
-        for name, owner in owners.items():
-            value = getattr(self, name)
-            if self.sampler != owner and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: {value} is for sampler: {owner}, not {self.sampler}")
+        if self.sampler == "ensemble" and not self.members:
+            raise ValueError("sampler: ensemble needs members, the run folders of the other networks")
         return self
 
-    @model_validator(mode="after")
-    def _members(self) -> SamplingConfig:
-        if (self.sampler == "ensemble") != bool(self.members):
-            raise ValueError(
-                f"members: {list(self.members)} do not go with sampler: {self.sampler}; sampler: ensemble needs run "
-                "folders, no other one has them"
-            )
-        if self.sampler == "ensemble" and self.draws == "auto":
-            raise ValueError("draws: auto is not for sampler: ensemble, whose draws are its members")
-        if self.sampler in ("mc_dropout", "ensemble") and self.noise != "independent":
-            raise ValueError(f"noise: {self.noise} is not for sampler: {self.sampler}, which does not start from noise")
-        return self
+    @property
+    def used_grid(self) -> str:
+        """What is even between the steps of samplers that have a choice."""
+        usual = {"heun": "rho", "euler": "rho", "ddim": "time"}
+        return self.grid or usual.get(self.sampler, "logsnr")
 
     @property
     def draws_per_image(self) -> int:
@@ -279,8 +265,8 @@ class EvaluationConfig(Section):
     """Quick validation draws during training; what is reported of samples."""
 
     images: Int = Field(16, ge=1, description="validation images drawn at each validation")
-    draws: Int = Field(2, ge=1, description="draws per validation image")
-    steps: Int = Field(9, ge=1, description="evaluations per validation draw, ancestral and even in log-SNR")
+    draws: Int = Field(2, ge=1, le=10**5, description="draws per validation image")
+    steps: Int = Field(9, ge=1, le=10**5, description="evaluations per validation draw, ancestral and even in log-SNR")
     object_depth: Float = Field(
         0.1, ge=0, description="SDF units; objects whose minima lie deeper below their pass are told apart, 0: never"
     )

@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from utils.errors import CheckpointError
-from utils.reading import checked, shortened
+from utils.errors import CheckpointError, cut
+from utils.reading import checked
 
 SUFFIX = ".safetensors"
 FORMAT = "generative-segmentation-sdf 1"
@@ -120,7 +120,7 @@ def _header(texts: Mapping[str, str], path: Path) -> Header:
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
     header = Header(**checked(dict(texts), _Texts, path, CheckpointError))
-    return replace(header, licence=shortened(header.licence, 1000))  # it is shown on a terminal
+    return replace(header, licence=cut(header.licence, 1000))  # it is shown on a terminal
 
 
 @contextmanager

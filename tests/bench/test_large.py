@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import re
 
 import pytest
 
 from bench import large
 from tests.helpers import Workspace
-from utils.cli import run_command
 
 
 def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

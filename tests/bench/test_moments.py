@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import re
 
 import pytest
 
 from bench import moments
 from tests.helpers import Workspace
-from utils.cli import run_command
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import json
 
 import pandas as pd
@@ -9,7 +11,6 @@ import pytest
 
 from bench import nfe
 from tests.helpers import Workspace
-from utils.cli import run_command
 
 
 def test_nfe_scores_every_sampler_and_goes_on(trained: Workspace) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import pytest
 
 from bench import table
 from bench.protocol import jobs_of, read_protocol
 from tests.helpers import ROOT, TWO_SYSTEMS, Workspace
-from utils.cli import run_command
 from utils.config import dump_config
 from utils.errors import UsageError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,6 @@ import yaml
 from bench import table
 from tests.helpers import ROOT, TWO_SYSTEMS, Workspace
 from utils.checkpoint import load_checkpoint
-from utils.cli import run_command
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from sde.predictor_corrector import predictor_corrector
 from sde.process import VE
 from sde.samplers import ancestral, heun, posterior_mean
 from tests.helpers import Pixelwise, Workspace, blurred, maps, tiled
-from utils.config import ConfigError, load_config
+from utils.config import load_config
+from utils.errors import ConfigError
 
 SPREAD = 0.3  # standard deviation of m given the image
 

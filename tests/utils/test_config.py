@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from models.build import threshold_of
 from tests.helpers import ROOT
-from utils.config import ConfigError, dump_config, load_config, parse_config
+from utils.config import dump_config, effective, load_config, parse_config
+from utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cfg").glob("baseline_*.yaml")), ids=lambda p: p.stem)
@@ -78,7 +80,10 @@ def test_base_and_overrides(tmp_path: Path, minimal: Path) -> None:
         ("name: a\ndata: {root: x}\nsde: {process: vpp}", ["sde.process", "'vpp'", "'parabola' or 'flow'"]),
         ("name: a\ndata: {root: x}\nsde: {sigma_min: 6}", ["sde.sigma_min: 6", "below sigma_max"]),
         ("name: a\ndata: {root: x}\nsampling: {steps: 5}", ["sampling.steps: 5", "not a multiple"]),
-        ("name: a\ndata: {root: x}\nsampling: {grid: rho}", ["sampling.grid: rho", "even in time"]),
+        (
+            "name: a\ndata: {root: x}\nsampling: {grid: rho}",
+            ["sampling.grid: rho is for sampler: euler_maruyama", "heun or dpm_solver, not pc"],
+        ),
         ("name: a\ndata: {root: x}\nsampling: {eta: 0.5}", ["sampling.eta: 0.5", "ddim"]),
         ("name: a\ndata: {root: x}\nmodel: {attention: [3]}", ["model.attention: 3", "down-sampling factor"]),
         ("name: a\ndata: {root: x}\ntraining: {weight_decay: 0.1}", ["training.weight_decay", "adamw"]),
@@ -103,6 +108,62 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, text: str, needles: list[st
     assert str(tmp_path) in message
     for needle in needles:
         assert needle in message, message
+
+
+IDLE = [
+    ("sampling.rho=3", "sampling.rho: 3.0 is for grid: rho, not logsnr", "sampling.grid=rho sampling.sampler=heun"),
+    ("sampling.tolerance=0.1", "sampling.tolerance: 0.1 is for sampler: adaptive, not pc", "sampling.sampler=adaptive"),
+    ("sampling.standard_error=0.1", "sampling.standard_error: 0.1 is for draws: auto, not 128", "sampling.draws=auto"),
+    ("sampling.most_draws=9", "sampling.most_draws: 9 is for draws: auto, not 128", "sampling.draws=auto"),
+    ("sde.sigmoid_shift=-1", "sde.sigmoid_shift: -1.0 is for weighting: sigmoid, not score", "sde.weighting=sigmoid"),
+    ("sde.beta_max=9", "sde.beta_max: 9.0 is for process: vp, not ve", "sde.process=vp"),
+    ("training.ema.gamma=3", "training.ema.gamma: 3.0 is for kind: power, not constant", "training.ema.kind=power"),
+    ("data.allow_partial=true", "is for source: glas or monuseg, not prepared", "data.source=glas data.raw=x"),
+    ("data.phantom.size=32", "data.phantom.size: 32 is for source: phantom, not prepared", "data.source=phantom"),
+    ("model.backbone=resnet18", "model.backbone: resnet18 is for kind: unet, unetplusplus or fcn, not conditional",
+     "model.kind=fcn data.representation=binary sampling.sampler=mean model.backbone=resnet50"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("idle", "message", "used"), IDLE, ids=[idle for idle, _, _ in IDLE])
+def test_a_key_without_effect_is_refused_and_with_effect_is_not(
+    minimal: Path, idle: str, message: str, used: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [idle])
+    assert str(caught.value).startswith(f"--set {idle}: ")
+    assert message in str(caught.value)
+    load_config(minimal, [idle, *used.split()])
+
+
+@pytest.mark.parametrize(
+    ("choice", "idle"),
+    [
+        ("sampling.sampler=heun", "sampling.r=0.3"),
+        ("sampling.sampler=heun", "sampling.corrector_steps=3"),
+        ("sampling.sampler=heun", "sampling.denoise_last=true"),
+        ("sampling.sampler=mean", "sampling.steps=10"),
+        ("sampling.sampler=mean", "sampling.draws=10"),
+        ("sde.process=vp", "sde.sigma_max=3"),
+        ("sde.process=cosine", "sde.sigma_min=0.1"),
+        ("training.ema.kind=power", "training.ema.decay=0.9"),
+        ("model.encoder.kind=rrdb", "model.encoder.attention=[2]"),
+    ],
+)
+def test_what_a_base_set_for_another_choice_takes_its_default(tmp_path: Path, choice: str, idle: str) -> None:
+    base = write(tmp_path / "a.yaml", "name: a\ndata: {root: x}\n")
+    before = load_config(base, [choice])
+    key, value = idle.split("=")
+    section, *inner, name = key.split(".")
+    text = f"{name}: {value}"
+    for part in reversed(inner):
+        text = f"{part}: {{{text}}}"
+    write(base, f"name: a\ndata: {{root: x}}\n{section}: {{{text}}}\n")
+    assert load_config(base) != before
+    assert load_config(base, [choice]) == before
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_config(base, [choice, idle])
+    assert effective(base, [choice, idle]) == [choice]
 
 
 def test_error_names_the_file_the_key_stands_in(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,6 @@ import torch
 
 from tests.helpers import Workspace, exported
 from utils import export
-from utils.cli import run_command
 from utils.errors import UsageError
 from utils.weights import read_header
 
@@ -21,9 +22,9 @@ def test_the_header_has_no_folder_of_one_machine(trained: Workspace) -> None:
     assert header.config["name"] == "given"
     assert header.licence == "made up, free to use"
     assert header.step in (3, 6)
-    glas = {**header.config, "data": {**header.config["data"], "source": "glas", "raw": "/home/me/GlaS",
-                                      "root": "/home/me/x", "stain_target": "/home/me/one.png"}}  # fmt: skip
-    data = export.portable(glas, "other", Path("x")).data
+    glas = {"source": "glas", "raw": "/home/me/GlaS", "root": "/home/me/x"}
+    glas |= {"stain": "macenko", "stain_target": "/home/me/one.png"}
+    data = export.portable({**header.config, "data": {**header.config["data"], **glas}}, "other", Path("x")).data
     assert (data.raw, data.root, data.stain_target) == ("raw/glas", "prepared/other", "one.png")
 
 

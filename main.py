@@ -25,7 +25,7 @@ from data.dataset import Patch, data_state, hold_out, image_array, load_split, s
 from data.description import stain_target_of
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
-from training.losses import loss_of, rms_of_images
+from training.losses import LossSettings, loss_of, loss_settings_of, rms_of_images
 from training.recorder import Recorder
 from training.state import TrainingState, checked_resume, save_state
 from training.validation import validate
@@ -55,7 +55,7 @@ def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
 def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
     """Network, optimiser and data, all seeded."""
     size = same_size(patches, "train.csv")
-    check_crop(size, config)
+    check_crop(size, config.data.crop)
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
     binary = config.data.representation == "binary"
@@ -78,16 +78,18 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     )
 
 
-def training_step(state: TrainingState, config: Config, patches: list[Patch], run: Path) -> dict[str, Tensor]:
-    """One optimiser step. Raises UsageError if the loss or its gradient is not finite; nothing is updated then."""
+def training_step(
+    state: TrainingState, data: DataConfig, settings: LossSettings, clip: float, patches: list[Patch], last: Path
+) -> dict[str, Tensor]:
+    """One optimiser step; clip: the gradient's greatest norm, last: the checkpoint to go back to. Raises UsageError if
+    the loss or its gradient is not finite; nothing is updated then."""
     images, sdf, indices = state.batches.next()
-    losses, t = loss_of(state.model, images, representation_of(sdf, config.data), state, config)
+    losses, t = loss_of(state.model, (images, representation_of(sdf, data)), state.generators, settings)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.training.clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
     if not torch.isfinite(loss + norm):
-        last = run / "checkpoints" / "last.pt"
         names = ", ".join(patches[i].filename for i in indices)
         raise UsageError(
             f"step {state.step + 1}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
@@ -107,10 +109,11 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     threading.excepthook = lambda _: None  # what its thread raises the writer raises here, too
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
     recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
+    loss = loss_settings_of(config.sde, settings, next(state.model.parameters()).device)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
     while state.step < settings.steps and not stop():
         begin = time.perf_counter()
-        result = training_step(state, config, training, run)
+        result = training_step(state, config.data, loss, settings.clip, training, checkpoints / "last.pt")
         recorder.add(result, settings.batch, time.perf_counter() - begin)
         bar.update()
         last = state.step == settings.steps
@@ -165,9 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
 
 
-def check_crop(size: tuple[int, int], config: Config) -> None:
+def check_crop(size: tuple[int, int], crop: tuple[int, int] | None) -> None:
     """Raises UsageError if the prepared images (height, width) are smaller than the crops to train on."""
-    crop = config.data.crop
     if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
 

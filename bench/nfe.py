@@ -12,6 +12,7 @@ from utils.command import StopFlag, run_command
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged
 from sampling.drawer import Drawer, Timed, drawer_of, groups, whole_draws
 from utils.errors import UsageError
-from utils.schema import Config
 from utils.sections import SamplingConfig
 
 NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
@@ -41,17 +41,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "flowsdf_released": {"sampler": "flowsdf_released"},
     "mean": {"sampler": "mean"},
 }
-
-
-def settings_of(name: str, nfe: int, config: Config) -> SamplingConfig | None:
-    """The sampler at that cost, None where it cannot have it."""
-    if (name == "mean" and nfe > 1) or (name == "flowsdf_released" and config.sde.process != "flow"):
-        return None
-    common = {"draws": config.sampling.draws, "r": config.sampling.r, "threshold": config.sampling.threshold}
-    try:
-        return SamplingConfig(**common, max_batch=config.sampling.max_batch, steps=nfe, **SAMPLERS[name])
-    except ValidationError:
-        return None  # PC takes an even number
 
 
 class Totals:
@@ -102,13 +91,19 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
     return {**totals.row(), "seconds_per_image": seconds / len(scenes)}
 
 
-def plan(samplers: Sequence[str], nfes: Sequence[int], config: Config) -> Iterator[tuple[str, int, SamplingConfig]]:
-    """Cheap rows first."""
-    for nfe in nfes:
-        for name in samplers:
-            settings = settings_of(name, nfe, config)
-            if settings is not None:
-                yield name, nfe, settings
+def plan(
+    samplers: Sequence[str], nfes: Sequence[int], own: SamplingConfig
+) -> Iterator[tuple[str, int, SamplingConfig]]:
+    """Every sampler at every cost that it can have, cheap rows first."""
+    common = {"draws": own.draws, "threshold": own.threshold, "max_batch": own.max_batch}
+    for nfe, name in product(nfes, samplers):
+        try:
+            more = {"r": own.r} if name == "pc" else {}
+            settings = SamplingConfig(**common, **more, **SAMPLERS[name], steps=nfe)
+        except ValidationError:
+            continue  # PC takes an even number
+        if name != "mean" or nfe == 1:
+            yield name, nfe, settings
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -136,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     stop = StopFlag()
     path = run / f"nfe_{args.split}.csv"
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["sampler", "nfe", "draws", "images"])
-    for name, nfe, settings in plan(args.samplers, args.nfe, config):
+    samplers = [name for name in args.samplers if name != "flowsdf_released" or config.sde.process == "flow"]
+    for name, nfe, settings in plan(samplers, args.nfe, config.sampling):
         key = {"sampler": name, "nfe": nfe, "draws": settings.draws_per_image, "images": len(scenes)}
         if (table[list(key)] == pd.Series(key)).all(axis=1).any():
             continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from models.rrdb import RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import Process
-
-Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
-PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+from utils.sections import PREDICTIONS
 
 
 def channels_per_mask(prediction: str) -> int:

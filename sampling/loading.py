@@ -34,30 +34,30 @@ def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
 
 def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, Images]:
     """The denoiser, and what the checkpoint says of the images it was trained on. See `load_denoiser`."""
-    model, images = _trained(config, path, device)
+    now = config.model_dump()
+
+    def trained(path: Path) -> tuple[Denoiser, Images]:
+        """One network."""
+        state = load_checkpoint(path)
+        with torch.device("meta"):  # a config may ask for any size, the weights have theirs
+            check_weights(denoiser_of(config).state_dict(), state["ema"], path)
+        model = denoiser_of(config)
+        load_weights(model, state["ema"], path)
+        before = parse_config(state["config"], path).model_dump()
+        for key in MEANING:
+            section, name = key.split(".")
+            old, new = before[section][name], now[section][name]
+            if old != new:
+                raise UsageError(f"{path}: trained with {key}: {old!r}; the config says {new!r}")
+        return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
+
+    model, images = trained(path)
     if config.sampling.sampler == "mc_dropout":
-        model = DropoutDraws(model)
-    elif config.sampling.sampler == "ensemble":
+        return DropoutDraws(model), images
+    if config.sampling.sampler == "ensemble":
         others = member_checkpoints(config.sampling, path)
-        model = DeepEnsemble([model, *(_trained(config, other, device)[0] for other in others)])
+        return DeepEnsemble([model, *(trained(other)[0] for other in others)]), images
     return model, images
-
-
-def _trained(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, Images]:
-    """One network."""
-    state = load_checkpoint(path)
-    with torch.device("meta"):  # a config may ask for any size, the weights have theirs
-        check_weights(denoiser_of(config).state_dict(), state["ema"], path)
-    model = denoiser_of(config)
-    load_weights(model, state["ema"], path)
-    trained, now = parse_config(state["config"], path).model_dump(), config.model_dump()
-    for key in MEANING:
-        section, name = key.split(".")
-        if trained[section][name] != now[section][name]:
-            raise UsageError(
-                f"{path}: trained with {key}: {trained[section][name]!r}; the config says {now[section][name]!r}"
-            )
-    return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
 
 
 def member_checkpoints(sampling: SamplingConfig, path: Path) -> list[Path]:

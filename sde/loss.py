@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sde.process import Process
 
-WEIGHTINGS = ("score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity")
-
 
 @dataclass(frozen=True)
 class Weighting:
@@ -53,7 +51,7 @@ class Weighting:
             "sigmoid": lambda: torch.sigmoid(torch.log(snr) - self.shift),
         }
         if self.name not in weights:
-            raise ValueError(f"unknown weighting {self.name!r}; one of {', '.join(WEIGHTINGS)}")
+            raise ValueError(f"unknown weighting {self.name!r}; one of {', '.join([*weights, 'velocity'])}")
         return weights[self.name]()
 
 

@@ -17,7 +17,7 @@ from main import build_state, training_step
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
 from sampling.drawer import drawer_of, image_tensor
-from sampling.sampler import sampler_of
+from training.losses import loss_settings_of
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
@@ -140,9 +140,10 @@ def one_step_and_one_draw(tree: dict[str, Any]) -> None:
     config = parse_config(tree, Path("any.yaml"))
     patches = patches_of(config.data)
     state = build_state(config, patches, torch.device("cpu"))
-    training_step(state, config, patches, Path("nowhere"))
+    loss = loss_settings_of(config.sde, config.training, torch.device("cpu"))
+    training_step(state, config.data, loss, config.training.clip, patches, Path("nowhere"))
     denoiser = drawing(config, cast(Denoiser, state.average.module.eval()))
-    drawer = drawer_of(config, denoiser, sampler_of(config.sampling))
+    drawer = drawer_of(config, denoiser)
     count = min(2, config.sampling.draws_per_image)
     draws = [draw for _, draw in drawer(image_tensor(patches[:1]), ["a"], count)]
     assert len(draws) == count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +18,50 @@ from models.denoiser import Denoiser
 from models.joint import JointDenoiser
 from sde.loss import Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
 from sde.process import Process
-from training.state import TrainingState
-from utils.schema import Config
-from utils.sections import SDEConfig
+from utils.sections import SDEConfig, TrainingConfig
 
 
-def baseline_losses(model: Baseline, images: Tensor, m: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Dice and cross entropy of each image, (B,), and their times, all t_max.
+class Generators(NamedTuple):
+    """Of times, on the host, and of noise, on the network's device."""
 
-    images (B, C, H, W) in [0, 255], m (B, K, H, W).
+    times: torch.Generator
+    noise: torch.Generator
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a loss depends on besides network and batch.
+
+    noises: noise levels of every image. prior_share, clean_share: see `sample_times` and `joint_times`.
     """
-    with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(config.training.precision, m.device)):
-        logits = model.logits(network_image(images, config.training.channels_last))
+
+    weighting: Weighting
+    noises: int
+    prior_share: float
+    clean_share: float
+    channels_last: bool
+    bfloat16: bool
+
+
+def loss_settings_of(sde: SDEConfig, training: TrainingConfig, device: torch.device) -> LossSettings:
+    return LossSettings(
+        Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr),
+        training.noises,
+        sde.prior_share,
+        sde.clean_share,
+        training.channels_last,
+        use_bfloat16(training.precision, device),
+    )
+
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W)
+
+
+def baseline_losses(model: Baseline, batch: Batch, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Dice and cross entropy of each image, (B,), and their times, all t_max."""
+    images, m = batch
+    with torch.autocast(m.device.type, torch.bfloat16, enabled=settings.bfloat16):
+        logits = model.logits(network_image(images, settings.channels_last))
     losses = dice_cross_entropy(logits, m)
     return losses, torch.full_like(losses, model.process.t_max)
 
@@ -52,54 +86,50 @@ def joint_times(
 
 
 def joint_losses(
-    model: JointDenoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config
+    model: JointDenoiser, batch: Batch, generators: Generators, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """Losses of masks and of images, (N,) together, and their times.
-
-    images (B, C, H, W) in [0, 255], m (B, K, H, W). What is clean is a condition: it has neither noise nor a loss.
-    """
-    copies, device, process = config.training.noises, m.device, model.process
-    m = m.repeat_interleave(copies, dim=0)
-    x = network_image(images, config.training.channels_last).repeat_interleave(copies, dim=0)
-    t, clean = joint_times(len(m), process, state.times, config.sde.clean_share)
-    t = t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64
-    clean = clean.to(device)
+    """Losses of masks and of images, (N,) together, and their times. What is clean is a condition: it has neither noise
+    nor a loss."""
+    images, m = batch
+    device, process = m.device, model.process
+    x = network_image(images, settings.channels_last)
+    pair = [part.repeat_interleave(settings.noises, dim=0) for part in (m, x)]
+    t, clean = joint_times(len(pair[0]), process, generators.times, settings.clean_share)
+    t, clean = _moved(t, device), clean.to(device)
     noisy = []
-    for data, times, is_clean in zip((m, x), t, clean, strict=True):
-        eps = torch.randn(data.shape, generator=state.noise, device=device)
+    for data, times, is_clean in zip(pair, t, clean, strict=True):
+        eps = torch.randn(data.shape, generator=generators.noise, device=device)
         noisy.append(perturbed(process, data, times, eps.masked_fill(is_clean.view(-1, 1, 1, 1), 0.0)))
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.training.precision, device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
         means = model.joint(noisy[0], t[0], noisy[1], t[1])
-    weighting = weighting_of(config.sde)
     losses = [
-        denoising_loss(mean, process, data, times, weighting, sigma)
-        for mean, data, times, sigma in zip(means, (m, x), t, (model.sigma_data, model.sigma_image), strict=True)
+        denoising_loss(mean, process, data, times, settings.weighting, sigma)
+        for mean, data, times, sigma in zip(means, pair, t, (model.sigma_data, model.sigma_image), strict=True)
     ]
     return torch.stack(losses)[~clean], t[~clean]
 
 
-def loss_of(model: Denoiser, images: Tensor, m: Tensor, state: TrainingState, config: Config) -> tuple[Tensor, Tensor]:
+def loss_of(model: Denoiser, batch: Batch, generators: Generators, settings: LossSettings) -> tuple[Tensor, Tensor]:
     """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
     `baseline_losses` for other kinds of models."""
     if isinstance(model, JointDenoiser):
-        return joint_losses(model, images, m, state, config)
+        return joint_losses(model, batch, generators, settings)
     if isinstance(model, Baseline):
-        return baseline_losses(model, images, m, config)
-    copies, device = config.training.noises, m.device
-    m = m.repeat_interleave(copies, dim=0)
-    t = sample_times(len(m), model.process, state.times, config.sde.prior_share)
-    eps = torch.randn(m.shape, generator=state.noise, device=device)
-    t = t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.training.precision, device)):
+        return baseline_losses(model, batch, settings)
+    images, m = batch
+    m = m.repeat_interleave(settings.noises, dim=0)
+    t = _moved(sample_times(len(m), model.process, generators.times, settings.prior_share), m.device)
+    eps = torch.randn(m.shape, generator=generators.noise, device=m.device)
+    with torch.autocast(m.device.type, torch.bfloat16, enabled=settings.bfloat16):
         # Several noise levels share the features of an image.
-        features = model.encode(network_image(images, config.training.channels_last))
-        features = [f.repeat_interleave(copies, dim=0) for f in features]
+        features = model.encode(network_image(images, settings.channels_last))
+        features = [f.repeat_interleave(settings.noises, dim=0) for f in features]
         mean, variance = model.moments(perturbed(model.process, m, t, eps), t, features)
-    losses = denoising_loss(mean, model.process, m, t, weighting_of(config.sde), model.sigma_data)
+    losses = denoising_loss(mean, model.process, m, t, settings.weighting, model.sigma_data)
     if variance is not None:
         losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
     return losses, t
 
 
-def weighting_of(sde: SDEConfig) -> Weighting:
-    return Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr)
+def _moved(t: Tensor, device: torch.device) -> Tensor:
+    return t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64

@@ -17,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from data.batches import Batches
 from data.dataset import DataState, data_change
 from models.denoiser import Denoiser
+from training.losses import Generators
 from utils.checkpoint import (
     Dense,
     Weights,
@@ -65,7 +66,7 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
 
 
-class Generators(TypedDict):
+class GeneratorStates(TypedDict):
     times: Dense
     noise: Dense
     torch: Dense
@@ -93,7 +94,7 @@ class Saved(Weights):
     optimizer: Optimizer
     schedule: dict[str, Any]
     batches: Order
-    generators: Generators
+    generators: GeneratorStates
     since_row: NotRequired[dict[str, float]]
 
 
@@ -114,8 +115,7 @@ class TrainingState:
         self.optimizer = optimizer_of(training, model)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(training, step))
         device = next(model.parameters()).device
-        self.times = torch.Generator().manual_seed(seed)
-        self.noise = torch.Generator(device).manual_seed(seed)
+        self.generators = Generators(torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed))
         self.step = 0
         self.best_f1 = -1.0
         self.since_row: Counter[str] = Counter()
@@ -135,8 +135,8 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state_dict(),
             "generators": {
-                "times": self.times.get_state(),
-                "noise": self.noise.get_state(),
+                "times": self.generators.times.get_state(),
+                "noise": self.generators.noise.get_state(),
                 "torch": torch.get_rng_state(),
                 "cuda": cuda,
             },
@@ -156,8 +156,8 @@ class TrainingState:
         self.schedule.load_state_dict(state["schedule"])
         self.batches.load_state_dict(state["batches"])
         generators = state["generators"]
-        self.times.set_state(generators["times"])
-        self.noise.set_state(generators["noise"])
+        self.generators.times.set_state(generators["times"])
+        self.generators.noise.set_state(generators["noise"])
         torch.set_rng_state(generators["torch"])
         if generators["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(generators["cuda"])

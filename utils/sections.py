@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from utils.data_schema import Float, Int, Section, Text, yaml_text
 
+Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
+WeightingName = Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"]
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
 NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
 SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that follow one
@@ -99,13 +103,9 @@ class SDEConfig(Section):
     beta_min: Float = Field(0.1, ge=1e-3, le=1e3, description="VP: beta at t = 0")
     beta_max: Float = Field(20.0, ge=1e-3, le=1e3, description="VP: beta at t = 1")
     input_scale: Float = Field(1.0, ge=1e-3, le=1, description="schedules: b, the data's scale; less is more noise")
-    prediction: Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"] = Field(
-        "edm", description="meaning of the raw network output (models/denoiser.py)"
-    )
+    prediction: Prediction = Field("edm", description="meaning of the raw network output (models/denoiser.py)")
     tanh: bool = Field(False, description="x, both: bound the predicted mask to [-sdf_scale, sdf_scale]")
-    weighting: Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"] = (
-        Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
-    )
+    weighting: WeightingName = Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
     sigmoid_shift: Float = Field(4.0, ge=-100, le=100, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
     prior_share: Float = Field(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.denoiser import PREDICTIONS, scaling
+from models.denoiser import scaling
 from sde.loss import Weighting
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.helpers import shake, small_denoiser
+from utils.sections import PREDICTIONS
 
 PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]
 

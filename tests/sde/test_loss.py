@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.loss import WEIGHTINGS, Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
+from sde.loss import Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.helpers import noise, small_denoiser
+from utils.sections import WEIGHTINGS
 
 PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -11,15 +12,39 @@ import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.runs import MetricsFile
+from utils.errors import UsageError
+from utils.files import naming, whole_file
 
 TIME_BINS = 8
-
-
 # loss_ti: mean loss over t in [i, i + 1) / TIME_BINS since the last row, a curve per noise level.
 CURVES = [f"loss_t{i}" for i in range(TIME_BINS)]
 COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "images_per_second", *CURVES]
 VALIDATION = ["val_f1", "val_iou", "val_single_f1"]
+
+
+class MetricsFile:
+    """A CSV file that grows by a row at a time; with `last_step`, later rows of an interrupted run are dropped."""
+
+    def __init__(self, path: Path, columns: list[str], last_step: int = 0) -> None:
+        self.path, self.columns = path, columns
+        rows = [row for row in self._rows() if int(row["step"]) <= last_step] if path.exists() else []
+        with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """Whole rows: the last one is not where a process was killed as it wrote it."""
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        for number, row in enumerate(rows, 2):
+            if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
+                raise UsageError(f"{self.path}: line {number} is damaged; mend it, or take the file away")
+        return rows
+
+    def append(self, row: Mapping[str, object]) -> None:
+        with naming(self.path), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(dict(row))
 
 
 class Recorder:

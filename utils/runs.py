@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from utils.errors import UsageError, cut
-from utils.files import naming, remove_leftovers, whole_file, write_json
+from utils.files import naming, remove_leftovers, write_json
 from utils.reading import read_json
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
@@ -140,31 +139,6 @@ def log_to_file(run: Path) -> None:
     handler = _LogFile(run / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
-
-
-class MetricsFile:
-    """A CSV file that grows by a row at a time; with `last_step`, later rows of an interrupted run are dropped."""
-
-    def __init__(self, path: Path, columns: list[str], last_step: int = 0) -> None:
-        self.path, self.columns = path, columns
-        rows = [row for row in self._rows() if int(row["step"]) <= last_step] if path.exists() else []
-        with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def _rows(self) -> list[dict[str, str]]:
-        """Whole rows: the last one is not where a process was killed as it wrote it."""
-        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
-        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        for number, row in enumerate(rows, 2):
-            if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
-                raise UsageError(f"{self.path}: line {number} is damaged; mend it, or take the file away")
-        return rows
-
-    def append(self, row: Mapping[str, object]) -> None:
-        with naming(self.path), self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(dict(row))
 
 
 def file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ from bench import nfe
 from tests.helpers import Workspace
 
 
+@pytest.mark.slow
 def test_nfe_scores_every_sampler_and_goes_on(trained: Workspace) -> None:
     options = ["--config", "config.yaml", "--device", "cpu", "--nfe", "1", "2", "--split", "test"]
     samplers = ["--samplers", "heun", "pc", "mean", "flowsdf_released"]

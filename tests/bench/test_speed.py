@@ -14,6 +14,7 @@ from tests.helpers import Workspace
 from utils.config import load_config
 
 
+@pytest.mark.slow
 def test_speed_prints_ratios_of_every_way(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     speed.main(["--config", "config.yaml", "--device", "cpu", "--rounds", "1", "--size", "16", "--draws", "2"])
     found = re.findall(r"([\d.]+) x +([\d.]+)% of ([\d.e-]+) TFLOP/s$", capsys.readouterr().out, re.MULTILINE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.helpers import Workspace
@@ -27,6 +28,7 @@ def test_the_page_says_it(workspace: Workspace) -> None:
     assert "the same picture in two splits: 1" in Path("page.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_of_classes_raters_and_parts(workspace: Workspace) -> None:
     classes = ["--set", "data.classes=[1, 2]", "--set", "data.phantom.objects=glands_and_lumina"]
     pages = []

@@ -148,6 +148,7 @@ def test_preparation_normalises_and_names_what_it_cannot(workspace: Workspace) -
     assert "up to date" in workspace("prepare", *options).out
 
 
+@pytest.mark.slow
 def test_the_target_can_be_chosen(workspace: Workspace) -> None:
     options = tissue_folder(workspace)
     for target in ("other", "raw/images/two.png"):

@@ -52,6 +52,7 @@ def test_the_variance_is_positive_and_leaves_the_mean_alone(prediction: str) -> 
     assert (variance > 0).all()
 
 
+@pytest.mark.slow
 def test_mean_and_variance_are_learned() -> None:
     """Two raters who disagree in half of the image: the mean is between them and the variance tells where."""
     generator = torch.Generator().manual_seed(0)

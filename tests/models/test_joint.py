@@ -126,6 +126,7 @@ def test_as_a_denoiser_it_is_the_joint_one_with_a_clean_image() -> None:
         model.direct_moments(model.encode(image), (8, 8))
 
 
+@pytest.mark.slow
 def test_the_network_learns_what_goes_together() -> None:
     """Bright images have full masks, dark ones empty: each tells the other."""
     from sde.loss import Weighting, denoising_loss, perturbed

@@ -94,6 +94,7 @@ def test_an_ensemble_tells_its_members_apart() -> None:
     torch.testing.assert_close(found, torch.stack([means[2, 0], means[0, 0], means[1, 1], means[2, 1]]))
 
 
+@pytest.mark.slow
 def test_an_ensemble_draws_the_mean_of_every_member(trained: Workspace) -> None:
     kind = REGRESSION
     assert trained("main", *sets(kind)).code == 0

@@ -27,6 +27,7 @@ def test_designed_draws_are_sampled(trained: Workspace) -> None:
     assert not np.allclose(one[1], two[1])
 
 
+@pytest.mark.slow
 def test_draws_until_the_mean_is_sure(trained: Workspace) -> None:
     auto = ["--set", "sampling.draws=auto", "--set", "sampling.most_draws=12", "--set", "sampling.animate=false"]
     counts = {}

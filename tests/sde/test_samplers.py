@@ -52,6 +52,7 @@ def test_gaussian_mean_and_covariance(name: str, process: Process) -> None:
     torch.testing.assert_close(torch.cov(pixels), COVARIANCE.double(), atol=0.014, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES, ids=IDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_mixture_weights_and_widths(name: str, process: Process) -> None:

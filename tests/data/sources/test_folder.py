@@ -126,6 +126,7 @@ UNREADABLE: Spoiled = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", [UNLISTED, UNREADABLE], ids=["listing", "reading"])
 def test_all_problems_of_an_archive_at_once(tmp_path: Path, spoiled: Spoiled) -> None:
     raw = fake_folder(tmp_path / "raw", count=7)

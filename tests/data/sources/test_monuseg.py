@@ -141,6 +141,7 @@ def test_monuseg_without_partners_and_twice(tmp_path: Path) -> None:
     assert "are the same image twice" in problems
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL_DATA / "monuseg").is_dir(), reason="the MoNuSeg archive is not on this machine")
 def test_real_monuseg_masks_are_those_made_from_the_xml() -> None:
     archive = listed("monuseg", REAL_DATA / "monuseg", allow_partial=True)

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from utils.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".npy")
-FORMATS = ("PNG", "TIFF", "BMP", "JPEG", "MPO")  # Pillow knows others, some of which start other programs
+FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # Pillow knows others, some of which start other programs
 MAX_PIXELS, MAX_TILE = 100_000_000, 25_000_000
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 PERCENTILES = (0.1, 99.9)  # what is stretched to 0 .. 255 where pixels are wider than a byte

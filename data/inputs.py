@@ -48,17 +48,20 @@ class TiledPicture(Picture):
         self.shape = (self._page.imagelength, self._page.imagewidth)
 
     def read(self, window: Window) -> np.ndarray:
+        with readable(self._path):
+            return self._read(window)
+
+    def _read(self, window: Window) -> np.ndarray:
         page = self._page
         height, width = page.tilelength, page.tilewidth
         first_row, first_column = window.top // height, window.left // width
         rows = range(first_row, math.ceil((window.top + window.height) / height))
         columns = range(first_column, math.ceil((window.left + window.width) / width))
         tiles = np.zeros((len(rows) * height, len(columns) * width, page.samplesperpixel), np.uint8)
-        with readable(self._path):
-            for i, row in enumerate(rows):
-                for j, column in enumerate(columns):
-                    tile = self._tile(row * math.ceil(self.shape[1] / width) + column)
-                    tiles[i * height : i * height + tile.shape[0], j * width : j * width + tile.shape[1]] = tile
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                tile = self._tile(row * math.ceil(self.shape[1] / width) + column)
+                tiles[i * height : i * height + tile.shape[0], j * width : j * width + tile.shape[1]] = tile
         top, left = window.top - first_row * height, window.left - first_column * width
         pixels = tiles[top : top + window.height, left : left + window.width, :3]
         return pixels[..., 0] if page.samplesperpixel < 3 else pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from data.dataset import hold_out, load_split
+from data.images import read_table
+from data.scenes import scenes_of
 from data.sdf import signed_distance
 from tests.helpers import Workspace, section
 from utils.errors import DataError
@@ -52,6 +55,43 @@ def test_several_patches_of_one_image_get_their_own_keys(folder: Path) -> None:
     assert {patch.image_id for patch in patches} == {"a b/c"}
 
 
+@pytest.mark.parametrize("ids", [["é", "ü"], ["x y", "x_y"], ["..", "."], ["図", "像"], ["a", "A"]])
+def test_images_whose_ids_look_alike_are_two(folder: Path, ids: list[str]) -> None:
+    rows = [f"i{i}.png,m{i}.png,{name},0,0" for i, name in enumerate(ids)]
+    (folder / "train.csv").write_text("\n".join(["filename,maskname,image_id,top,left", *rows]))
+    scenes = scenes_of(load_split(section(root=folder, truncation=3), "train"))
+    assert len({scene.key.casefold() for scene in scenes}) == 2
+    assert [int(scene.image[0, 0]) for scene in scenes] == [100, 101]
+
+
+def test_keys_do_not_meet_by_their_endings(folder: Path) -> None:
+    rows = "i0.png,m0.png,a\ni1.png,m1.png,a\ni0.png,m0.png,a_row2\n"
+    (folder / "train.csv").write_text("filename,maskname,image_id\n" + rows)
+    keys = [patch.key for patch in load_split(section(root=folder, truncation=3), "train")]
+    assert len(set(keys)) == 3
+    assert keys[1] == "a_row3"
+
+
+def test_positions_far_apart_are_no_whole_image(folder: Path) -> None:
+    rows = "i0.png,m0.png,a,0,0\ni1.png,m1.png,a,9999999,9999999\n"
+    (folder / "train.csv").write_text("filename,maskname,image_id,top,left\n" + rows)
+    assert len(scenes_of(load_split(section(root=folder, truncation=3), "train"))) == 2
+
+
+def test_a_folder_replaced_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def replaced(path: Path) -> pd.DataFrame:
+        """The table of the old folder, then the files of a new one."""
+        table = read_table(path)
+        folder.rename(folder.with_name("old"))
+        shutil.copytree(folder.with_name("old"), folder)
+        return table
+
+    monkeypatch.setattr("data.dataset.read_table", replaced)
+    with pytest.raises(DataError, match="prepared anew while it was read"):
+        load(folder)
+
+
 def _link_out(folder: Path) -> Path:
     link = folder / "link"
     link.symlink_to("/etc/hostname")
@@ -79,8 +119,18 @@ def spoil(folder: Path, kind: str) -> None:
         "absolute": lambda: table.write_text(table.read_text().replace("i1.png", "/etc/hostname")),
         "link": lambda: os.replace(_link_out(folder), image),
         "blank": lambda: table.write_text(table.read_text().replace("m1.png", "")),
+        "nul": lambda: table.write_text(table.read_text().replace("i1.png", "i\0.png")),
+        "long": lambda: table.write_text(table.read_text().replace("i1.png", "i" * 5000)),
+        "superscript": lambda: positions(table, "²"),
+        "digits": lambda: positions(table, "1" * 5000),
+        "negative": lambda: positions(table, "-1"),
     }
     actions[kind]()
+
+
+def positions(table: Path, top: str) -> None:
+    first, second = table.read_text().splitlines()[1:]
+    table.write_text(f"filename,maskname,maskdtname,top,left\n{first},0,0\n{second},{top},0\n")
 
 
 KINDS = [
@@ -100,6 +150,11 @@ KINDS = [
     "absolute",
     "link",
     "blank",
+    "nul",
+    "long",
+    "superscript",
+    "digits",
+    "negative",
 ]
 
 
@@ -109,6 +164,7 @@ def test_bad_rows_name_file_and_row(folder: Path, kind: str) -> None:
     with pytest.raises(DataError, match=r"train\.csv row 3") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_bad_tables(folder: Path) -> None:

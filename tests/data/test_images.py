@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,38 @@ def animate(path: Path) -> None:
     Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(GREY + 1)])
 
 
+def tiff(path: Path, pixels: np.ndarray, change: Callable[[bytearray, Any], None], **options: Any) -> None:
+    """A TIFF, and what is changed in its bytes, given its first page."""
+    tifffile.imwrite(path, pixels, **options)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        change(content, file.pages[0])
+    path.write_bytes(content)
+
+
+def set_tag(*codes: int, dtype: int = 4, value: int = 0) -> Callable[[bytearray, Any], None]:
+    def change(content: bytearray, page: Any) -> None:
+        for code in codes:
+            struct.pack_into("<HHII", content, page.tags[code].offset, code, dtype, 1, value)
+
+    return change
+
+
+def spoil_tile(content: bytearray, page: Any) -> None:
+    begin = page.dataoffsets[-1]
+    content[begin + 10 : begin + 30] = b"x" * 20
+
+
+def spoil_npy(path: Path) -> None:
+    np.save(path, GREY)
+    path.write_bytes(path.read_bytes().replace(b"(9, 7)", b"[[[[[["))
+
+
+def as_png(format: str) -> Callable[[Path], object]:
+    return lambda path: Image.fromarray(GREY).save(path, format)
+
+
+TILED = np.zeros((40, 40), np.uint8)
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "huge png": ("a.png", huge_png, r"20000 x 20000 is 400 megapixels; data\.max_megapixels allows 100"),
     "huge npy": ("a.npy", huge_npy, r"20000 x 20000 is 400 megapixels"),
@@ -132,6 +165,17 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "absent": ("a.tif", lambda p: None, "no such file"),
     "no tiff": ("a.tif", lambda p: p.write_text("no picture"), "cannot be read"),
     "pages": ("a.tif", pages, "3 pages"),
+    "postscript": ("a.png", as_png("EPS"), "cannot be read as PNG, TIFF, BMP or JPEG"),
+    "webp": ("a.jpg", as_png("WEBP"), "cannot be read as PNG, TIFF, BMP or JPEG"),
+    "header of npy": ("a.npy", spoil_npy, "cannot be read"),
+    "complex": ("a.tif", lambda p: tifffile.imwrite(p, np.zeros((4, 4), np.complex64)), "numbers are expected"),
+    "tag": ("a.tif", lambda p: tiff(p, GREY, set_tag(256, dtype=2)), "cannot be read"),
+    "tile": ("a.tif", lambda p: tiff(p, np.stack([DEEP] * 3, -1), spoil_tile, photometric="rgb", tile=(16, 16),
+                                     compression="zlib"), "cannot be read"),
+    "huge tile": ("a.tif", lambda p: tiff(p, TILED, set_tag(322, 323, value=100_000), tile=(16, 16)),
+                  "tiles of 100000 x 100000 pixels"),
+    "huge tile, deep": ("a.tif", lambda p: tiff(p, np.zeros((40, 40, 3), np.float64), set_tag(322, 323, value=100_000),
+                                                photometric="rgb", tile=(16, 16)), "tiles of 100000 x 100000 pixels"),
     "frames": ("a.png", animate, "2 pages or frames"),
 }  # fmt: skip
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -74,6 +76,39 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(workspace: Workspace) -> N
 def test_resume_refuses_another_experiment(trained: Workspace, override: str, key: str) -> None:
     line = trained.fails("main", "--resume", str(trained.run_folder()), "--set", override)
     assert f"{key} was" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("another seed", "the preparation's data.split_seed was 0 and is 5 now"),
+        ("more images", "the number of patches in train.csv was 8 and is 9 now"),
+        ("other pixels", "the images or masks of train.csv or val.csv have changed"),
+        ("another order", "the images or masks of train.csv or val.csv have changed"),
+    ],
+)
+def test_resume_refuses_other_data(trained: Workspace, change: str, said: str) -> None:
+    run, root = trained.run_folder(), trained.path / "prepared"
+    rows = (root / "train.csv").read_text().splitlines()
+    if change == "another seed":
+        assert trained("prepare", "--set", "data.split_seed=5", "--set", "data.phantom.seed=1").code == 0
+    elif change == "more images":
+        (root / "train.csv").write_text("\n".join([*rows, rows[1].replace("phantom_0000,", "another,")]))
+    elif change == "other pixels":
+        path = root / rows[1].split(",")[0]
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    else:
+        (root / "train.csv").write_text("\n".join([rows[0], *rows[:0:-1]]))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert said in trained.fails("main", "--resume", str(run), "--set", "training.steps=9")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_data_prepared_again_are_the_same(trained: Workspace) -> None:
+    root = trained.path / "prepared"
+    next(root.glob("Training_patches/*_sdf.npy")).unlink()
+    assert trained("prepare").code == 0
+    assert trained("main", "--resume", str(trained.run_folder()), "--set", "training.steps=7").code == 0
 
 
 def test_resume_refuses_what_is_no_run(trained: Workspace) -> None:

@@ -1,11 +1,18 @@
-"""F1 over what it costs."""
+"""F1 over what it costs, and tables."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Lines of a table, of rows with the same headings."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (rows[0], *(row.values() for row in rows))]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def f1_over_nfe(table: pd.DataFrame, lines: str, columns: tuple[str, str], title: str, path: Path) -> None:

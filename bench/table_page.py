@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.charts import f1_over_nfe, f1_over_seconds
+from bench.charts import f1_over_nfe, f1_over_seconds, markdown
 from bench.protocol import Protocol
 from utils.files import write_text
 
@@ -88,8 +88,7 @@ def markdown_table(rows: pd.DataFrame) -> list[str]:
     columns = [name for name in lines[0] if any(line[name] for line in lines)]
     if len({line["system"] for line in lines}) == len(lines):
         columns.remove("sampling")
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return head + ["| " + " | ".join(line[name] for name in columns) + " |" for line in lines]
+    return markdown([{name: line[name] for name in columns} for line in lines])
 
 
 def facts_of(table: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from typing_extensions import TypedDict
 
 from data.description import check_prepared, data_hash, read_description
-from data.images import load_npy, read_image, read_labels, read_table
+from data.images import load_npy, read_image, read_labels, read_table, two_valued
 from data.names import unique_names
 from data.sdf import signed_distance
 from utils.data_schema import DataConfig
@@ -59,15 +59,11 @@ class Patch:
 
 def _inside(root: Path, name: str) -> Path:
     """The file `name` below root. The published layout starts its paths with '/', which is root here."""
-    try:
-        path = (root / name.lstrip("/")).resolve()
-        inside, found = path.is_relative_to(root.resolve()), path.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a circle of links
-        inside, found = True, False
-    if not inside:
+    path = (root / name.lstrip("/")).resolve()
+    if not path.is_relative_to(root.resolve()):
         raise DataError(f"{name} leads out of {root}")
-    if not found:
-        raise DataError(f"no file {cut(name)} under {root}")
+    if not path.is_file():
+        raise DataError(f"no file {name} under {root}")
     return path
 
 
@@ -88,11 +84,7 @@ def _read_sdf(path: Path, classes: int) -> np.ndarray:
 
 def _read_mask(path: Path, max_pixels: int) -> np.ndarray:
     values = read_image(path, max_pixels)
-    values = values if values.ndim == 2 else values.max(axis=2)
-    levels = np.unique(values)
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        raise DataError(f"{path} holds {len(levels)} values, {levels[0]} to {levels[-1]}; a mask has 0 and 255")
-    return values > 0
+    return two_valued(values if values.ndim == 2 else values.max(axis=2), path)
 
 
 def _read_classes(path: Path, data: DataConfig) -> np.ndarray:
@@ -171,9 +163,8 @@ def _corner(row: dict[str, str]) -> tuple[int, int] | None:
     top, left = row.get("top", ""), row.get("left", "")
     if not top or not left:
         return None
-    for value in (top, left):
-        if not re.fullmatch("[0-9]{1,7}", value):
-            raise DataError(f"{cut(value, 20)!r} in top or left is not a number of pixels")
+    if not re.fullmatch("[0-9]{1,7},[0-9]{1,7}", f"{top},{left}"):
+        raise DataError(f"top, left: {cut(f'{top}, {left}')} are not numbers of pixels")
     return int(top), int(left)
 
 
@@ -186,8 +177,8 @@ def _read_row(root: Path, row: dict[str, str], key: str, where: str, data: DataC
         sdf, raters = reader.annotations(labels)
         objects = reader.instances(labels) if instances else None
         corner = _corner(row)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # of names, too: too long, a NUL, a circle of links
+        raise DataError(f"{where}: {cut(error, 400)}") from None
     return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects)
 
 

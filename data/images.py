@@ -198,6 +198,16 @@ def read_image(
     return array
 
 
+def two_valued(values: np.ndarray, path: Path, advice: str = "") -> np.ndarray:
+    """(H, W) bool of a mask of 0 and one other value. Raises DataError for more of them."""
+    levels = np.unique(values)
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        raise DataError(
+            f"{path}: {len(levels)} values, {levels[0]} to {levels[-1]}, where a mask has 0 and one other{advice}"
+        )
+    return values > 0
+
+
 _LABEL_MODES = {"LA": "L", "La": "L", "PA": "P", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "YCbCr": "L"}
 
 

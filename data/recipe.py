@@ -117,17 +117,18 @@ def transform(sample: Sample, data: DataConfig) -> Sample:
     )
 
 
-def windows_of(shape: tuple[int, int], record: Record, data: DataConfig) -> list[Window]:
-    """Where an image of this split is cut; ValueError if it is too small for that."""
+def windows_of(shape: tuple[int, ...], record: Record, data: DataConfig) -> list[Window]:
+    """Where an image (height, width) of this split is cut; ValueError if it is too small for that."""
+    height, width = shape
     if record.split == "train" and data.patch is not None:
         stride = data.stride or (max(1, data.patch[0] // 2), max(1, data.patch[1] // 2))
-        return overlapping(shape, data.patch, stride)
+        return overlapping((height, width), data.patch, stride)
     if record.split != "train" and data.crop is not None:
         digest = hashlib.sha256(f"{data.split_seed}\0{record.image_id}".encode()).digest()
-        return [random_window(shape, data.crop, np.random.default_rng(list(digest[:8])))]
+        return [random_window((height, width), data.crop, np.random.default_rng(list(digest[:8])))]
     if record.split != "train" and data.test_patch is not None:
-        return even_parts(shape, data.test_patch)
-    return [Window(0, 0, *shape)]
+        return even_parts((height, width), data.test_patch)
+    return [Window(0, 0, height, width)]
 
 
 class _PatchWriter:
@@ -181,31 +182,19 @@ class _PatchWriter:
         return {**row, **self.record.attributes}
 
 
-def prepare_sample(record: Record, data: DataConfig, target: Stain | None) -> tuple[Sample | None, str | None]:
-    """The whole image as it will be cut, None if there is nothing to learn, and a warning. Raises DataError."""
-    sample = read_sample(record)
-    if sample is None:
-        return None, None
-    try:
-        sample = select_classes(sample, data.classes)
-        image, warning = normalise_stain(sample.image, data.stain, target)
-        return transform(replace(sample, image=image), data), warning
-    except (DataError, ValueError, MemoryError) as error:
-        raise DataError(f"{where(record)}: {error}") from None
-
-
 def write_image(record: Record, root: Path, data: DataConfig, target: Stain | None = None) -> Written:
     """Write the patches of one record below root. A DataError is returned, so that others can be found as well."""
     try:
-        sample, warning = prepare_sample(record, data, target)
+        sample = read_sample(record)
         if sample is None:
             return Written()
-        height, width = sample.mask.shape
-        windows = windows_of((height, width), record, data)
-    except DataError as error:
-        return Written(problem=str(error))
-    except ValueError as error:
-        return Written(problem=f"{where(record)}: {error}")
+        sample = select_classes(sample, data.classes)
+        image, warning = normalise_stain(sample.image, data.stain, target)
+        sample = transform(replace(sample, image=image), data)
+        windows = windows_of(sample.mask.shape, record, data)
+    except (ValueError, MemoryError) as error:
+        named = any(str(path) in str(error) for path in record.files)
+        return Written(problem=str(error) if named else f"{where(record)}: {error}")
     stem = f"{FOLDERS[record.split]}/{record.image_id}"
     with naming(root / stem):
         writer = _PatchWriter(sample, record, root, data)

@@ -14,31 +14,22 @@ from typing import cast, get_args
 
 import numpy as np
 
-from data.images import SUFFIXES, read_image, read_labels, read_table
+from data.images import SUFFIXES, read_image, read_labels, read_table, two_valued
 from data.sources.record import Archive, Record, Sample, Split, consensus, files_by_stem, number_labels, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
+ADVICE = "; set data.instances: true, data.foreground: [values] or data.classes: [values]"
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
 _NAME_COLUMNS = ("image", "image_id", "filename", "name", "stem")
-
-
-def _binary(values: np.ndarray, path: Path) -> np.ndarray:
-    levels = np.unique(values)
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        raise DataError(
-            f"{path}: {len(levels)} values, {levels[0]} to {levels[-1]}, where a mask has 0 and one other; set "
-            "data.instances: true, data.foreground: [values] or data.classes: [values]"
-        )
-    return values > 0
 
 
 def _mask(path: Path, data: DataConfig) -> np.ndarray:
     values = read_labels(path, data.max_pixels)
     if data.foreground is not None:
         return np.isin(values, data.foreground)
-    return values > 0 if _numbered(path, data) else _binary(values, path)
+    return values > 0 if _numbered(path, data) else two_valued(values, path, ADVICE)
 
 
 def _numbered(path: Path, data: DataConfig) -> bool:

@@ -49,7 +49,8 @@ def _section(model: type[BaseModel], name: str) -> list[str]:
             continue
         limits = _limits(field)
         kind = _type(field.annotation) + (f", {limits}" if limits else "")
-        lines.append(f"| `{key}` | {kind} | {_default(field)} | {field.description or ''} |")
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{key}` | {kind} | {_default(field)} | {meaning} |")
     return [*lines, "", *inner]
 
 

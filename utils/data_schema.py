@@ -93,12 +93,12 @@ class DataConfig(Section):
         "sdf", description="what is carried by the process: the SDF, or its sign as the papers' ablation (-1 inside)"
     )
     patch: Pair | None = Field(None, description="[height, width] of overlapping training patches; null: whole images")
-    stride: Pair | None = Field(None, description="largest distance of training patches; null: half of patch")
+    stride: Pair | None = Field(None, description="largest distance between training patches; null: half of patch")
     test_patch: Pair | None = Field(
-        None, description="validation and test images are cut into even parts no larger, put together before scoring"
+        None, description="validation and test images are cut into equal parts no larger, put together before scoring"
     )
     crop: Pair | None = Field(
-        None, description="train on random crops of [height, width]; validation and test images are cut to a fixed one"
+        None, description="train on random crops of [height, width]; validation and test images have a fixed one"
     )
     classes: tuple[Int, ...] | None = Field(
         None, min_length=2, max_length=32, description="mask values that are classes, each with an SDF of its own"
@@ -112,11 +112,16 @@ class DataConfig(Section):
     window: tuple[Float, Float] | None = Field(
         None, description="folder: raw intensities that become 0 and 255; null: 8 bits as they are, else percentiles"
     )
-    group_column: Text = Field("group", description="folder: column of split.csv with what a split keeps together")
+    group_column: Text = Field("group", description="folder: column of split.csv that says what stays together")
     max_megapixels: Float = Field(100.0, gt=0, le=2000, description="largest raw image")
-    validation_fraction: Float = Field(0.15, ge=0, lt=1, description="training images moved to val, by patient")
+    validation_fraction: Float = Field(
+        0.15, ge=0, lt=1, description="share of training images moved to val, by patient"
+    )
     test_fraction: Float | None = Field(
-        None, ge=0, lt=1, description="moved to test where the archive has none; null: 0.2 for lidc, dsb2018, folder"
+        None,
+        ge=0,
+        lt=1,
+        description="share moved to test if there are no test images; null: 0.2 for lidc, dsb2018, folder",
     )
     split_seed: Int = Field(0, ge=0, lt=2**63, description="seed of the splits")
     allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")

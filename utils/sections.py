@@ -98,8 +98,8 @@ class SDEConfig(Section):
         description="variance exploding; variance preserving with linear beta, or along a schedule from log-SNR 20 to "
         "-20; optimal-transport flow",
     )
-    sigma_min: Float = Field(1e-3, ge=1e-6, description="VE, flow: least noise")
-    sigma_max: Float = Field(5.0, gt=0, le=1e3, description="VE: most noise")
+    sigma_min: Float = Field(1e-3, ge=1e-6, description="VE, flow: smallest noise")
+    sigma_max: Float = Field(5.0, gt=0, le=1e3, description="VE: largest noise")
     beta_min: Float = Field(0.1, ge=1e-3, le=1e3, description="VP: beta at t = 0")
     beta_max: Float = Field(20.0, ge=1e-3, le=1e3, description="VP: beta at t = 1")
     input_scale: Float = Field(1.0, ge=1e-3, le=1, description="schedules: b, the data's scale; less is more noise")
@@ -107,7 +107,7 @@ class SDEConfig(Section):
     tanh: bool = Field(False, description="x, both: bound the predicted mask to [-sdf_scale, sdf_scale]")
     weighting: WeightingName = Field("score", description="w(t) of the loss (sde/loss.py); score is the SNR")
     sigmoid_shift: Float = Field(4.0, ge=-100, le=100, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
-    per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt, for any schedule alike")
+    per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt: the same for any schedule")
     prior_share: Float = Field(
         0.0,
         ge=0,
@@ -118,7 +118,7 @@ class SDEConfig(Section):
         0.0,
         ge=0,
         le=0.5,
-        description="kind joint: share trained with a clean image, and as large a one with a clean mask",
+        description="kind joint: share trained with a clean image, and an equal share with a clean mask",
     )
 
     @model_validator(mode="after")
@@ -204,7 +204,7 @@ class SamplingConfig(Section):
     denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")
     eta: Float = Field(0.0, ge=0, le=1, description="ddim: 0 is the flow's Euler rule, 1 ancestral DDPM")
     variance: Literal["small", "large"] = Field("small", description="ancestral: which of DDPM's two variances")
-    order: Literal[1, 2] = Field(2, description="dpm_solver: 2 uses the evaluation before")
+    order: Literal[1, 2] = Field(2, description="dpm_solver: 2 also uses the evaluation before")
     stochastic: bool = Field(False, description="dpm_solver: follow the reverse SDE")
     tolerance: Float = Field(1e-4, gt=0, lt=1, description="adaptive: relative and absolute error of a step")
     grid: Literal["time", "logsnr", "rho"] | None = Field(
@@ -220,7 +220,7 @@ class SamplingConfig(Section):
         128, description="draws per image; auto: until the MMSE map's standard error is below standard_error"
     )
     standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
-    most_draws: Int = Field(128, ge=1, le=10**5, description="draws auto: no more than these")
+    most_draws: Int = Field(128, ge=1, le=10**5, description="draws auto: at most these")
     threshold: Float | None = Field(
         None, description="SDF units; below is foreground. null: 3 times the residual noise"
     )
@@ -233,7 +233,7 @@ class SamplingConfig(Section):
         None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"
     )
     tile_overlap: Float = Field(
-        0.25, ge=0, le=0.5, description="whole images: least share of a tile that it has in common with its neighbour"
+        0.25, ge=0, le=0.5, description="whole images: smallest share of a tile that overlaps its neighbour"
     )
     animate: bool = Field(True, description="write a GIF of one draw of the first image")
     save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
@@ -268,7 +268,7 @@ class EvaluationConfig(Section):
     draws: Int = Field(2, ge=1, le=10**5, description="draws per validation image")
     steps: Int = Field(9, ge=1, le=10**5, description="evaluations per validation draw, ancestral and even in log-SNR")
     object_depth: Float = Field(
-        0.1, ge=0, description="SDF units; objects whose minima lie deeper below their pass are told apart, 0: never"
+        0.1, ge=0, description="SDF units; objects whose minima lie this far below their pass are told apart, 0: never"
     )
     object_area: Int = Field(10, ge=0, description="pixels; smaller objects are left out")
     missed: Float = Field(0.1, gt=0, lt=1, description="share of foreground that risk control may miss on average")

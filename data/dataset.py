@@ -271,7 +271,7 @@ def same_size(patches: list[Patch], what: str) -> tuple[int, int]:
         if patch.labels.shape != first.labels.shape:
             raise DataError(
                 f"{what}: {patch.filename} is {patch.labels.shape}, the first patch {first.labels.shape}; "
-                "patches to train on need one size: set data.size or data.patch"
+                "patches to train on must all have one size: set data.size or data.patch"
             )
         if len(patch.sdf) != len(first.sdf):
             raise DataError(f"{what}: {patch.filename} has {len(patch.sdf)} raters, the first patch {len(first.sdf)}")

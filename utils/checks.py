@@ -123,7 +123,9 @@ def check_sections(
     if sampler == "flowsdf_released" and sde.process != "flow":
         raise ValueError(f"sampling.sampler: flowsdf_released is for sde.process: flow, not {sde.process}")
     if sampler == "mc_dropout" and model.dropout == 0:
-        raise ValueError("sampling.sampler: mc_dropout leaves out what model.dropout says, which is 0; train with more")
+        raise ValueError(
+            "sampling.sampler: mc_dropout drops units at the rate of model.dropout, which is 0; train with more"
+        )
     if model.is_baseline:
         check_baseline(data, model, training, sampler)
         return
@@ -162,4 +164,6 @@ def check_baseline(data: DataConfig, model: ModelConfig, training: TrainingConfi
         if model.backbone not in (None, "resnet50", "resnet101"):
             raise ValueError(f"model.backbone: {model.backbone} is not for model.kind: fcn; resnet50 or resnet101")
     elif not 3 <= len(model.multipliers) <= 5:
-        raise ValueError(f"model.multipliers: {list(model.multipliers)} must be 3 to 5 for model.kind: {model.kind}")
+        raise ValueError(
+            f"model.multipliers: {list(model.multipliers)} must be 3 to 5 values for model.kind: {model.kind}"
+        )

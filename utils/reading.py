@@ -135,7 +135,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise ValueError(f"line {node.start_mark.line + 1}: key {cut(repr(name))} stands twice")
+                raise ValueError(f"line {node.start_mark.line + 1}: key {cut(repr(name))} is given twice")
             seen.add(name)
         return super().construct_mapping(node, deep)
 

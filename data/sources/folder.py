@@ -73,7 +73,7 @@ def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict
             problems.append(f"{path} row {number}: split {split!r}; one of train, val, test")
             continue
         if stem in rows:
-            problems.append(f"{path} row {number}: {stem} stands twice")
+            problems.append(f"{path} row {number}: {stem} is listed twice")
         rows[stem] = (cast("Split | None", split), str(row.get(group, "")).strip())
     return rows
 

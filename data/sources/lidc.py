@@ -63,7 +63,7 @@ def _packed(raw: Path, max_pixels: int) -> Archive:
         if re.fullmatch("[0-9]{1,6}", row) is None:
             problems.append(f"{path} row {number}: row {row!r} is not a number")
         elif image_id in found:
-            problems.append(f"{path} row {number}: {image_id} stands twice")
+            problems.append(f"{path} row {number}: {image_id} is listed twice")
         elif not absent.intersection(files):
             read = partial(read_packed, *files, int(row), max_pixels)
             found[image_id] = Record(image_id, "train", patient, read, files, {"patient": patient})

@@ -91,7 +91,7 @@ def test_base_and_overrides(tmp_path: Path, minimal: Path) -> None:
         ("name: a/b\ndata: {root: x}", ["name", "'a/b'"]),
         ("data: {root: x}", ["name is missing"]),
         ("name: a", ["data is missing"]),
-        ("name: a\nname: b\ndata: {root: x}", ["'name' stands twice"]),
+        ("name: a\nname: b\ndata: {root: x}", ["'name' is given twice"]),
         ("- 1", ["mapping of sections, not list"]),
         ("name: [a", ["not valid YAML"]),
         ("base: nowhere.yaml\nname: a", ["nowhere.yaml", "cannot be read"]),

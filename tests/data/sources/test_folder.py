@@ -84,7 +84,7 @@ def test_splits_from_a_table_or_from_folders(tmp_path: Path) -> None:
     (raw / "split.csv").write_text("image,split\nim 0,training\nim 1,val\nim 9,test\nim 1,test\n")
     problems = "\n".join(listed("folder", raw).problems)
     assert "row 2: split 'training'; one of train, val, test" in problems
-    assert "row 5: im 1 stands twice" in problems
+    assert "row 5: im 1 is listed twice" in problems
     assert "lists im 9, which is not in images/" in problems
     assert "im 2.png: not listed" in problems
     (raw / "split.csv").write_text("a,b\n1,2\n")

@@ -81,7 +81,7 @@ def test_lidc_problems(tmp_path: Path) -> None:
     table = (raw / "index.csv").read_text()
     (raw / "index.csv").write_text(table + "LIDC-IDRI-0001,nodule-0,slice-0,0\nLIDC-IDRI-0001,nodule-9,slice-0,x\n")
     problems = "\n".join(listed("lidc", raw).problems)
-    assert "row 6: LIDC-IDRI-0001_nodule-0_slice-0 stands twice" in problems
+    assert "row 6: LIDC-IDRI-0001_nodule-0_slice-0 is listed twice" in problems
     assert "row 7: row 'x' is not a number" in problems
     assert "LIDC-IDRI-0002.png: no such file" in problems
     (raw / "index.csv").write_text("LIDC-IDRI-0001,nodule-0,slice-0,5\n".join(["patient,nodule,slice,row\n", ""]))

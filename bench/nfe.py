@@ -25,7 +25,7 @@ from bench.trained import parser_of, trained_of
 from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
-from evaluation.raters import ged
+from evaluation.raters import ged, iou_matrices
 from sampling.drawer import Drawer, Timed, drawer_of, groups, whole_draws
 from utils.errors import UsageError
 from utils.sections import SamplingConfig
@@ -63,7 +63,7 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
             errors.append(np.abs(ensemble.mmse - scene.sdf).ravel())
             stds.append(ensemble.std.ravel())
             if scene.raters is not None:
-                geds.append(ged(np.stack(labels) > 0, scene.raters))
+                geds.append(ged(*iou_matrices(np.stack(labels) > 0, scene.raters)))
         seconds += drawn.seconds
     error, std = np.concatenate(errors), np.concatenate(stds)
     varied = error.std() > 0 and std.std() > 0

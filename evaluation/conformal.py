@@ -8,13 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-def probability_thresholds(draws: int) -> np.ndarray:
-    """Thresholds (draws,) that tell all shares k / draws of draws apart, midway between them so that rounding does not
-    matter: (k - 1/2) / draws, k = 1 .. draws."""
-    if draws < 1:
-        raise ValueError("at least one draw is needed")
-    return (np.arange(draws) + 0.5) / draws
+RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control
 
 
 @dataclass(frozen=True)
@@ -55,74 +49,49 @@ def _check_thresholds(thresholds: np.ndarray) -> None:
         raise ValueError("thresholds must rise")
 
 
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}, expected between 0 and 1")
-
-
-@dataclass(frozen=True)
-class RiskControl:
-    """A threshold with its promise: over validation and test images drawn alike, the expected missed share is <= alpha.
-
-    index, threshold: of the chosen set; None means all pixels, which keeps the promise by saying nothing.
-    attainable: False where n < 1 / alpha - 1 validation images are too few for any other set, whatever the model.
-    """
-
-    index: int | None
-    threshold: float | None
-    alpha: float
-    images: int
-    attainable: bool
-
-
-def control_risk(curves: Sequence[RiskCurve], thresholds: np.ndarray, alpha: float) -> RiskControl:
-    """Conformal risk control (Angelopoulos et al. 2024, Theorem 1) of the missed share of the foreground.
+def risk_control(
+    validation: Sequence[RiskCurve], curves: Sequence[RiskCurve], alpha: float, thresholds: np.ndarray = RISK_THRESHOLDS
+) -> dict[str, float | int | bool | None]:
+    """Conformal risk control (Angelopoulos et al. 2024, Theorem 1) of the missed share of the foreground: a threshold
+    from the curves of validation images, and what it does on test images, `curves`; flat numbers for the report.
 
     The largest threshold, so the smallest set, with n / (n + 1) R(threshold) + B / (n + 1) <= alpha: R is the mean
-    missed share of the n validation images `curves`, B = 1 its largest value. Images without foreground count, and miss
-    nothing. The promise needs validation images that are exchangeable with the test images (whole images, not
-    patches) and were not used to train or choose the model. It is an expectation over both: one test set scatters
-    about it. Raises ValueError for an alpha outside (0, 1) or curves of another length.
+    missed share of the n validation images, B = 1 its largest value. Images without foreground count, and miss nothing.
+    The promise, an expected missed share <= alpha over validation and test images, needs validation images that are
+    exchangeable with the test images (whole images, not patches) and were not used to train or choose the model. One
+    test set scatters about it. Raises ValueError for an alpha outside (0, 1), no curves, or those of another length.
+
+    threshold: None means all pixels, which keeps the promise by saying nothing. attainable: False where
+    n < 1 / alpha - 1 validation images are too few for any other set, whatever the model. missed: mean missed share, to
+    compare with alpha; missed_error: its standard error over images, None for one. images_over_alpha: share of images
+    that miss more than alpha; risk control bounds the mean, not this. size: mean share of the image that is in the set;
+    1 says nothing, the share of true foreground is the least that can do.
     """
-    _check_alpha(alpha)
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}, expected between 0 and 1")
     _check_thresholds(thresholds)
-    if not curves or any(len(curve.missed) != thresholds.size for curve in curves):
+    if not validation or any(len(curve.missed) != thresholds.size for curve in validation):
         raise ValueError(f"at least one curve is needed, each of {thresholds.size} thresholds")
-    n = len(curves)
-    missed = np.array([curve.missed for curve in curves])
-    if (np.diff(missed, axis=1) < 0).any():
-        raise ValueError("a missed share may not fall where the threshold rises")
-    # Times n + 1; the small number is for rounding where both sides are equal.
-    fitting = np.flatnonzero(missed.sum(axis=0) + 1.0 <= alpha * (n + 1) + 1e-9)
-    attainable = alpha * (n + 1) + 1e-9 >= 1.0
-    if fitting.size == 0:
-        return RiskControl(None, None, alpha, n, attainable)
-    index = int(fitting[-1])
-    return RiskControl(index, float(thresholds[index]), alpha, n, attainable)
-
-
-def achieved_risk(control: RiskControl, curves: Sequence[RiskCurve]) -> dict[str, float | int | bool | None]:
-    """What the threshold does on test images: flat numbers for the report.
-
-    missed: mean missed share, to compare with alpha; missed_error: its standard error over images, None for one.
-    images_over_alpha: share of images that miss more than alpha; risk control bounds the mean, not this. size: mean
-    share of the image that is in the set; 1 says nothing, the share of true foreground is the least that can do.
-    """
     if not curves:
         raise ValueError("no test images")
-    k = control.index
+    sure = np.array([curve.missed for curve in validation])
+    if (np.diff(sure, axis=1) < 0).any():
+        raise ValueError("a missed share may not fall where the threshold rises")
+    # Times n + 1; the small number is for rounding where both sides are equal.
+    most = alpha * (len(validation) + 1) + 1e-9
+    fitting = np.flatnonzero(sure.sum(axis=0) + 1.0 <= most)
+    k = int(fitting[-1]) if fitting.size else None
     missed = np.array([0.0 if k is None else curve.missed[k] for curve in curves])
-    size = np.array([1.0 if k is None else curve.size[k] for curve in curves])
     return {
-        "alpha": control.alpha,
-        "threshold": control.threshold,
-        "attainable": control.attainable,
-        "validation_images": control.images,
+        "alpha": alpha,
+        "threshold": None if k is None else float(thresholds[k]),
+        "attainable": most >= 1.0,
+        "validation_images": len(validation),
         "test_images": len(curves),
         "missed": float(missed.mean()),
         "missed_error": float(missed.std(ddof=1) / np.sqrt(missed.size)) if missed.size > 1 else None,
-        "images_over_alpha": float((missed > control.alpha).mean()),
-        "size": float(size.mean()),
+        "images_over_alpha": float((missed > alpha).mean()),
+        "size": float(np.mean([1.0 if k is None else curve.size[k] for curve in curves])),
     }
 
 
@@ -169,6 +138,3 @@ def interval_coverage(
         "expected": float(np.mean(expected)) if inside else None,
         "width": float(np.sum(widths) / total) if total > 0 else None,
     }
-
-
-RISK_THRESHOLDS = np.linspace(-1.2, 1.2, 241)  # of minus the MMSE SDF, for risk control

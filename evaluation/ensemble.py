@@ -12,6 +12,11 @@ def classify(sdf: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(sdf.min(axis=0) < threshold, sdf.argmin(axis=0) + 1, 0).astype(np.uint8)
 
 
+def mask_std(probability: np.ndarray) -> np.ndarray:
+    """Standard deviation of masks (H, W) from the probability of foreground, sqrt(p (1 - p)); in [0, 0.5]."""
+    return np.sqrt(probability * (1 - probability))
+
+
 class Ensemble:
     """Streaming statistics over draws of one image; memory does not grow with their number.
 
@@ -63,12 +68,6 @@ class Ensemble:
         self._need_draws()
         return (self._foreground / self.draws).astype(np.float32)
 
-    @property
-    def mask_std(self) -> np.ndarray:
-        """Standard deviation of the thresholded draws, sqrt(p (1 - p)); (H, W) float32 in [0, 0.5]."""
-        p = self.probability
-        return np.sqrt(p * (1 - p))
-
 
 class Moments:
     """The maps of an `Ensemble` from a mean and a standard deviation alone, by a normal distribution at every pixel.
@@ -91,12 +90,6 @@ class Moments:
         """Probability that an SDF is below the threshold, classes taken as independent; (H, W) float32 in [0, 1]."""
         background = ndtr((self.mmse - self.threshold) / np.maximum(self.std, 1e-6))
         return (1.0 - background.prod(axis=0)).astype(np.float32)
-
-    @property
-    def mask_std(self) -> np.ndarray:
-        """Standard deviation of the mask, sqrt(p (1 - p)); (H, W) float32 in [0, 0.5]."""
-        p = self.probability
-        return np.sqrt(p * (1 - p))
 
 
 class StandardError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -17,11 +17,7 @@ class Counts:
     false_negative: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.true_positive + other.true_positive,
-            self.false_positive + other.false_positive,
-            self.false_negative + other.false_negative,
-        )
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def f1(self) -> float:
@@ -42,11 +38,8 @@ def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
         raise ValueError(f"prediction is {prediction.shape}, truth {truth.shape}")
     if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
         raise ValueError("masks must be bool arrays")
-    return Counts(
-        int(np.count_nonzero(prediction & truth)),
-        int(np.count_nonzero(prediction & ~truth)),
-        int(np.count_nonzero(~prediction & truth)),
-    )
+    pixels = prediction & truth, prediction & ~truth, ~prediction & truth
+    return Counts(*(int(np.count_nonzero(own)) for own in pixels))
 
 
 def count_classes(prediction: np.ndarray, truth: np.ndarray, classes: int) -> list[Counts]:

@@ -13,8 +13,6 @@ from functools import cached_property
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects
 
-Slices = tuple[slice, slice]
-
 
 def check_labels(labels: np.ndarray) -> None:
     """Raise ValueError unless labels is a two-dimensional array of integers >= 0."""
@@ -40,14 +38,49 @@ def _largest(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     return order[np.unique(groups[order], return_index=True)[1]]
 
 
+class _Objects:
+    """Objects of a map, counted from 0.
+
+    labels: (H, W), 1 .. n, 0 = background. bounds: (n, 4): top, left, bottom, right, the last two exclusive.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+        bounds = [(a.start, b.start, a.stop, b.stop) for a, b in find_objects(labels)]
+        self.bounds = np.array(bounds).reshape(-1, 4)
+
+    def hausdorff(self, i: int, other: _Objects, j: int) -> float:
+        """Hausdorff distance, in pixels, of the pixels of object i and of object j of the other map."""
+        a, b = self.bounds[i], other.bounds[j]
+        (top, left), (bottom, right) = np.minimum(a, b)[:2], np.maximum(a, b)[2:]
+        one, two = self.labels[top:bottom, left:right] == i + 1, other.labels[top:bottom, left:right] == j + 1
+        return float(max(distance_transform_edt(~two)[one].max(), distance_transform_edt(~one)[two].max()))
+
+    def nearest(self, i: int, other: _Objects) -> float:
+        """The least Hausdorff distance of object i to any object of the other map.
+
+        The bounds of two sets lie no further apart than their Hausdorff distance, so that most need not be looked at.
+        """
+        least = np.abs(other.bounds - self.bounds[i]).max(axis=1)
+        distance = np.inf
+        for j in np.argsort(least, kind="stable"):
+            if least[j] >= distance:
+                break
+            distance = min(distance, self.hausdorff(i, other, j))
+        return distance
+
+
 @dataclass(frozen=True, eq=False)
 class Contingency:
     """Pixels that T true and P predicted objects share, and the scores that follow from them.
 
-    Objects are counted from 0, by rising label. truth_areas (T,), prediction_areas (P,); truth, prediction and
-    overlap (M,): numbers of the two objects and pixels in common, for each of the M pairs that overlap.
+    truth_labels, prediction_labels: the maps (H, W), renumbered 1 .. T and 1 .. P by rising label. All else counts
+    objects from 0: truth_areas (T,), prediction_areas (P,); truth, prediction and overlap (M,): numbers of the two
+    objects and pixels in common, for each of the M pairs that overlap.
     """
 
+    truth_labels: np.ndarray
+    prediction_labels: np.ndarray
     truth_areas: np.ndarray
     prediction_areas: np.ndarray
     truth: np.ndarray
@@ -144,108 +177,50 @@ class Contingency:
         by_truth = (self.truth_areas[self.truth[two]] * dice[two]).sum() / self.truth_areas.sum()
         return float(by_prediction + by_truth) / 2
 
+    @property
+    def hausdorff(self) -> float:
+        """Object Hausdorff distance of the GlaS challenge, in pixels (Sirinukunwattana et al. 2017).
 
-def _contingency(truth: np.ndarray, prediction: np.ndarray, areas: tuple[np.ndarray, np.ndarray]) -> Contingency:
-    both = (truth > 0) & (prediction > 0)
-    columns = max(1, len(areas[1]))
-    codes, overlap = np.unique((truth[both] - 1) * columns + prediction[both] - 1, return_counts=True)
-    return Contingency(areas[0], areas[1], codes // columns, codes % columns, overlap)
-
-
-def _checked(truth: np.ndarray, prediction: np.ndarray) -> None:
-    check_labels(truth)
-    check_labels(prediction)
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
+        Of each object and the one of the other map that it overlaps most, or without any overlap the one at the least
+        Hausdorff distance; weighted by area, mean of both directions. Distances are between pixel centres.
+        """
+        if self.empty:
+            return 0.0
+        if len(self.truth_areas) == 0 or len(self.prediction_areas) == 0:
+            return float(np.hypot(*self.truth_labels.shape))
+        true, predicted = _Objects(self.truth_labels), _Objects(self.prediction_labels)
+        one, two = self.partner_of_truth, self.partner_of_prediction
+        pairs = np.unique(np.concatenate([one, two]))
+        distances = {p: true.hausdorff(self.truth[p], predicted, self.prediction[p]) for p in pairs}
+        of_truth = {self.truth[p]: distances[p] for p in one}
+        of_prediction = {self.prediction[p]: distances[p] for p in two}
+        both = 0.0
+        for areas, known, own, other in (
+            (self.truth_areas, of_truth, true, predicted),
+            (self.prediction_areas, of_prediction, predicted, true),
+        ):
+            each = [known[i] if i in known else own.nearest(i, other) for i in range(len(areas))]
+            both += float(areas @ np.array(each)) / float(areas.sum())
+        return both / 2
 
 
 def contingency(truth: np.ndarray, prediction: np.ndarray) -> Contingency:
     """The table of two label maps (H, W). Raises ValueError for other shapes, types or negative labels."""
-    _checked(truth, prediction)
+    check_labels(truth)
+    check_labels(prediction)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
     (one, areas), (two, others) = _compact(truth), _compact(prediction)
-    return _contingency(one, two, (areas, others))
+    both = (one > 0) & (two > 0)
+    columns = max(1, len(others))
+    codes, overlap = np.unique((one[both] - 1) * columns + two[both] - 1, return_counts=True)
+    return Contingency(one, two, areas, others, codes // columns, codes % columns, overlap)
 
 
-@dataclass(frozen=True, eq=False)
-class _Objects:
-    """Objects 1 .. n of a map, where they lie, and their bounds (n, 4): top, left, bottom, right."""
-
-    labels: np.ndarray
-    slices: list[Slices]
-    bounds: np.ndarray
-
-
-def _objects(labels: np.ndarray) -> _Objects:
-    slices = find_objects(labels)
-    bounds = np.array([(a.start, b.start, a.stop, b.stop) for a, b in slices]).reshape(-1, 4)
-    return _Objects(labels, slices, bounds)
-
-
-def _hausdorff(one: _Objects, i: int, two: _Objects, j: int) -> float:
-    """Hausdorff distance, in pixels, of the pixels of object i of one map and object j of another, counted from 0."""
-    (a, b), (c, d) = one.slices[i], two.slices[j]
-    rows, columns = (slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in ((a, c), (b, d)))
-    first, second = one.labels[rows, columns] == i + 1, two.labels[rows, columns] == j + 1
-    return float(max(distance_transform_edt(~second)[first].max(), distance_transform_edt(~first)[second].max()))
-
-
-def _nearest(one: _Objects, i: int, two: _Objects) -> float:
-    """The least Hausdorff distance of object i to any object of the other map.
-
-    The bounds of two sets lie no further apart than their Hausdorff distance, so that most need not be looked at.
-    """
-    least = np.abs(two.bounds - one.bounds[i]).max(axis=1)
-    distance = np.inf
-    for j in np.argsort(least, kind="stable"):
-        if least[j] >= distance:
-            break
-        distance = min(distance, _hausdorff(one, i, two, j))
-    return distance
-
-
-def _object_hausdorff(table: Contingency, truth: np.ndarray, prediction: np.ndarray) -> float:
-    if table.empty:
-        return 0.0
-    if len(table.truth_areas) == 0 or len(table.prediction_areas) == 0:
-        return float(np.hypot(*truth.shape))
-    true, predicted = _objects(truth), _objects(prediction)
-    partners = table.partner_of_truth, table.partner_of_prediction
-    pairs = np.unique(np.concatenate(partners))
-    distances = {p: _hausdorff(true, table.truth[p], predicted, table.prediction[p]) for p in pairs}
-    of_truth = {table.truth[p]: distances[p] for p in partners[0]}
-    of_prediction = {table.prediction[p]: distances[p] for p in partners[1]}
-    both = 0.0
-    for areas, known, one, two in (
-        (table.truth_areas, of_truth, true, predicted),
-        (table.prediction_areas, of_prediction, predicted, true),
-    ):
-        each = [known[i] if i in known else _nearest(one, i, two) for i in range(len(areas))]
-        both += float(areas @ np.array(each)) / float(areas.sum())
-    return both / 2
-
-
-@dataclass(frozen=True)
-class ObjectScores:
-    """Scores of one image, all in [0, 1] but `hausdorff`, which is in pixels."""
-
-    aji: float
-    pq: float
-    dq: float
-    sq: float
-    f1: float
-    dice: float
-    hausdorff: float
-
-
-def object_scores(truth: np.ndarray, prediction: np.ndarray) -> ObjectScores:
-    """All scores of two label maps (H, W), from one table; see `Contingency` for their rules.
-
-    hausdorff: object Hausdorff distance of the GlaS challenge (Sirinukunwattana et al. 2017): of each object and
-    the one of the other map that it overlaps most, or without any overlap the one at the least Hausdorff distance;
-    weighted by area, mean of both directions. Distances are between pixel centres.
-    Raises ValueError for other shapes, types or negative labels.
-    """
-    _checked(truth, prediction)
-    (one, areas), (two, others) = _compact(truth), _compact(prediction)
-    table = _contingency(one, two, (areas, others))
-    return ObjectScores(table.aji, *table.panoptic_quality, table.f1, table.dice, _object_hausdorff(table, one, two))
+def object_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """aji, pq, dq, sq, f1, dice (all in [0, 1]) and hausdorff (pixels) of two label maps (H, W), by the rules of
+    `Contingency`. Raises ValueError for other shapes, types or negative labels."""
+    table = contingency(truth, prediction)
+    pq, dq, sq = table.panoptic_quality
+    scores = {"aji": table.aji, "pq": pq, "dq": dq, "sq": sq}
+    return {**scores, "f1": table.f1, "dice": table.dice, "hausdorff": table.hausdorff}

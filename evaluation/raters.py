@@ -3,7 +3,7 @@
 scores = rater_scores(draws, raters)    # of one image; flat and JSON-friendly
 
 draws: (S, H, W) bool, masks drawn for one image. raters: (R, H, W) bool, the masks of its raters. S, R >= 1, in no
-order that means anything. Two empty masks have IoU and Dice 1. Every function raises ValueError for other types and
+order that means anything. Two empty masks have IoU and Dice 1. Functions of masks raise ValueError for other types and
 shapes. Averages over pairs of masks of one set take a mask with itself too, so GED, diversity, HM-IoU and D_max
 compare at an equal number of draws only.
 """
@@ -20,7 +20,6 @@ from evaluation.calibration import ProbabilityHistogram
 from evaluation.metrics import count
 
 BLOCK = 1 << 16  # pixels that are turned into floats at a time
-BINS = 15
 
 
 def _expect_masks(*stacks: np.ndarray) -> None:
@@ -42,50 +41,39 @@ def iou_matrix(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
 
 
-def _diversity(own: np.ndarray) -> float:
+def iou_matrices(draws: np.ndarray, raters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """IoU of draws and raters (S, R), of draws (S, S) and of raters (R, R), a mask with itself included."""
+    return iou_matrix(draws, raters), iou_matrix(draws, draws), iou_matrix(raters, raters)
+
+
+def diversity(own: np.ndarray) -> float:
+    """Mean 1 - IoU over all pairs of N masks, a mask with itself too, from their IoU (N, N); in [0, 1 - 1/N]."""
     return 1.0 - float(own.mean())
 
 
-def _ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
-    return 2.0 * (1.0 - float(between.mean())) - _diversity(own) - _diversity(theirs)
+def ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
+    """Squared generalised energy distance with d = 1 - IoU (Kohl et al. 2018, "A Probabilistic U-Net"), 0 is best.
+
+    2 E d(draw, rater) - E d(draw, draw') - E d(rater, rater'), from `iou_matrices`.
+    """
+    return 2.0 * (1.0 - float(between.mean())) - diversity(own) - diversity(theirs)
 
 
-def _matched_iou(between: np.ndarray) -> float:
+def hm_iou(between: np.ndarray) -> float:
+    """Hungarian-matched IoU (Kohl et al. 2019, "A Hierarchical Probabilistic U-Net") from the IoU (S, R), in [0, 1], 1
+    is best. Both sets are replicated to the least common multiple of S and R, and matched one to one for the largest
+    mean IoU."""
     draws, raters = between.shape
     size = math.lcm(draws, raters)
     replicated = between.repeat(size // draws, axis=0).repeat(size // raters, axis=1)
     return float(replicated[linear_sum_assignment(replicated, maximize=True)].mean())
 
 
-def _best_dice(between: np.ndarray) -> float:
+def d_max(between: np.ndarray) -> float:
+    """Maximum Dice matching (Rahman et al. 2023) from the IoU (S, R): the best Dice of any draw, mean over raters; in
+    [0, 1]."""
     best = between.max(axis=0)  # Dice = 2 IoU / (1 + IoU) grows with IoU
     return float((2.0 * best / (1.0 + best)).mean())
-
-
-def diversity(masks: np.ndarray) -> float:
-    """Mean 1 - IoU over all pairs of masks (N, H, W), a mask with itself too; in [0, 1 - 1/N]."""
-    return _diversity(iou_matrix(masks, masks))
-
-
-def ged(draws: np.ndarray, raters: np.ndarray) -> float:
-    """Squared generalised energy distance with d = 1 - IoU (Kohl et al. 2018, "A Probabilistic U-Net"), 0 is best.
-
-    2 E d(draw, rater) - E d(draw, draw') - E d(rater, rater'), a mask with itself included in both last terms.
-    """
-    return _ged(iou_matrix(draws, raters), iou_matrix(draws, draws), iou_matrix(raters, raters))
-
-
-def hm_iou(draws: np.ndarray, raters: np.ndarray) -> float:
-    """Hungarian-matched IoU (Kohl et al. 2019, "A Hierarchical Probabilistic U-Net"), in [0, 1], 1 is best.
-
-    Both sets are replicated to the least common multiple of S and R, and matched one to one for the largest mean IoU.
-    """
-    return _matched_iou(iou_matrix(draws, raters))
-
-
-def d_max(draws: np.ndarray, raters: np.ndarray) -> float:
-    """Maximum Dice matching (Rahman et al. 2023): the best Dice of any draw, mean over raters; in [0, 1]."""
-    return _best_dice(iou_matrix(draws, raters))
 
 
 def ncc(draws: np.ndarray, raters: np.ndarray) -> float | None:
@@ -116,7 +104,7 @@ def consensus_dice(mask: np.ndarray, raters: np.ndarray) -> float | None:
     return None if disputed.all() else count(mask & ~disputed, np.asarray(foreground)).f1
 
 
-def rater_ece(draws: np.ndarray, raters: np.ndarray, bins: int = BINS) -> list[float]:
+def rater_ece(draws: np.ndarray, raters: np.ndarray, bins: int = 15) -> list[float]:
     """Expected calibration error of the fraction of draws that are foreground, against each rater; R values in [0, 1].
 
     Bins of the foreground probability; CURVAS bins the confidence of the winning class, in five.
@@ -154,17 +142,17 @@ def rater_scores(draws: np.ndarray, raters: np.ndarray, counts: Sequence[int] = 
     """
     if any(n < 1 for n in counts):
         raise ValueError(f"numbers of draws must be positive: {list(counts)}")
-    between, own, theirs = iou_matrix(draws, raters), iou_matrix(draws, draws), iou_matrix(raters, raters)
+    between, own, theirs = iou_matrices(draws, raters)
     total = len(draws)
     scores: dict[str, float | None] = {}
     for n in sorted({n for n in counts if n < total} | {total}):
         groups = [slice(start, start + n) for start in range(0, total - n + 1, n)]
-        scores[f"ged_{n}"] = float(np.mean([_ged(between[g], own[g, g], theirs) for g in groups]))
-        scores[f"hm_iou_{n}"] = float(np.mean([_matched_iou(between[g]) for g in groups]))
-        scores[f"d_max_{n}"] = float(np.mean([_best_dice(between[g]) for g in groups]))
-        scores[f"diversity_{n}"] = float(np.mean([_diversity(own[g, g]) for g in groups]))
+        scores[f"ged_{n}"] = float(np.mean([ged(between[g], own[g, g], theirs) for g in groups]))
+        scores[f"hm_iou_{n}"] = float(np.mean([hm_iou(between[g]) for g in groups]))
+        scores[f"d_max_{n}"] = float(np.mean([d_max(between[g]) for g in groups]))
+        scores[f"diversity_{n}"] = float(np.mean([diversity(own[g, g]) for g in groups]))
     scores["distance"] = 1.0 - float(between.mean())
-    scores["rater_diversity"] = _diversity(theirs)
+    scores["rater_diversity"] = diversity(theirs)
     scores["ncc"] = ncc(draws, raters)
     scores["volume_crps"] = volume_crps(draws, raters)
     scores["consensus_dice"] = consensus_dice(2 * draws.sum(axis=0) > total, raters)

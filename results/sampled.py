@@ -20,7 +20,7 @@ from data.images import read_labels
 from data.scenes import Scene
 from evaluation.calibration import ImageRecord, measure
 from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, risk_curve
-from evaluation.ensemble import Ensemble, Moments
+from evaluation.ensemble import Ensemble, Moments, mask_std
 from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objects_of
 from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
@@ -107,7 +107,7 @@ def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
     labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
     zoom = figures.zoom_of(scene.shape)
     write_maps(folder, mmse, std, ensemble.probability, labels)
-    figures.gray_image(ensemble.mask_std).save(folder / "mask_std.png")
+    figures.gray_image(mask_std(ensemble.probability)).save(folder / "mask_std.png")
     figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
     figures.panel(scene.image, scene.labels, mmse, std, labels, f1, zoom).save(folder / "panel.png")
     if result.draws:
@@ -148,7 +148,7 @@ def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     count = int(truth.max(initial=0))
     areas = np.nan_to_num(matched_areas(truth.astype(np.int32), result.objects, count)).astype(int)
     return {
-        **asdict(object_scores(truth, labels)),
+        **object_scores(truth, labels),
         "objects": int(labels.max(initial=0)),
         "true_objects": count,
         "true_areas": np.bincount(truth.ravel(), minlength=count + 1)[1:].tolist(),

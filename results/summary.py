@@ -12,7 +12,7 @@ import pandas as pd
 from data.scenes import Scene
 from evaluation import calibration
 from evaluation.calibration import ImageRecord
-from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, achieved_risk, control_risk, interval_coverage
+from evaluation.conformal import RiskCurve, interval_coverage, risk_control
 from evaluation.metrics import Counts, mean_f1, mean_iou
 from report.calibration_figures import reliability_diagram, sparsification_curve
 from report.layers import ImageLayers
@@ -116,7 +116,7 @@ def risk_control_of(folder: Path, curves: Sequence[RiskCurve], missed: float) ->
     validation = _calibration_curves(folder)
     if not validation:
         return None
-    achieved = achieved_risk(control_risk(validation, RISK_THRESHOLDS, missed), curves)
+    achieved = risk_control(validation, curves, missed)
     threshold = achieved.pop("threshold")
     return {**achieved, "sdf_below": None if threshold is None else -threshold}
 

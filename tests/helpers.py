@@ -467,7 +467,7 @@ def row_of(name: str, layers: ImageLayers) -> dict[str, Any]:
     spread = 0.0 if layers.std is None else float(layers.std.mean())
     scores = object_scores(layers.truth, layers.labels)
     return {"image_id": name, "f1": counts.f1, "iou": counts.iou, "single_f1": counts.f1 - 0.02, "mean_std": spread,
-            "aji": scores.aji, "pq": scores.pq, "objects": 1, "true_objects": 1}  # fmt: skip
+            "aji": scores["aji"], "pq": scores["pq"], "objects": 1, "true_objects": 1}  # fmt: skip
 
 
 def example(folder: Path, names: list[str], layers: Callable[[int], ImageLayers] = disc_layers, **changes: Any) -> str:

@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.conformal import (
-    RiskCurve,
-    achieved_risk,
-    central_ranks,
-    control_risk,
-    interval_coverage,
-    probability_thresholds,
-    risk_curve,
-)
+from evaluation.conformal import RiskCurve, central_ranks, interval_coverage, risk_control, risk_curve
 
 GRID = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+FLAT = [RiskCurve([0.0] * 5, [0.0] * 5)]
 
 
 def test_curve_by_hand() -> None:
@@ -42,49 +35,39 @@ def test_curve_is_that_of_the_sets(score: np.ndarray, truth: np.ndarray) -> None
     assert (np.diff(curve.missed) >= 0).all()
 
 
-@pytest.mark.parametrize("draws", [1, 3, 7, 128])
-def test_probability_thresholds_tell_all_shares_apart(draws: int) -> None:
-    """The k-th set is that of pixels which more than k draws call foreground."""
-    share = (np.arange(draws + 1) / draws).astype(np.float32)[None]
-    curve = risk_curve(share, np.ones_like(share, bool), probability_thresholds(draws))
-    np.testing.assert_allclose(curve.size, 1 - (np.arange(draws) + 1) / (draws + 1))
-
-
 def test_threshold_by_hand() -> None:
     """Four images, alpha .4: the summed loss + 1 may be 2 at most. Mean losses: 0, .25, .25, .5, 1."""
     curves = [RiskCurve([0, 0, 0, 0, 1], [1, 0.5, 0.4, 0.2, 0])] * 2 + [
         RiskCurve([0, 0.5, 0.5, 1, 1], [1, 0.3, 0.2, 0.1, 0])
     ] * 2
-    control = control_risk(curves, GRID, 0.4)
-    assert (control.index, control.threshold, control.attainable) == (2, 0.5, True)
-    numbers = achieved_risk(control, curves)
+    numbers = risk_control(curves, curves, 0.4, GRID)
+    assert (numbers["threshold"], numbers["attainable"], numbers["validation_images"]) == (0.5, True, 4)
     assert numbers["missed"] == pytest.approx(0.25)
     assert numbers["missed_error"] == pytest.approx(np.sqrt(4 * 0.0625 / 3) / 2)
     assert numbers["images_over_alpha"] == pytest.approx(0.5)
     assert numbers["size"] == pytest.approx(0.3)
-    assert control_risk(curves, GRID, 0.39).threshold == 0.0
+    assert risk_control(curves, curves, 0.39, GRID)["threshold"] == 0.0
 
 
 def test_too_few_images_give_everything_and_say_so() -> None:
     """With a perfect model, 1 / (n + 1) <= alpha is needed: 9 images for 0.1."""
     perfect = [RiskCurve([0.0] * 5, [0.3] * 5)] * 9
-    enough, few = control_risk(perfect, GRID, 0.1), control_risk(perfect[:8], GRID, 0.1)
-    assert (enough.threshold, enough.attainable) == (1.0, True)
-    assert (few.index, few.threshold, few.attainable) == (None, None, False)
-    numbers = achieved_risk(few, perfect)
-    assert (numbers["missed"], numbers["size"], numbers["threshold"]) == (0, 1, None)
-    json.dumps(numbers, allow_nan=False)
+    enough, few = (risk_control(own, perfect, 0.1, GRID) for own in (perfect, perfect[:8]))
+    assert (enough["threshold"], enough["attainable"]) == (1.0, True)
+    assert (few["threshold"], few["attainable"], few["missed"], few["size"]) == (None, False, 0, 1)
+    json.dumps(few, allow_nan=False)
 
 
 def test_enough_images_but_a_poor_model_give_everything_too() -> None:
-    control = control_risk([RiskCurve([1.0] * 5, [0.3] * 5)] * 50, GRID, 0.1)
-    assert (control.threshold, control.attainable) == (None, True)
+    poor = [RiskCurve([1.0] * 5, [0.3] * 5)] * 50
+    numbers = risk_control(poor, poor, 0.1, GRID)
+    assert (numbers["threshold"], numbers["attainable"]) == (None, True)
 
 
 def test_images_without_foreground_miss_nothing() -> None:
     curve = risk_curve(np.zeros((2, 2)), np.zeros((2, 2), bool), GRID)
     assert curve.missed == [0.0] * 5
-    assert achieved_risk(control_risk([curve] * 20, GRID, 0.1), [curve])["missed"] == 0
+    assert risk_control([curve] * 20, [curve], 0.1, GRID)["missed"] == 0
 
 
 def images(count: int, seed: int) -> list[RiskCurve]:
@@ -101,12 +84,10 @@ def test_promise_holds_and_is_tight_over_random_splits(n: int, alpha: float) -> 
     """Theorems 1 and 2: alpha - 2 / (n + 1) <= expected risk <= alpha. Its Monte Carlo error over 400 splits of a
     population of 1000 is about 0.04 / sqrt(400) = 0.002."""
     population, thresholds = images(1000, 0), np.linspace(-3, 3, 601)
-    missed = np.array([curve.missed for curve in population])
     rng, risks = np.random.default_rng(1), []
     for _ in range(400):
-        order = rng.permutation(len(population))
-        control = control_risk([population[i] for i in order[:n]], thresholds, alpha)
-        risks.append(missed[order[n:], control.index].mean() if control.index is not None else 0.0)
+        mixed = [population[i] for i in rng.permutation(len(population))]
+        risks.append(risk_control(mixed[:n], mixed[n:], alpha, thresholds)["missed"] or 0.0)
     error = np.std(risks) / np.sqrt(len(risks))
     assert alpha - 2 / (n + 1) - 3 * error <= np.mean(risks) <= alpha + 3 * error
 
@@ -114,7 +95,7 @@ def test_promise_holds_and_is_tight_over_random_splits(n: int, alpha: float) -> 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
 def test_alpha_outside_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        control_risk([RiskCurve([0.0] * 5, [0.0] * 5)], GRID, alpha)
+        risk_control(FLAT, FLAT, alpha, GRID)
 
 
 def test_bad_input_is_refused() -> None:
@@ -126,15 +107,13 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         risk_curve(score * np.nan, mask, GRID)
     with pytest.raises(ValueError, match="curve"):
-        control_risk([], GRID, 0.1)
+        risk_control([], FLAT, 0.1, GRID)
     with pytest.raises(ValueError, match="curve"):
-        control_risk([RiskCurve([0.0], [0.0])], GRID, 0.1)
+        risk_control([RiskCurve([0.0], [0.0])], FLAT, 0.1, GRID)
     with pytest.raises(ValueError, match="fall"):
-        control_risk([RiskCurve([1.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 5)], GRID, 0.1)
+        risk_control([RiskCurve([1.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 5)], FLAT, 0.1, GRID)
     with pytest.raises(ValueError, match="test images"):
-        achieved_risk(control_risk([RiskCurve([0.0] * 5, [0.0] * 5)], GRID, 0.6), [])
-    with pytest.raises(ValueError, match="draw"):
-        probability_thresholds(0)
+        risk_control(FLAT, [], 0.6, GRID)
 
 
 # Intervals of areas

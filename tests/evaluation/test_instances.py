@@ -112,8 +112,8 @@ def test_borders_are_those_of_a_flooding(seed: int) -> None:
     markers, count = label(h_minima(np.where(foreground, sdf, 9.0), 0.1, footprint=cross) * foreground)
     scores = object_scores(watershed(sdf, markers, mask=foreground), split_objects(sdf, 0.1, 0.1))
     assert count > 15
-    assert scores.dq == 1
-    assert scores.dice > 0.99
+    assert scores["dq"] == 1
+    assert scores["dice"] > 0.99
 
 
 def test_values_that_cannot_be_split() -> None:

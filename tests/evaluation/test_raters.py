@@ -14,6 +14,7 @@ from evaluation.raters import (
     diversity,
     ged,
     hm_iou,
+    iou_matrices,
     iou_matrix,
     ncc,
     rater_ece,
@@ -38,12 +39,12 @@ def test_ged_by_hand() -> None:
     draws, raters = rows("1100", "0000"), rows("1100", "1000")
     np.testing.assert_allclose(iou_matrix(draws, raters), [[1.0, 0.5], [0.0, 0.0]])
     # 2 (0 + .5 + 1 + 1) / 4 - (0 + 1 + 1 + 0) / 4 - (0 + .5 + .5 + 0) / 4
-    assert ged(draws, raters) == pytest.approx(1.25 - 0.5 - 0.25)
-    assert ged(raters, raters) == 0
-    assert ged(EMPTY, EMPTY) == 0
+    assert ged(*iou_matrices(draws, raters)) == pytest.approx(1.25 - 0.5 - 0.25)
+    assert ged(*iou_matrices(raters, raters)) == 0
+    assert ged(*iou_matrices(EMPTY, EMPTY)) == 0
     # 2 (1/3 + 1/2 + 2/3 + 1) / 4 - (1 + 1) / 4 - (2/3 + 2/3) / 4
-    assert ged(DRAWS, RATERS) == pytest.approx(5 / 12)
-    assert (diversity(DRAWS), diversity(RATERS)) == pytest.approx((1 / 2, 1 / 3))
+    assert ged(*iou_matrices(DRAWS, RATERS)) == pytest.approx(5 / 12)
+    assert (diversity(iou_matrix(DRAWS, DRAWS)), diversity(iou_matrix(RATERS, RATERS))) == pytest.approx((1 / 2, 1 / 3))
 
 
 def test_iou_of_masks_larger_than_a_block() -> None:
@@ -54,21 +55,21 @@ def test_iou_of_masks_larger_than_a_block() -> None:
 
 def test_hm_iou_finds_the_best_matching_not_the_best_pair() -> None:
     # the best pair, 2/3, leaves 0 to the others; across it is 1/2 + 1/3
-    assert hm_iou(DRAWS, RATERS) == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert hm_iou(EMPTY, EMPTY[:2]) == 1
+    assert hm_iou(iou_matrix(DRAWS, RATERS)) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert hm_iou(iou_matrix(EMPTY, EMPTY[:2])) == 1
 
 
 def test_hm_iou_replicates_to_the_least_common_multiple() -> None:
     # Six of each. Three copies of 1100: two meet the two of 1100, one meets 1000 (1/2); of 0011 none meets anything.
     draws, raters = rows("1100", "0011"), rows("1100", "1000", "1000")
-    assert hm_iou(draws, raters) == pytest.approx((1 + 1 + 1 / 2) / 6)
+    assert hm_iou(iou_matrix(draws, raters)) == pytest.approx((1 + 1 + 1 / 2) / 6)
     # One draw stands for both raters.
-    assert hm_iou(draws[:1], raters[:2]) == pytest.approx(3 / 4)
+    assert hm_iou(iou_matrix(draws[:1], raters[:2])) == pytest.approx(3 / 4)
 
 
 def test_d_max_by_hand() -> None:
-    assert d_max(DRAWS, RATERS) == pytest.approx((4 / 5 + 2 / 3) / 2)  # 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)
-    assert d_max(rows("1111", "0000"), EMPTY) == 1
+    assert d_max(iou_matrix(DRAWS, RATERS)) == pytest.approx((4 / 5 + 2 / 3) / 2)  # 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)
+    assert d_max(iou_matrix(rows("1111", "0000"), EMPTY)) == 1
 
 
 def test_ncc_by_hand() -> None:
@@ -168,7 +169,7 @@ def test_scores_have_their_ranges_and_no_order(stacks: tuple[np.ndarray, np.ndar
             assert 0 <= value <= draws[0].size
         else:
             assert 0 <= value <= 1
-    assert scores[f"diversity_{n}"] == pytest.approx(diversity(draws))
+    assert scores[f"diversity_{n}"] == pytest.approx(diversity(iou_matrix(draws, draws)))
     backwards = rater_scores(draws[::-1], raters[::-1], counts=())
     for name in set(scores) - {f"ece_rater_{k}" for k in range(1, len(raters) + 1)}:
         assert backwards[name] == pytest.approx(scores[name])
@@ -199,11 +200,14 @@ def test_scores_at_fewer_draws_are_means_over_whole_groups() -> None:
     draws, raters = random.random((5, 4, 4)) < 0.5, random.random((3, 4, 4)) < 0.5
     scores = rater_scores(draws, raters, counts=(2, 7, 2))
     assert [name for name in scores if name.startswith("ged")] == ["ged_2", "ged_5"]
-    for name, score in (("ged", ged), ("hm_iou", hm_iou), ("d_max", d_max)):
-        pairs = (score(draws[:2], raters) + score(draws[2:4], raters)) / 2  # the fifth is left over
-        assert scores[f"{name}_2"] == pytest.approx(pairs)
-        assert scores[f"{name}_5"] == pytest.approx(score(draws, raters))
-    assert scores["diversity_2"] == pytest.approx((diversity(draws[:2]) + diversity(draws[2:4])) / 2)
+    # The fifth draw is left over.
+    first, second, whole = (iou_matrices(own, raters) for own in (draws[:2], draws[2:4], draws))
+    assert scores["ged_2"] == pytest.approx((ged(*first) + ged(*second)) / 2)
+    assert scores["ged_5"] == pytest.approx(ged(*whole))
+    for name, score in (("hm_iou", hm_iou), ("d_max", d_max)):
+        assert scores[f"{name}_2"] == pytest.approx((score(first[0]) + score(second[0])) / 2)
+        assert scores[f"{name}_5"] == pytest.approx(score(whole[0]))
+    assert scores["diversity_2"] == pytest.approx((diversity(first[1]) + diversity(second[1])) / 2)
 
 
 def test_scores_are_json_and_ties_are_background() -> None:
@@ -213,7 +217,7 @@ def test_scores_are_json_and_ties_are_background() -> None:
     assert scores["ece_raters"] == pytest.approx((1 / 2) / 4)
 
 
-@pytest.mark.parametrize("score", [iou_matrix, ged, hm_iou, d_max, ncc, rater_ece, volume_crps, rater_scores])
+@pytest.mark.parametrize("score", [iou_matrix, iou_matrices, ncc, rater_ece, volume_crps, rater_scores])
 def test_other_types_and_shapes_are_refused(score: object) -> None:
     good = rows("110")
     for bad in (good.astype(np.uint8), good[0], good[:0]):

@@ -82,7 +82,7 @@ def run_command(command: Callable[[], None]) -> int:
     except (ConfigError, DataError, CheckpointError, UsageError) as error:
         return _failed(error)
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
+        name = f"{cut(error.filename, 150)}: " if error.filename else ""
         return _failed(f"{name}{error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

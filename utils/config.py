@@ -98,10 +98,12 @@ def _where(key: Sequence[str], origins: Origins, path: Path) -> str:
 
 
 def _describe(error: Any, origins: Origins, path: Path) -> str:
-    parts = [str(part) for part in error["loc"] if "[" not in str(part)]  # in brackets: one of the types of a value
+    unknown = error["type"] in ("extra_forbidden", "invalid_key")
+    # A part in brackets is no key, but one of the types that a value may have.
+    parts = [str(part) for part in error["loc"] if unknown or "[" not in str(part)]
     location, where = [cut(part, 40) for part in parts], _where(parts, origins, path)
     key = ".".join(location)
-    if error["type"] in ("extra_forbidden", "invalid_key"):
+    if unknown:
         known = _known_keys(location)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils.command import run_command
+
 import multiprocessing
 import os
 import random
@@ -14,7 +16,6 @@ import pytest
 from PIL import Image
 
 from tests.helpers import COMMANDS, ROOT, Workspace, newest, picture, rows, same_state, sets
-from utils.cli import run_command
 
 KILLS = 3
 OFTEN = sets(["training.steps=9", "training.checkpoint_every=1", "training.validate_every=2", "training.log_every=4"])

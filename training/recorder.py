@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.errors import UsageError
 from utils.files import naming, whole_file
+from utils.reading import damaged
 
 TIME_BINS = 8
 # loss_ti: mean loss over t in [i, i + 1) / TIME_BINS since the last row, a curve per noise level.
@@ -36,10 +37,11 @@ class MetricsFile:
     def _rows(self) -> list[dict[str, str]]:
         """Whole rows: the last one is not where a process was killed as it wrote it."""
         lines = self.path.read_text(errors="replace").splitlines(keepends=True)
-        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        for number, row in enumerate(rows, 2):
-            if not (row.get("step") or "").isdecimal() or None in row or None in row.values():
-                raise UsageError(f"{self.path}: line {number} is damaged; mend it, or take the file away")
+        with damaged(self.path):
+            rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+            for number, row in enumerate(rows, 2):
+                if None in row or None in row.values() or not re.fullmatch("[0-9]{1,12}", row.get("step", "")):
+                    raise ValueError(f"line {number}")
         return rows
 
     def append(self, row: Mapping[str, object]) -> None:

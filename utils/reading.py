@@ -29,12 +29,14 @@ def _damaged(where: object, reason: object) -> str:
 @contextmanager
 def damaged(where: object, raises: type[ValueError] = UsageError) -> Iterator[None]:
     """Whatever a decoder raises, or code that finds values of the right kind that contradict each other, becomes one
-    line that says where. Our own errors are lines already, and the system's have a file and a cause."""
+    line that says where. Our own errors are lines already, as are the system's that name a file."""
     try:
         yield
-    except (CheckpointError, ConfigError, DataError, UsageError, OSError):
+    except (CheckpointError, ConfigError, DataError, UsageError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise raises(_damaged(where, f"{type(error).__name__}: {error}")) from None
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GlaS at 128x128 on a GPU that is lent for minutes at a time: throughput once, then the recommended model, the paper's VE
+# GlaS at 128x128 on a GPU that is free for minutes at a time: throughput once, then the recommended model, the paper's VE
 # model, U-Net and regression, trained and scored.
 #
 #     bench/gpu.sh FOLDER [SECONDS [options of bench.table]]

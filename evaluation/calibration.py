@@ -16,6 +16,7 @@ from evaluation.metrics import count_classes, mean_f1
 from evaluation.uncertainty import ArraySums, ErrorHistogram, aurc, equal_mass_bins, rank_correlation
 
 CELLS = 1024
+ERRORS = ("pearson", "spearman", "mutual_information", "ause", "ause_random", "aurc", "aurc_best", "aurc_random")
 REMOVED = np.arange(100) / 100  # shares of pixels taken out, for the sparsification curve
 
 
@@ -26,11 +27,6 @@ class Reliability:
     probability: np.ndarray  # mean probability of foreground
     frequency: np.ndarray  # share that is foreground
     share: np.ndarray  # of all pixels
-
-    @property
-    def error(self) -> float | None:
-        """Mean |probability - frequency| over pixels; None without pixels."""
-        return float((self.share * np.abs(self.probability - self.frequency)).sum()) if self.share.size else None
 
 
 @dataclass(eq=False)
@@ -81,21 +77,17 @@ class ProbabilityHistogram(ArraySums):
         mass = mass[mass > 0]
         return Reliability(summed / mass, positive / mass, mass / max(mass.sum(), 1))
 
-    def ece(self, bins: int = 15) -> float | None:
-        """Expected calibration error (Guo et al. 2017) of the foreground probability, bins of equal width.
+    def ece(self, bins: int = 15, equal_mass: bool = False) -> float | None:
+        """Expected calibration error of the foreground probability, bins of equal width (Guo et al. 2017) or of about
+        equal mass (Nguyen & O'Connor 2015). None without pixels.
 
         In [0, 1], 0 best. Certain background weighs most: a model that is sure and right there has a small ECE,
         whatever it does at borders. Shares of K draws scatter about the model's probability, which alone gives an ECE:
-        with all probabilities equally frequent, 1/3 for one draw, 0.1 for 4, 0.03 for 16.
+        with all probabilities equally frequent, 1/3 for one draw, 0.1 for 4, 0.03 for 16. With fewer draws than bins
+        both kinds mostly have a bin for each share of draws, and agree.
         """
-        return self.reliability(bins).error
-
-    def adaptive_ece(self, bins: int = 15) -> float | None:
-        """ECE with bins of about equal mass (Nguyen & O'Connor 2015); see `reliability` for ties.
-
-        With fewer draws than bins both mostly have a bin for each share of draws, and agree.
-        """
-        return self.reliability(bins, equal_mass=True).error
+        own = self.reliability(bins, equal_mass)
+        return float((own.share * np.abs(own.probability - own.frequency)).sum()) if own.share.size else None
 
     @property
     def brier(self) -> float | None:
@@ -163,33 +155,26 @@ def measure(
 
 def _scores(errors: ErrorHistogram, probabilities: ProbabilityHistogram) -> dict[str, float | None]:
     """The numbers of one image, or of all pixels pooled."""
-    parts = probabilities.brier_parts() or (None, None, None)
+    reliability, resolution, uncertainty = probabilities.brier_parts() or (None, None, None)
     return {
-        "pearson": errors.pearson,
-        "spearman": errors.spearman,
-        "mutual_information": errors.mutual_information,
-        "ause": errors.ause,
-        "ause_random": errors.ause_random,
-        "aurc": errors.aurc,
-        "aurc_best": errors.aurc_best,
-        "aurc_random": errors.error_rate,
+        **{name: getattr(errors, name) for name in ERRORS},
         "ece": probabilities.ece(),
-        "ece_adaptive": probabilities.adaptive_ece(),
+        "ece_adaptive": probabilities.ece(equal_mass=True),
         "brier": probabilities.brier,
-        "brier_reliability": parts[0],
-        "brier_resolution": parts[1],
-        "brier_uncertainty": parts[2],
+        "brier_reliability": reliability,
+        "brier_resolution": resolution,
+        "brier_uncertainty": uncertainty,
     }
 
 
 def _image_scores(stds: np.ndarray, f1s: np.ndarray) -> dict[str, float | None]:
     """Does the mean std say which images a person should check?"""
     risk = 1.0 - f1s
-    order = rank_correlation(stds, risk)
+    rho, low, high = rank_correlation(stds, risk)
     return {
-        "image_rank_correlation": order.rho,
-        "image_rank_correlation_low": order.low,
-        "image_rank_correlation_high": order.high,
+        "image_rank_correlation": rho,
+        "image_rank_correlation_low": low,
+        "image_rank_correlation_high": high,
         "image_aurc": aurc(stds, risk),
         "image_aurc_best": aurc(risk, risk),
         "image_aurc_random": float(risk.mean()) if risk.size else None,
@@ -222,8 +207,8 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[floa
         own.append(_scores(record.errors, record.probabilities))
     pooled = _scores(errors, probabilities)
     known = {name: [value for scores in own if (value := scores[name]) is not None] for name in pooled}
-    by_std, by_error = errors.sparsification(REMOVED) if pooled["ause"] is not None else (np.empty(0), np.empty(0))
-    diagram = probabilities.reliability()
+    by_std, by_error = errors.sparsification(REMOVED)
+    diagram = vars(probabilities.reliability())
     return {
         "images": len(own),
         "pixels": int(probabilities.pixels.sum()),
@@ -233,7 +218,5 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[floa
         "sparsification_removed": REMOVED[: by_std.size].tolist(),
         "sparsification_std": by_std.tolist(),
         "sparsification_oracle": by_error.tolist(),
-        "reliability_probability": diagram.probability.tolist(),
-        "reliability_frequency": diagram.frequency.tolist(),
-        "reliability_share": diagram.share.tolist(),
+        **{f"reliability_{name}": values.tolist() for name, values in diagram.items()},
     }

@@ -75,23 +75,17 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
         raise ValueError("scores must be finite")
     change = np.where(np.abs(change) < SAME, 0.0, change)
     mean = float(change.mean())
-    low, high = mean, mean
+    better, worse, equal = (float(images.mean()) for images in (change > 0, change < 0, change == 0))
+    if change.size == 1:
+        return Difference(1, mean, None, None, better, worse, equal, None)
+    low, high, p = mean, mean, 1.0
     if np.ptp(change) >= SAME:
         generator = np.random.default_rng(0)
         found = bootstrap((change,), np.mean, n_resamples=RESAMPLES, batch=1000, method="BCa", rng=generator)
         low, high = (float(bound) for bound in found.confidence_interval)
-    single = change.size == 1
-    p = wilcoxon(np.round(change, 9), zero_method="pratt").pvalue if change.any() else 1.0
-    return Difference(
-        images=change.size,
-        mean=mean,
-        low=None if single else low,
-        high=None if single else high,
-        better=float((change > 0).mean()),
-        worse=float((change < 0).mean()),
-        equal=float((change == 0).mean()),
-        p=None if single else float(p),
-    )
+    if change.any():
+        p = float(wilcoxon(np.round(change, 9), zero_method="pratt").pvalue)
+    return Difference(change.size, mean, low, high, better, worse, equal, p)
 
 
 def _scores_of(run: Run) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import find_objects, label
@@ -122,13 +121,7 @@ def split_objects(sdf: np.ndarray, threshold: float, depth: float | None, minimu
 
 
 def split_large(
-    sdf: np.ndarray,
-    threshold: float,
-    depth: float | None,
-    minimum_area: int = 0,
-    *,
-    margin: int = 200,
-    most: int = STRIP,
+    sdf: np.ndarray, threshold: float, depth: float | None, minimum_area: int = 0, margin: int = 200, most: int = STRIP
 ) -> np.ndarray:
     """`split_objects` of an image of any size, strip by strip in bounded memory; labels (H, W) int32.
 
@@ -162,7 +155,7 @@ class DrawObjects:
     def __init__(self, threshold: float, depth: float | None, minimum_area: int = 0) -> None:
         self.threshold, self.depth, self.minimum_area = threshold, depth, minimum_area
         self._packed: list[bytes] = []
-        self._foreground = np.zeros((0, 0), np.int32)
+        self.foreground = np.zeros((0, 0), np.int32)  # number of draws that have an object at the pixel; (H, W)
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -170,23 +163,18 @@ class DrawObjects:
     def __iter__(self) -> Iterator[np.ndarray]:
         """Labels (H, W) int32 of one draw after the other."""
         for packed in self._packed:
-            yield np.frombuffer(zlib.decompress(packed), np.int32).reshape(self._foreground.shape)
+            yield np.frombuffer(zlib.decompress(packed), np.int32).reshape(self.foreground.shape)
 
     def add(self, sdf: np.ndarray) -> np.ndarray:
         """Take in the SDF (H, W) of one draw; return its labels (H, W) int32. Raises ValueError for another shape."""
-        if self._packed and sdf.shape != self._foreground.shape:
-            raise ValueError(f"draw is {sdf.shape}, those before {self._foreground.shape}")
+        if self._packed and sdf.shape != self.foreground.shape:
+            raise ValueError(f"draw is {sdf.shape}, those before {self.foreground.shape}")
         labels = split_objects(sdf, self.threshold, self.depth, self.minimum_area)
         if not self._packed:
-            self._foreground = np.zeros(labels.shape, np.int32)
-        self._foreground += labels > 0
+            self.foreground = np.zeros(labels.shape, np.int32)
+        self.foreground += labels > 0
         self._packed.append(zlib.compress(labels.tobytes(), 1))
         return labels
-
-    @property
-    def foreground(self) -> np.ndarray:
-        """Number of draws that have an object at the pixel; (H, W) int32."""
-        return self._foreground
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,27 +241,6 @@ def matched_areas(labels: np.ndarray, draws: DrawObjects, count: int) -> np.ndar
     return areas
 
 
-def _over_draws(areas: np.ndarray) -> dict[str, Any]:
-    """What ObjectRecord says of the matches of one object; areas (D,), nan in draws without one."""
-    matched = areas[np.isfinite(areas)]
-    if len(matched) == 0:
-        return {"probability": 0.0, "area_mean": math.nan, "area_std": math.nan}
-    spread = float(matched.std(ddof=1)) if len(matched) > 1 else 0.0
-    return {"probability": len(matched) / len(areas), "area_mean": float(matched.mean()), "area_std": spread}
-
-
-def _shape(inside: np.ndarray, top: int, left: int) -> dict[str, Any]:
-    """What ObjectRecord says of the pixels of one object; inside (h, w) bool is its bounding box."""
-    rows, columns = np.nonzero(inside)
-    return {
-        "area": len(rows),
-        "equivalent_diameter": math.sqrt(4 * len(rows) / math.pi),
-        "centroid": (float(rows.mean()) + top, float(columns.mean()) + left),
-        "bbox": (top, left, top + inside.shape[0], left + inside.shape[1]),
-        "contour": polygons(inside, top, left),
-    }
-
-
 def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | None = None) -> list[ObjectRecord]:
     """What the draws say of each object of labels (H, W), 0 = background; by rising label.
 
@@ -295,15 +262,24 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
     extents = find_objects(basins)
     records = []
     for (value, slices), sizes in zip(found, areas.T, strict=True):
+        inside, top, left = labels[slices] == value, slices[0].start, slices[1].start
+        rows, columns = np.nonzero(inside)
+        matched = sizes[np.isfinite(sizes)]
+        mean = float(matched.mean()) if len(matched) else math.nan
         extent = extents[value - 1]
         basin, corner = basins[extent] == value, (extent[0].start, extent[1].start)
-        shape = _shape(labels[slices] == value, slices[0].start, slices[1].start)
         records.append(
             ObjectRecord(
                 label=value,
-                **shape,
-                **_over_draws(sizes),
-                mean_std=None if std is None else float(std[slices][labels[slices] == value].mean()),
+                area=len(rows),
+                equivalent_diameter=math.sqrt(4 * len(rows) / math.pi),
+                centroid=(float(rows.mean()) + top, float(columns.mean()) + left),
+                bbox=(top, left, slices[0].stop, slices[1].stop),
+                probability=len(matched) / len(sizes),
+                area_mean=mean,
+                area_std=float(matched.std(ddof=1)) if len(matched) > 1 else 0.0 * mean,  # nan where the mean is
+                mean_std=None if std is None else float(std[slices][inside].mean()),
+                contour=polygons(inside, top, left),
                 inner=polygons(basin & often[extent], *corner),
                 outer=polygons(basin & wide[extent], *corner),
             )

@@ -135,29 +135,21 @@ def _rowwise_correlation(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return (one * two).sum(axis=1)[scale > 0] / scale[scale > 0]
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's rho in [-1, 1] with its interval; all None where one of the two does not vary."""
+def rank_correlation(one: np.ndarray, two: np.ndarray) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Spearman's rank correlation of two rows (N,), and the ends of its 95 % percentile bootstrap interval.
 
-    rho: float | None
-    low: float | None
-    high: float | None
-
-
-def rank_correlation(one: np.ndarray, two: np.ndarray) -> RankCorrelation:
-    """Spearman's rank correlation of two rows (N,), with its 95 % percentile bootstrap interval.
-
-    1: the same order, 0: none, -1: the reverse. Resampling is seeded: the same input gives the same interval.
-    Resamples in which one row does not vary are left out. Of fewer than about 20 items the interval is a rough guide.
+    1: the same order, 0: none, -1: the reverse; all None where a row does not vary. Resampling is seeded: the same
+    input gives the same interval. Resamples in which one row does not vary are left out. Of fewer than about 20 items
+    the interval is a rough guide.
     """
     _check_pair(one, two)
     whole = _rowwise_correlation(rankdata(one)[None], rankdata(two)[None]) if one.size else np.empty(0)
     if whole.size == 0:
-        return RankCorrelation(None, None, None)
+        return None, None, None
     chosen = np.random.default_rng(0).integers(one.size, size=(RESAMPLES, one.size))
     again = _rowwise_correlation(rankdata(one[chosen], axis=1), rankdata(two[chosen], axis=1))
     low, high = np.quantile(again, [0.025, 0.975])
-    return RankCorrelation(float(whole[0]), float(low), float(high))
+    return float(whole[0]), float(low), float(high)
 
 
 def _correlation(n: float, moments: np.ndarray) -> float | None:
@@ -227,9 +219,8 @@ class ErrorHistogram(ArraySums):
         """Correlation of their ranks, in [-1, 1]; None where one does not vary."""
         total, by_std, by_error = int(self.joint.sum()), self.joint.sum(axis=1), self.joint.sum(axis=0)
         x, y = ((np.cumsum(counts) - counts / 2) / max(total, 1) for counts in (by_std, by_error))  # middle ranks
-        return _correlation(
-            total, np.array([by_std @ x, by_error @ y, by_std @ x**2, by_error @ y**2, x @ self.joint @ y])
-        )
+        moments = [by_std @ x, by_error @ y, by_std @ x**2, by_error @ y**2, x @ self.joint @ y]
+        return _correlation(total, np.array(moments))
 
     @property
     def mutual_information(self) -> float | None:
@@ -262,10 +253,10 @@ class ErrorHistogram(ArraySums):
 
     def sparsification(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean error, in units of that of all, after taking out the share `removed` (C,) in [0, 1) of the pixels of
-        largest std, and of largest error (the oracle): two (C,), NaN without any error. A random order gives 1."""
+        largest std, and of largest error (the oracle): two (C,), empty without any error. A random order gives 1."""
         kept, total = 1.0 - removed, self.moments[1]
         if total == 0:
-            return np.full_like(kept, np.nan), np.full_like(kept, np.nan)
+            return np.empty(0), np.empty(0)
         by_std = risk_coverage_curve(self.joint.sum(axis=1), self.error_by_std, kept)
         by_error = risk_coverage_curve(self.joint.sum(axis=0), self.error_by_error, kept)
         scale = float(self.joint.sum() / total)
@@ -274,7 +265,7 @@ class ErrorHistogram(ArraySums):
     @property
     def aurc(self) -> float | None:
         """AURC of the labels: the risk is a wrongly labelled pixel, the most uncertain pixels are left out first. An
-        order that knows nothing gives `error_rate`, the best one `aurc_best`."""
+        order that knows nothing gives `aurc_random`, the best one `aurc_best`."""
         return risk_coverage_area(self.pixels, self.wrong)
 
     @property
@@ -284,6 +275,6 @@ class ErrorHistogram(ArraySums):
         return risk_coverage_area(np.array([int(self.pixels.sum()) - wrong, wrong]), np.array([0, wrong]))
 
     @property
-    def error_rate(self) -> float | None:
-        """Share of wrongly labelled pixels."""
+    def aurc_random(self) -> float | None:
+        """AURC of a random order: the share of wrongly labelled pixels."""
         return float(self.wrong.sum() / self.pixels.sum()) if self.pixels.any() else None

@@ -35,13 +35,13 @@ def test_extremes() -> None:
     truth = np.array([0, 0, 0, 1])
     for p, ece, brier in ((truth, 0, 0), (1 - truth, 1, 1), (np.full(4, 0.25), 0, 0.25 * 0.75)):
         own = histogram(p, truth)
-        assert [own.ece(), own.adaptive_ece(), own.brier] == pytest.approx([ece, ece, brier])
+        assert [own.ece(), own.ece(equal_mass=True), own.brier] == pytest.approx([ece, ece, brier])
 
 
 def test_adaptive_ece_by_hand() -> None:
     """Two bins of two: |.15 - 1/2| and |.6 - 1/2|."""
     own = histogram([0.1, 0.2, 0.4, 0.8], [0, 1, 0, 1])
-    assert own.adaptive_ece(2) == pytest.approx((0.35 + 0.1) / 2)
+    assert own.ece(2, equal_mass=True) == pytest.approx((0.35 + 0.1) / 2)
 
 
 def test_equal_probabilities_stay_together() -> None:
@@ -66,7 +66,7 @@ def test_order_of_pixels_does_not_matter() -> None:
     p, truth, order = rng.integers(0, 9, 500) / 8, rng.integers(0, 2, 500), rng.permutation(500)
     one, two = histogram(p, truth), histogram(p[order], truth[order])
     assert one.ece() == pytest.approx(two.ece())
-    assert one.adaptive_ece() == pytest.approx(two.adaptive_ece())
+    assert one.ece(equal_mass=True) == pytest.approx(two.ece(equal_mass=True))
 
 
 @settings(max_examples=50)
@@ -110,12 +110,12 @@ def test_bins_of_equal_mass_are_those_of_sorting() -> None:
     truth = rng.random(20_000) < p**2
     parts = zip(*(np.array_split(a[np.argsort(p)], 15) for a in (p.astype(float), truth)), strict=True)
     exact = sum(abs(a.mean() - b.mean()) * len(a) for a, b in parts) / 20_000
-    assert histogram(p, truth).adaptive_ece() == pytest.approx(exact, abs=2e-3)
+    assert histogram(p, truth).ece(equal_mass=True) == pytest.approx(exact, abs=2e-3)
 
 
 def test_no_pixels_no_numbers() -> None:
     own = ProbabilityHistogram()
-    assert (own.ece(), own.adaptive_ece(), own.brier, own.brier_parts()) == (None, None, None, None)
+    assert (own.ece(), own.ece(equal_mass=True), own.brier, own.brier_parts()) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("p", [np.full((2, 2), 1.1), np.full((2, 2), -0.1), np.full((2, 2), np.nan), np.zeros((2, 3))])

@@ -126,7 +126,7 @@ def test_unrelated_std_has_the_ause_of_chance() -> None:
 def test_no_error_has_no_sparsification() -> None:
     own = histogram(np.array([[0.1, 0.2]]), np.zeros((1, 2)))
     assert (own.ause, own.ause_random, own.pearson) == (None, None, None)
-    assert np.isnan(own.sparsification(np.array([0.0]))[0]).all()
+    assert own.sparsification(np.array([0.0]))[0].size == 0
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.0])
@@ -149,7 +149,7 @@ def test_pixel_aurc_counts_wrong_labels() -> None:
     own = histogram(std, std, np.array([[False, True, False, False]]))
     assert own.aurc == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert own.aurc_best == pytest.approx(1 / 16)
-    assert own.error_rate == pytest.approx(1 / 4)
+    assert own.aurc_random == pytest.approx(1 / 4)
 
 
 def test_classes_share_a_pixel() -> None:
@@ -266,28 +266,27 @@ def test_equal_mass_bins_of_single_items() -> None:
 def test_rank_correlation_is_that_of_scipy_ties_included() -> None:
     rng = np.random.default_rng(3)
     one, two = rng.integers(0, 12, 60), rng.integers(0, 5, 60)
-    assert rank_correlation(one, two).rho == pytest.approx(spearmanr(one, two).statistic)
+    assert rank_correlation(one, two)[0] == pytest.approx(spearmanr(one, two).statistic)
 
 
 def test_rank_correlation_of_the_same_and_the_reverse_order() -> None:
     std = np.array([0.1, 0.3, 0.2, 0.9])
-    assert rank_correlation(std, std**3).rho == pytest.approx(1)
-    assert rank_correlation(std, -std).rho == pytest.approx(-1)
+    assert rank_correlation(std, std**3)[0] == pytest.approx(1)
+    assert rank_correlation(std, -std)[0] == pytest.approx(-1)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [0, 1, 5])
 def test_rank_correlation_needs_two_that_vary(size: int) -> None:
-    empty = rank_correlation(np.arange(size, dtype=float), np.ones(size))
-    assert (empty.rho, empty.low, empty.high) == (None, None, None)
+    assert rank_correlation(np.arange(size, dtype=float), np.ones(size)) == (None, None, None)
 
 
 def test_interval_is_about_fishers() -> None:
     """For n = 200 and rho near 0.6: atanh(rho) +- 1.96 sqrt(1.06 / (n - 3)) (Fieller et al. 1957)."""
     a, b = np.random.default_rng(5).normal(size=(2, 200))
-    result = rank_correlation(a, 0.62 * a + np.sqrt(1 - 0.62**2) * b)
-    assert result.rho is not None
+    rho, low, high = rank_correlation(a, 0.62 * a + np.sqrt(1 - 0.62**2) * b)
+    assert rho is not None
     half = 1.96 * np.sqrt(1.06 / 197)
-    expected = np.tanh([np.arctanh(result.rho) - half, np.arctanh(result.rho) + half])
-    assert [result.low, result.high] == pytest.approx(list(expected), abs=0.03)
-    assert rank_correlation(a, 0.62 * a + np.sqrt(1 - 0.62**2) * b) == result
+    expected = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
+    assert [low, high] == pytest.approx(list(expected), abs=0.03)
+    assert rank_correlation(a, 0.62 * a + np.sqrt(1 - 0.62**2) * b) == (rho, low, high)

@@ -13,11 +13,13 @@ import pytest
 import tifffile
 import torch
 import yaml
+from hypothesis import settings
 from PIL import Image
 
-from tests.helpers import ROOT, TINY, Result, Workspace, joint_config, picture, trained_in
+from tests.helpers import TINY, Workspace, joint_config, picture, trained_in
 
-__all__ = ["ROOT", "TINY", "Result", "Workspace", "trained_in"]  # for tests on their way here
+settings.register_profile("any machine", deadline=None)  # a busy one is slow now and then
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

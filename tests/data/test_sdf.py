@@ -28,7 +28,7 @@ def brute_force(mask: np.ndarray, truncation: float) -> np.ndarray:
 
 
 @given(MASKS, st.floats(0.5, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_mask_comes_back_bit_for_bit(mask: np.ndarray, truncation: float) -> None:
     sdf = signed_distance(mask, truncation)
     assert sdf.dtype == np.float32
@@ -39,7 +39,7 @@ def test_mask_comes_back_bit_for_bit(mask: np.ndarray, truncation: float) -> Non
 
 
 @given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.floats(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_is_equation_one(mask: np.ndarray, truncation: float) -> None:
     np.testing.assert_allclose(signed_distance(mask, truncation), brute_force(mask, truncation), atol=1e-6)
 

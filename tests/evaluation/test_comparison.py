@@ -50,7 +50,7 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
         lambda n: st.tuples(*[arrays(np.float64, n, elements=st.integers(0, 1000).map(lambda k: k / 1000))] * 2)
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_difference_is_finite_ordered_and_reverses(pair: tuple[np.ndarray, np.ndarray]) -> None:
     d, back = paired_difference(*pair), paired_difference(*pair[::-1])
     assert d.better + d.worse + d.equal == pytest.approx(1)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -153,7 +153,6 @@ def test_volume_crps_is_the_squared_distance_of_distribution_functions(stacks: t
 
 
 @given(STACKS, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_scores_have_their_ranges_and_no_order(stacks: tuple[np.ndarray, np.ndarray], random: object) -> None:
     draws, raters = stacks
     scores = rater_scores(draws, raters, counts=())
@@ -176,7 +175,6 @@ def test_scores_have_their_ranges_and_no_order(stacks: tuple[np.ndarray, np.ndar
 
 
 @given(STACKS)
-@settings(deadline=None)
 def test_draws_like_the_raters_score_best(stacks: tuple[np.ndarray, np.ndarray]) -> None:
     raters = stacks[1]
     n = len(raters)

@@ -27,7 +27,7 @@ def test_cut_and_blended_is_the_image_again(shape: tuple[int, int], overlap: flo
     torch.testing.assert_close(torch.round(tiling.blend(tiling.cut(integers))), integers, atol=0, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(7, 40), st.floats(0, 0.5))
 def test_weights_are_positive_and_one_in_sum(height: int, width: int, tile: int, overlap: float) -> None:
     tiling = tiling_of((height, width), tile, overlap)

@@ -16,7 +16,7 @@ def field(
     return torch.stack([noise() for _ in range(calls)])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 150), st.integers(1, 150))
 def test_noise_does_not_depend_on_the_window(top: int, left: int, height: int, width: int) -> None:
     whole = field((0, 0, 350, 350), [("image", 0), ("image", 3)], calls=2)

@@ -23,7 +23,7 @@ from data.augment import Augmentation
 from data.batches import Batches, on_device, representation_of
 from data.dataset import Patch, data_state, hold_out, image_array, load_split, same_size, sdf_array, unchanged
 from data.description import stain_target_of
-from models.build import denoiser_of, placed
+from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from training.losses import LossSettings, loss_of, loss_settings_of, rms_of_images
 from training.recorder import Recorder
@@ -162,6 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         count = sum(p.numel() for p in state.model.parameters())
         log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
                  len(validation), count / 1e6, device, state.step)  # fmt: skip
+        if not config.is_one_pass:
+            warn_of_prior(state.model, state.images["size"])
         with nullcontext() if args.quiet else logging_redirect_tqdm():
             train(config, run, state, training, validation, stop, args.quiet)
     stop.raise_if_set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models.build import denoiser_of, placed
+from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint, load_weights
@@ -14,7 +14,7 @@ from utils.config import parse_config
 from utils.errors import UsageError
 from utils.runs import checked_run
 from utils.schema import Config
-from utils.sections import SamplingConfig
+from utils.sections import ONE_PASS, SamplingConfig
 from utils.weights import Images
 
 # Config keys that decide what the weights mean: a run's must be those of its training.
@@ -52,6 +52,8 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
         return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
 
     model, images = trained(path)
+    if config.sampling.sampler not in ONE_PASS and "size" in images:
+        warn_of_prior(model, images["size"])
     if config.sampling.sampler == "mc_dropout":
         return DropoutDraws(model), images
     if config.sampling.sampler == "ensemble":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,18 @@ class Process(ABC):
     def prior(self, noise: Tensor) -> Tensor:
         """z at t_max from standard normal `noise`: the data's own contribution there is left out."""
         return noise * float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+
+def prior_pull(process: Process, rms: float, size: Sequence[int]) -> float:
+    """How far samplers may pull the mean of an image towards 0 at most, in standard deviations of its posterior.
+
+    They start from N(0, s^2), s = sigma / alpha at t_max, as if nothing of m were left there. In orthonormal units an
+    image's mean is one Gaussian mode, N(c, v) given x, with |c| <= sqrt(H W) rms. The reverse SDE leaves it at
+    c - c v / (v + s^2): off by c sqrt(v) / (v + s^2) <= c / (2 s) standard deviations, whatever v is.
+    rms: root mean square of m. size: (H, W).
+    """
+    start = float(process.noise_ratio(torch.tensor(process.t_max, dtype=torch.float64)))
+    return math.sqrt(size[0] * size[1]) * rms / (2.0 * start)
 
 
 @dataclass(frozen=True)

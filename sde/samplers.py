@@ -236,8 +236,8 @@ def posterior_mean(
 ) -> Tensor:
     """E[m | x] in one evaluation: the denoiser at t_max.
 
-    On noise, not on the prior's mean: a network has never seen z = 0 and is worse there (docs/results/nfe.md).
-    Raises ValueError unless steps is 1.
+    It gets noise, as in training: a network without direct mean has never seen z = 0. One with it (sde.prior_share)
+    was trained on z = 0, which its `Denoiser` puts in place of the noise. Raises ValueError unless steps is 1.
     """
     if steps != 1:
         raise ValueError(f"the posterior mean takes one evaluation, not {steps}")

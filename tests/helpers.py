@@ -71,7 +71,7 @@ TINY = {
         "phantom": {"train": 8, "val": 2, "test": 3, "size": 32},
     },
     "model": {"channels": 8, "multipliers": [1, 2], "encoder": {"channels": 8, "multipliers": [1, 2]}},
-    "sde": {"sigma_min": 0.01, "weighting": "edm"},
+    "sde": {"sigma_min": 0.01, "sigma_max": 10, "weighting": "edm"},
     "training": {
         "steps": 6,
         "batch": 3,
@@ -166,7 +166,7 @@ def joint_config() -> dict[str, object]:
     return {
         **TINY,
         "model": {"kind": "joint", "channels": 8, "multipliers": [1, 2]},
-        "sde": {"sigma_min": 0.01, "weighting": "edm", "clean_share": 0.25},
+        "sde": {"sigma_min": 0.01, "sigma_max": 10, "weighting": "edm", "clean_share": 0.25},
     }
 
 

@@ -221,8 +221,10 @@ class SamplingConfig(Section):
     )
     standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
     most_draws: Int = Field(128, ge=1, le=10**5, description="draws auto: at most these")
-    threshold: Float | None = Field(
-        None, description="SDF units; below is foreground. null: 3 times the residual noise"
+    threshold: Float | Literal["paper"] | None = Field(
+        None,
+        description="SDF units; below is foreground. paper: 3 times the noise left; null: that, but no less than the "
+        "border's 0.5 / data.truncation",
     )
     max_batch: Int | None = Field(
         None,

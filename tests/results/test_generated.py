@@ -98,7 +98,7 @@ def test_generated_pairs_are_data_to_train_on(joint: Workspace) -> None:
     assert scored.code == 0, scored.err
     assert "8 images" in scored.out
     patches = load_split(section(root=folder, truncation=6), "test")
-    np.testing.assert_array_equal(patches[3].mask, patches[3].sdf[0, 0] < 0.03)
+    np.testing.assert_array_equal(patches[3].mask, patches[3].sdf[0, 0] < 0.5 / 6)
 
 
 def test_two_classes_in_colour(workspace: Workspace) -> None:
@@ -117,7 +117,7 @@ def test_two_classes_in_colour(workspace: Workspace) -> None:
             load_split(section(root=folder, truncation=6, classes=(2, 1), color="rgb"), "test")
             clear = sdf[0] != sdf[1]  # not both at the limit of -1
             for k, value in enumerate((2, 1)):
-                expected = (sdf.min(axis=0) < 0.03) & (sdf.argmin(axis=0) == k)
+                expected = (sdf.min(axis=0) < 0.5 / 6) & (sdf.argmin(axis=0) == k)
                 np.testing.assert_array_equal((mask == value)[clear], expected[clear])
 
 

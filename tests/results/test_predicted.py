@@ -46,7 +46,7 @@ def test_every_picture_gets_its_maps_in_its_own_size(trained: Workspace, inbox: 
         assert mmse.shape == (row["height"], row["width"])
         assert mmse.dtype == np.float32
         mask = np.asarray(Image.open(folder / "mask.png")) > 0
-        np.testing.assert_array_equal(mask, mmse < 0.03)
+        np.testing.assert_array_equal(mask, mmse < 0.5 / 6)
         assert mask.sum() == row["area"]
         assert (
             np.asarray(Image.open(folder / "instances.png")).max()

@@ -203,7 +203,7 @@ def test_settings_are_those_of_the_config(trained: Workspace) -> None:
     drawer = drawer_of(config, model)
     drawn = tiled_of(config.sampling, drawer, 32)
     assert (drawn.tile, drawn.overlap, drawn.draws) == (24, 0.5, 3)
-    assert drawer.threshold == pytest.approx(0.03)
+    assert drawer.threshold == pytest.approx(0.5 / 6)
     assert tiled_of(load_config("config.yaml").sampling, drawer, 32).tile == 32
     for nonsense in ("tile=0", "tile=15", "tile_overlap=0.6", "tile_overlap=-0.1"):
         with pytest.raises(ConfigError, match=r"sampling\.tile"):

@@ -45,14 +45,8 @@ def test_glas_is_the_papers_experiment() -> None:
     sampling = config.sampling
     assert sampling.steps // (1 + sampling.corrector_steps) == 200
     assert (sampling.corrector_steps, sampling.r, sampling.draws) == (1, 0.15, 128)
-    assert threshold_of(config) == pytest.approx(3e-3)
-
-
-def test_threshold_is_in_sdf_units(minimal: Path) -> None:
-    config = load_config(minimal, ["data.sdf_scale=0.2"])
+    assert (config.data.sdf_scale, config.sampling.threshold) == (0.2, "paper")
     assert threshold_of(config) == pytest.approx(3e-3 / 0.2)
-    assert threshold_of(load_config(minimal, ["sampling.threshold=0.1"])) == 0.1
-    assert threshold_of(load_config(minimal, ["sde.process=vp"])) == pytest.approx(3 * 0.0105, rel=0.02)
 
 
 def test_base_and_overrides(tmp_path: Path, minimal: Path) -> None:

@@ -16,12 +16,11 @@ from models.build import process_of
 from models.denoiser import scaling
 from sampling.sampler import sampler_of
 from sde.grids import logsnr_grid
-from sde.loss import sample_times
+from sde.loss import Weighting, sample_times
 from sde.noise import DrawNoise
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP, prior_pull
 from sde.samplers import ancestral
 from tests.helpers import ROOT
-from training.losses import weighting_of
 from utils.config import load_config
 from utils.schema import Config
 
@@ -77,7 +76,8 @@ def test_the_loss_weighs_the_end_of_the_process(path: Path) -> None:
     config = load_config(path)
     process, sde, rms = process_of(config.sde), config.sde, rms_of(config)
     t = sample_times(100_000, process, torch.Generator().manual_seed(0), sde.prior_share)
-    weight = weighting_of(sde)(process, t, rms) * scaling(sde.prediction, process, t, rms).out ** 2
+    weighting = Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr)
+    weight = weighting(process, t, rms) * scaling(sde.prediction, process, t, rms).out ** 2
     weight = torch.where(process.at_end(t), torch.ones_like(weight), weight)  # the direct mean, in units of rms
     share, logsnr = weight / weight.sum(), process.logsnr(t) + 2 * np.log(rms)
     edges = [-math.inf, -4.0, 0.0, 4.0, 8.0, math.inf]

@@ -32,7 +32,7 @@ from utils.cli import Parser
 from utils.config import dump_config
 from utils.errors import UsageError
 from utils.files import write_text
-from utils.runs import by_time, newest_run
+from utils.runs import folders_with, newest_run
 from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def is_same(run: Path, config: Config) -> bool:
 def trained_run(training: Training, call: Commands) -> Path:
     """The finished run of a training: of before, gone on with, or made now."""
     config = training.resolved()
-    runs = sorted((path.parent for path in Path("runs", config.name).glob("*/environment.json")), key=by_time)
+    runs = folders_with(Path("runs", config.name), "environment.json")
     same = [run for run in runs if is_same(run, config)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
@@ -137,17 +137,14 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
     config = job.training.resolved(keys)
     settings = json.loads(json.dumps(settings_of(config, run / "checkpoints" / "best.pt", split)))
 
-    def folders() -> list[Path]:
-        return sorted((path.parent for path in run.glob("samples/*/settings.json")), key=by_time)
-
-    before = folders()
+    before = folders_with(run / "samples", "settings.json")
     same = [folder for folder in before if json.loads((folder / "settings.json").read_text()) == settings]
     for folder in same:
         if (folder / "summary.json").is_file():
             return folder
     resume = ["--resume"] if same and same[-1] == before[-1] else []
     call([str(ROOT / "sample.py")], job.training, "--run", str(run), "--split", split, *resume, keys=keys)
-    return folders()[-1]
+    return folders_with(run / "samples", "settings.json")[-1]
 
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:

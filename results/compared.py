@@ -15,7 +15,7 @@ from report.page import TEMPLATES
 from utils.errors import UsageError
 from utils.files import write_text
 from utils.reading import read_json, read_table
-from utils.runs import by_time, new_folder
+from utils.runs import folders_with, new_folder
 
 
 class Summary(TypedDict, total=False):
@@ -35,11 +35,11 @@ def sampled_folder(name: str) -> Path:
         return path
     if not path.is_dir():
         raise UsageError(f"--compare {name}: no such folder")
-    done = [p.parent for p in path.glob("samples/*/summary.json")]
+    done = folders_with(path / "samples", "summary.json")
     done = [p for p in done if read_json(p / "summary.json", Summary).get("split", "test") == "test"]
     if not done:
         raise UsageError(f"--compare {name}: not sampled yet; run sample.py --run {name} first")
-    return max(done, key=by_time)
+    return done[-1]
 
 
 def _run(folder: Path) -> Run:

@@ -34,7 +34,7 @@ from utils.errors import UsageError
 from utils.files import naming, whole_folder, write_array, write_json
 from utils.locks import held
 from utils.reading import damaged, read_array, read_json
-from utils.runs import by_time, file_hash, new_folder, settle
+from utils.runs import file_hash, folders_with, new_folder, settle
 from utils.schema import Config
 from utils.sections import EvaluationConfig
 
@@ -297,7 +297,7 @@ def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
 @contextmanager
 def open_folder(run: Path, settings: Mapping[str, Any], resume: bool, kind: str = "samples") -> Iterator[Path]:
     """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same; held."""
-    folders = sorted((path.parent for path in (run / kind).glob("*/settings.json")), key=by_time)
+    folders = folders_with(run / kind, "settings.json")
     if resume and not folders:
         raise UsageError(f"--resume: {run / kind} has nothing to go on with")
     folder = folders[-1] if resume else new_folder(run / kind)

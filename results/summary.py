@@ -21,7 +21,7 @@ from results.sampled import Details, read_details, read_layers, read_scores
 from utils.config import dump_config
 from utils.files import write_json, write_text
 from utils.reading import read_json, read_table
-from utils.runs import by_time
+from utils.runs import folders_with
 from utils.schema import Config
 from utils.sections import NOT_OF_DRAWS
 
@@ -103,7 +103,7 @@ def _of_draws(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
     """Risk curves of the run's newest complete sampling of the validation images with the same draws."""
     own = _of_draws(read_json(folder / "settings.json", dict[str, Any]))
-    for other in sorted((path.parent for path in folder.parent.glob("*/settings.json")), key=by_time, reverse=True):
+    for other in reversed(folders_with(folder.parent, "settings.json")):
         theirs = read_json(other / "settings.json", dict[str, Any])
         if _of_draws(theirs) == own and "val data" in theirs and (other / "summary.json").is_file():
             return [read_details(other / key)["risk"] for key in read_table(other / "metrics.csv")["image_id"]]

@@ -65,9 +65,10 @@ def settle(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
             raise UsageError(f"--resume: {folder} was made with another {key}; leave out --resume for a new folder")
 
 
-def by_time(folder: Path) -> tuple[str, int, str]:
-    """Sorts what `new_folder` has made from the oldest to the newest."""
-    return folder.name[:15], len(folder.name), folder.name
+def folders_with(parent: Path, name: str) -> list[Path]:
+    """What `new_folder` has made below `parent` and has a file of this name, from the oldest to the newest."""
+    found = [path.parent for path in parent.glob(f"*/{name}") if path.is_file()]
+    return sorted(found, key=lambda folder: (folder.name[:15], len(folder.name), folder.name))
 
 
 def checked_run(run: Path, what: str = "") -> Path:
@@ -79,7 +80,7 @@ def checked_run(run: Path, what: str = "") -> Path:
 
 def newest_run(name: str, root: Path = Path("runs")) -> Path:
     """The newest run of a config's name. Raises UsageError if there is none."""
-    runs = sorted((path for path in (root / name).glob("*") if (path / "config.yaml").is_file()), key=by_time)
+    runs = folders_with(root / name, "config.yaml")
     if not runs:
         raise UsageError(f"{root / name}: no run yet; train one with main.py, or name one with --run")
     return runs[-1]

@@ -95,7 +95,7 @@ def facts_of(table: pd.DataFrame) -> str:
     """What a row depends on besides its config."""
 
     def all_of(column: str) -> str:
-        return ", ".join(sorted(set(table[column].astype(str))))
+        return ", ".join(sorted({str(value) for value in table[column]}))
 
     return (
         f"{all_of('scored_on')}; seeds {all_of('seed')}; {all_of('device')}; commit {all_of('commit')}; "

@@ -12,7 +12,7 @@ from PIL import Image
 from data.images import readable, stretch
 from data.patches import Window, even_parts, overlapping, random_window
 from data.sdf import signed_distance
-from data.sources.record import Record, Sample
+from data.sources.record import Record, Sample, fitting
 from data.stain import Stain, StainError, fit_stain, normalise
 from utils.data_schema import DataConfig
 from utils.errors import DataError
@@ -42,12 +42,8 @@ def read_sample(record: Record) -> Sample | None:
         sample = record.read()
     if sample is None:
         return None
-    height, width = sample.image.shape[:2]
     for labels in sample.maps():
-        if labels.shape != (height, width):
-            raise DataError(
-                f"{where(record)}: mask of {labels.shape[1]} x {labels.shape[0]}, image of {width} x {height} pixels"
-            )
+        fitting(labels, sample.image, where(record))
     return sample
 
 

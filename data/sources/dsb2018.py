@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.images import read_image, read_labels, read_table
-from data.sources.record import Archive, Record, Sample, number_labels, raw_folder
+from data.sources.record import Archive, Record, Sample, files_of, fitting, number_labels, paint, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
@@ -27,18 +27,9 @@ def read_packed(image: Path, labels: Path, max_pixels: int) -> Sample:
 def read_official(image: Path, masks: tuple[Path, ...], max_pixels: int) -> Sample:
     """One mask file per nucleus; the few pixels that two claim stay with the smaller one."""
     pixels = read_image(image, max_pixels)
-    nuclei = []
-    for path in masks:
-        mask = read_labels(path, max_pixels) > 0
-        if mask.shape != pixels.shape[:2]:
-            raise DataError(f"{path}: {mask.shape} pixels, the image {pixels.shape[:2]}")
-        nuclei.append(np.nonzero(mask))
-    instances = np.zeros(pixels.shape[:2], np.uint16)
-    claimed = np.zeros(pixels.shape[:2], bool)
-    contested = 0
-    for label, where in sorted(enumerate(nuclei, 1), key=lambda item: -len(item[1][0])):
-        contested += int(claimed[where].sum())
-        claimed[where], instances[where] = True, label
+    nuclei = [np.nonzero(fitting(read_labels(path, max_pixels), pixels, path)) for path in masks]
+    instances, claims = paint(nuclei, pixels.shape[:2])  # type: ignore[arg-type]
+    contested = np.count_nonzero(claims > 1)
     notes = (f"nuclei overlap in {contested} pixels; the smaller keeps them",) if contested else ()
     return Sample(pixels, instances > 0, instances, notes=notes)
 
@@ -55,17 +46,15 @@ def _packed(raw: Path, max_pixels: int) -> Archive:
         table = read_table(raw / "index.csv")
         if {"id", "modality"} <= set(table.columns):
             modality = dict(zip(table["id"], table["modality"], strict=True))
-    images = {path.stem: path for path in sorted((raw / "images").glob("*.png"))}
-    labels = {path.stem: path for path in sorted((raw / "labels").glob("*.png"))}
-    problems = [f"{images[s]}: no labels {raw / 'labels' / (s + '.png')}" for s in images if s not in labels]
-    problems += [f"{labels[s]}: no image {raw / 'images' / (s + '.png')}" for s in labels if s not in images]
-    problems += [f"{raw / 'index.csv'}: lists {s}, whose image is missing" for s in modality if s not in images]
+    problems: list[str] = []
+    pairs = files_of(raw / "images", [raw / "labels"], problems)
+    lost = sorted(modality.keys() - {path.stem for path in (raw / "images").iterdir()})
+    problems += [f"{raw / 'index.csv'}: lists {stem}, whose image is missing" for stem in lost]
     found = []
-    for stem in images.keys() & labels.keys():
-        kind = modality.get(stem, "")
-        read = partial(read_packed, images[stem], labels[stem], max_pixels)
-        found.append(Record(stem, "train", stem, read, (images[stem], labels[stem]), {"modality": kind}, kind))
-    return Archive(sorted(found, key=lambda record: record.image_id), problems)
+    for stem, (image, labels) in pairs.items():
+        kind, read = modality.get(stem, ""), partial(read_packed, image, labels, max_pixels)
+        found.append(Record(stem, "train", stem, read, (image, labels), {"modality": kind}, kind))
+    return Archive(found, problems)
 
 
 def _official(folders: list[Path], max_pixels: int) -> Archive:

@@ -15,7 +15,7 @@ from typing import cast, get_args
 import numpy as np
 
 from data.images import SUFFIXES, read_image, read_labels, read_table, two_valued
-from data.sources.record import Archive, Record, Sample, Split, consensus, files_by_stem, number_labels, raw_folder
+from data.sources.record import Archive, Record, Sample, Split, consensus, files_of, fitting, number_labels, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
@@ -25,33 +25,27 @@ _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
 _NAME_COLUMNS = ("image", "image_id", "filename", "name", "stem")
 
 
-def _mask(path: Path, data: DataConfig) -> np.ndarray:
-    values = read_labels(path, data.max_pixels)
+def _numbered(path: Path, data: DataConfig) -> bool:
+    return path.parent.name.startswith("label") if data.instances is None else data.instances
+
+
+def _mask(values: np.ndarray, path: Path, data: DataConfig) -> np.ndarray:
     if data.foreground is not None:
         return np.isin(values, data.foreground)
     return values > 0 if _numbered(path, data) else two_valued(values, path, ADVICE)
 
 
-def _numbered(path: Path, data: DataConfig) -> bool:
-    return path.parent.name.startswith("label") if data.instances is None else data.instances
-
-
 def read_sample(image: Path, masks: Sequence[Path], data: DataConfig) -> Sample:
     """One picture with its mask, or with the masks of several raters."""
     pixels = read_image(image, data.max_pixels, deep=True, window=data.window)
-    if len(masks) > 1:
-        raters = tuple(_mask(path, data) for path in masks)
-        for path, rater in zip(masks, raters, strict=True):
-            if rater.shape != pixels.shape[:2]:
-                raise DataError(f"{path}: {rater.shape} pixels, the image {pixels.shape[:2]}")
-        return Sample(pixels, consensus(raters), raters=raters)
+    values = [fitting(read_labels(path, data.max_pixels), pixels, path) for path in masks]
     if data.classes is not None:
-        values = read_labels(masks[0], data.max_pixels)
-        return Sample(pixels, values > 0, classes=values)
-    mask = _mask(masks[0], data)
-    if data.foreground is None and _numbered(masks[0], data):
-        return Sample(pixels, mask, number_labels(read_labels(masks[0], data.max_pixels), masks[0]))
-    return Sample(pixels, mask)
+        return Sample(pixels, values[0] > 0, classes=values[0])
+    raters = tuple(_mask(own, path, data) for own, path in zip(values, masks, strict=True))
+    if len(raters) > 1:
+        return Sample(pixels, consensus(raters), raters=raters)
+    numbered = data.foreground is None and _numbered(masks[0], data)
+    return Sample(pixels, raters[0], number_labels(values[0], masks[0]) if numbered else None)
 
 
 def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict[str, tuple[Split | None, str]]:
@@ -96,16 +90,10 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
     annotations = mask_folders(folder)
     if len(annotations) > 1 and data.classes is not None:
         raise DataError(f"{folder}: several raters and data.classes do not go together; use data.foreground")
-    images = files_by_stem(folder / "images", SUFFIXES, problems, "have the same stem")
-    masks = [files_by_stem(path, SUFFIXES, problems, "have the same stem") for path in annotations]
-    for path, found in zip(annotations, masks, strict=True):
-        problems += [f"{found[stem]}: no image of that name in images/" for stem in sorted(found.keys() - images)]
-        problems += [f"{images[stem]}: no partner in {path.name}/" for stem in sorted(images.keys() - found)]
     records = []
-    for stem in sorted(images.keys() & set.intersection(*(set(found) for found in masks))):
+    for stem, files in files_of(folder / "images", annotations, problems).items():
         own, group = table.get(stem, (None, ""))
         name = f"{split}_{stem}" if split else stem  # train/ and test/ may both begin with 1.png
-        files = (images[stem], *(found[stem] for found in masks))
         read = partial(read_sample, files[0], files[1:], data)
         records.append(Record(name, split or own or "train", group or name, read, files))
     return records

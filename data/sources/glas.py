@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
 from data.images import read_image, read_labels, read_table
-from data.sources.record import Archive, Record, Sample, number_labels, raw_folder
+from data.sources.record import Archive, Record, Sample, files_by_stem, number_labels, paired, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 EXPECTED = {"train": 85, "testA": 60, "testB": 20}
-_NAME = re.compile(r"(train|testA|testB)_(\d+)(_anno)?\.(bmp|png|tif|tiff)$")
+_NAME = re.compile(r"(train|testA|testB)_(\d+)(_anno)?")
+SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
 
 
 def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
@@ -37,29 +39,21 @@ def read_grades(folder: Path, allow_partial: bool) -> dict[str, tuple[str, str]]
     return {row["name"].strip(): (row[patient].strip(), row[grade].strip()) for _, row in table.iterrows()}
 
 
-def find_files(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Stem ('train_1') to its {'image': path, 'anno': path}, and what is there twice."""
-    found: dict[str, dict[str, Path]] = {}
-    problems = []
-    for path in sorted(folder.iterdir()):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            role = "anno" if match[3] else "image"
-            parts = found.setdefault(f"{match[1]}_{match[2]}", {})
-            if role in parts:
-                problems.append(f"{folder}: {parts[role].name} and {path.name} are the same image twice")
-            parts[role] = path
-    return found, problems
+def find_files(folder: Path, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and annotations by the image's name ('train_1'); what is there twice goes into `problems`."""
+    files: tuple[dict[str, Path], dict[str, Path]] = {}, {}
+    for stem, path in files_by_stem(folder, SUFFIXES, problems, _NAME).items():
+        files[stem.endswith("_anno")][stem.removesuffix("_anno")] = path
+    return files
 
 
-def check_counts(raw: Path, found: dict[str, dict[str, Path]], allow_partial: bool) -> list[str]:
+def check_counts(raw: Path, names: Set[str], allow_partial: bool) -> list[str]:
     """The official split is complete, or the user said that it need not be."""
-    counts = {part: sum(stem.startswith(part + "_") for stem in found) for part in EXPECTED}
-    if counts == EXPECTED or (found and allow_partial):
+    counts = {part: sum(name.startswith(part + "_") for name in names) for part in EXPECTED}
+    if counts == EXPECTED or (names and allow_partial):
         return []
-    expected = ", ".join(f"{n} {part}" for part, n in EXPECTED.items())
-    got = ", ".join(f"{n} {part}" for part, n in counts.items())
-    hint = "; data.allow_partial: true goes on with what there is" if found else ""
+    expected, got = (", ".join(f"{n} {part}" for part, n in each.items()) for each in (EXPECTED, counts))
+    hint = "; data.allow_partial: true goes on with what there is" if names else ""
     return [f"{raw}: expected {expected}; found {got}{hint}"]
 
 
@@ -70,36 +64,22 @@ def records(data: DataConfig) -> Archive:
     complete are problems. Raises DataError where there is no archive at all.
     """
     raw = raw_folder(data, "the unpacked GlaS archive")
-    found, problems = find_files(raw)
-    problems += check_counts(raw, found, data.allow_partial)
-    if not found:
+    problems: list[str] = []
+    images, annotations = find_files(raw, problems)
+    problems += check_counts(raw, images.keys() | annotations.keys(), data.allow_partial)
+    if not images and not annotations:
         raise DataError(problems[0])
-    incomplete = [
-        f"{stem} ({'no annotation' if 'image' in parts else 'no image'})"
-        for stem, parts in found.items()
-        if len(parts) < 2
-    ]
-    if incomplete:
-        problems.append(f"{raw}: images and annotations do not pair up: {', '.join(incomplete)}")
+    names = paired(images, annotations, "annotation", problems)
     try:
         grades = read_grades(raw, data.allow_partial)
     except DataError as error:
         problems.append(str(error))
         grades = {}
     result = []
-    for stem in sorted(found, key=lambda s: (s.split("_")[0], int(s.split("_")[1]))):
-        if len(found[stem]) < 2:
-            continue
-        image, annotation = found[stem]["image"], found[stem]["anno"]
-        patient, grade = grades.get(stem, (stem, ""))
-        result.append(
-            Record(
-                image_id=stem,
-                split="train" if stem.startswith("train") else "test",
-                group=patient,
-                read=partial(read_sample, image, annotation, data.max_pixels),
-                files=(image, annotation),
-                attributes={"part": stem.split("_")[0], "patient": patient, "grade": grade},
-            )
-        )
+    for name in sorted(names, key=lambda name: (name.split("_")[0], int(name.split("_")[1]))):
+        part, files = name.split("_")[0], (images[name], annotations[name])
+        patient, grade = grades.get(name, (name, ""))
+        read = partial(read_sample, *files, data.max_pixels)
+        attributes = {"part": part, "patient": patient, "grade": grade}
+        result.append(Record(name, "train" if part == "train" else "test", patient, read, files, attributes))
     return Archive(result, problems)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, read_image, read_labels, read_table
-from data.sources.record import Archive, Record, Sample, consensus, raw_folder
+from data.images import read_image, read_labels, read_table
+from data.sources.record import Archive, Record, Sample, consensus, files_of, fitting, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
@@ -36,8 +36,7 @@ def read_packed(image: Path, masks: Path, row: int, max_pixels: int) -> Sample |
     window = slice(row * SIDE, (row + 1) * SIDE)
     if pixels.shape[0] < window.stop:
         raise DataError(f"{image}: {pixels.shape[0]} rows of pixels, but slice {row} ends at {window.stop}")
-    if bits.shape != pixels.shape[:2]:
-        raise DataError(f"{masks}: {bits.shape} pixels, the image {pixels.shape[:2]}")
+    fitting(bits, pixels, masks)
     return _sample(pixels[window], tuple((bits[window] >> k & 1).astype(bool) for k in range(RATERS)))
 
 
@@ -80,19 +79,15 @@ def _plain(raw: Path, max_pixels: int) -> Archive:
         if lacking:
             problems.append(f"{folder.parent}: no folder {', '.join(lacking)} beside images")
             continue
-        for image in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        for image, *masks in files_of(folder, raters, problems).values():
             name = str(image.relative_to(raw).with_suffix("")).replace("images/", "")
-            masks = tuple(next(iter(sorted(rater.glob(f"{image.stem}.*"))), rater / image.name) for rater in raters)
-            lost = [str(mask) for mask in masks if not mask.is_file()]
             match = _PATIENT.search(name)
-            if lost:
-                problems.append(f"{image}: no mask {', '.join(lost)}")
-            elif match is None:
+            if match is None:
                 problems.append(f"{image}: no patient (LIDC-IDRI-0001) in its path, so no patient-disjoint split")
             elif name in found:
                 problems.append(f"{image}: the same name as {found[name].files[0]}")
             else:
-                read = partial(read_plain, image, masks, max_pixels)
+                read = partial(read_plain, image, tuple(masks), max_pixels)
                 found[name] = Record(name, "train", match[0], read, (image, *masks), {"patient": match[0]})
     return Archive(list(found.values()), problems)
 

@@ -17,7 +17,7 @@ from defusedxml.ElementTree import parse
 from skimage.draw import polygon
 
 from data.images import read_image, read_labels, readable
-from data.sources.record import MOST_OBJECTS, Archive, Record, Sample, Split, files_by_stem, raw_folder
+from data.sources.record import MOST_OBJECTS, Archive, Record, Sample, Split, files_by_stem, paint, paired, raw_folder
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
@@ -72,8 +72,8 @@ def _outside(points: np.ndarray, shape: tuple[int, int]) -> bool:
 def fill_regions(regions: Iterable[Region], shape: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
     """Instance labels (H, W) uint16 and notes on what had to be decided.
 
-    A pixel belongs to the polygon that its centre lies in. Where several claim it, the smallest one keeps it, so that
-    no nucleus vanishes under a larger one. Raises DataError for regions that lie wholly outside the picture.
+    A pixel belongs to the polygon that its centre lies in, of several to the smallest. Raises DataError for regions
+    that lie wholly outside the picture.
     """
     pixels: list[tuple[np.ndarray, np.ndarray]] = []
     holes, thin = np.zeros(shape, bool), 0
@@ -89,10 +89,7 @@ def fill_regions(regions: Iterable[Region], shape: tuple[int, int], where: str) 
             holes[rows, columns] = True
         else:
             pixels.append((np.asarray(rows), np.asarray(columns)))
-    labels, claims = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
-    for label, (rows, columns) in sorted(enumerate(pixels, 1), key=lambda item: -len(item[1][0])):
-        labels[rows, columns] = label
-        claims[rows, columns] += 1
+    labels, claims = paint(pixels, shape)
     labels[holes] = 0
     notes = []
     contested = int(np.count_nonzero(claims > 1))
@@ -120,20 +117,15 @@ def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
 def _list_folder(images: Path, annotations: Path, masks: Path, split: Split, problems: list[str],
                  max_pixels: int) -> list[Record]:  # fmt: skip
     pictures, outlines, binaries = (
-        files_by_stem(folder, suffixes, problems, "are the same image twice")
+        files_by_stem(folder, suffixes, problems)
         for folder, suffixes in ((images, IMAGES), (annotations, (".xml",)), (masks, IMAGES))
     )
-    for stem in sorted(outlines.keys() - pictures.keys()):
-        problems.append(f"{outlines[stem]}: no image of that name in {images}")
+    outlines = {stem: path for stem, path in binaries.items() if stem in pictures} | outlines
     result = []
-    for stem, picture in pictures.items():
-        annotation = outlines.get(stem) or binaries.get(stem)
-        if annotation is None:
-            problems.append(f"{picture}: no annotation {annotations / (stem + '.xml')}")
-            continue
-        patient = "-".join(stem.split("-")[:3])
-        read = partial(read_sample, picture, annotation, max_pixels)
-        result.append(Record(stem, split, patient, read, (picture, annotation), {"patient": patient}))
+    for stem in paired(pictures, outlines, f"annotation {annotations.name}/*.xml", problems):
+        files, patient = (pictures[stem], outlines[stem]), "-".join(stem.split("-")[:3])
+        read = partial(read_sample, *files, max_pixels)
+        result.append(Record(stem, split, patient, read, files, {"patient": patient}))
     return result
 
 

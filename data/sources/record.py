@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from data.images import SUFFIXES
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 Split = Literal["train", "val", "test"]
+ANY = re.compile(".*", re.DOTALL)
 MOST_OBJECTS = 65_535  # of an image: labels have 16 bits
 
 
@@ -94,15 +97,56 @@ def raw_folder(data: DataConfig, what: str) -> Path:
     return raw
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...], problems: list[str], complaint: str) -> dict[str, Path]:
-    """The visible files of these suffixes by their stem; a stem that is there twice goes into `problems`.
+def fitting(labels: np.ndarray, image: np.ndarray, where: Path | str) -> np.ndarray:
+    """The labels (H, W). Raises DataError if they are not of the image's size."""
+    height, width = image.shape[:2]
+    if labels.shape != (height, width):
+        mask = f"{labels.shape[1]} x {labels.shape[0]}"
+        raise DataError(f"{where}: mask of {mask}, image of {width} x {height} pixels")
+    return labels
+
+
+def paint(objects: Sequence[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H, W) uint16 of objects given by their rows and columns, counted from 1, and how many claim each pixel.
+
+    Where several do, the smallest keeps it, so that no object vanishes under a larger one.
+    """
+    labels, claims = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
+    for label, where in sorted(enumerate(objects, 1), key=lambda item: -len(item[1][0])):
+        labels[where] = label
+        claims[where] += 1
+    return labels, claims
+
+
+def files_by_stem(
+    folder: Path, suffixes: tuple[str, ...], problems: list[str], stems: re.Pattern = ANY
+) -> dict[str, Path]:
+    """The visible files of these suffixes and stems by their stem; one that is there twice goes into `problems`.
 
     A folder that does not exist has no files.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and stems.fullmatch(path.stem):
             if path.stem in found:
-                problems.append(f"{folder}: {found[path.stem].name} and {path.name} {complaint}")
+                problems.append(f"{folder}: {found[path.stem].name} and {path.name} have the same stem")
             found[path.stem] = path
     return found
+
+
+def paired(images: dict[str, Path], masks: dict[str, Path], what: str, problems: list[str]) -> list[str]:
+    """The names that images and masks have in common; those without the other go into `problems`, `what` an image
+    lacks."""
+    problems += [f"{masks[name]}: no image of that name" for name in sorted(masks.keys() - images)]
+    problems += [f"{images[name]}: no {what}" for name in sorted(images.keys() - masks)]
+    return sorted(images.keys() & masks)
+
+
+def files_of(images: Path, folders: Sequence[Path], problems: list[str]) -> dict[str, tuple[Path, ...]]:
+    """By stem, each image with the mask of that stem in each folder; whatever has no partner goes into `problems`."""
+    pictures = files_by_stem(images, SUFFIXES, problems)
+    masks = [files_by_stem(folder, SUFFIXES, problems) for folder in folders]
+    for folder, own in zip(folders, masks, strict=True):
+        paired(pictures, own, f"partner in {folder.name}/", problems)
+    whole = sorted(pictures.keys() & set.intersection(*map(set, masks)))
+    return {stem: (pictures[stem], *(own[stem] for own in masks)) for stem in whole}

@@ -43,7 +43,7 @@ def test_both_forms_of_dsb(tmp_path: Path) -> None:
     (packed / "labels" / "bb.png").unlink()
     (official / "aa" / "images" / "aa.png").unlink()
     shutil.copy(official / "bb" / "masks" / "1.png", official / "bb" / "images" / "cc.png")
-    assert "bb.png: no labels" in listed("dsb2018", packed).problems[0]
+    assert "bb.png: no partner in labels/" in listed("dsb2018", packed).problems[0]
     problems = "\n".join(listed("dsb2018", tmp_path).problems)
     assert "aa: 0 images and 2 masks" in problems
     assert "bb: 2 images" in problems

@@ -49,9 +49,10 @@ def test_broken_glas_archives(tmp_path: Path) -> None:
     shutil.copy(raw / "train_2.bmp", raw / "train_2.png")
     (raw / "Grade.csv").write_text("a,b\n1,2\n")
     archive = listed("glas", raw, allow_partial=True)
-    twice, unpaired, ungraded = archive.problems
-    assert "train_2.bmp and train_2.png are the same image twice" in twice
-    assert "train_1 (no annotation), train_3 (no image)" in unpaired
+    twice, lonely, unannotated, ungraded = archive.problems
+    assert "train_2.bmp and train_2.png have the same stem" in twice
+    assert "train_3_anno.bmp: no image of that name" in lonely
+    assert "train_1.bmp: no annotation" in unannotated
     assert "needs the columns name, patient" in ungraded
     (raw / "Grade.csv").unlink()
     assert {r.group for r in listed("glas", raw, allow_partial=True).records} == {"train_2", "train_4", "testA_1"}

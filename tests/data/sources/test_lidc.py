@@ -93,7 +93,7 @@ def test_lidc_problems(tmp_path: Path) -> None:
     (plain / "LIDC-IDRI-0001" / "nodule-0" / "mask-2" / "slice-0.png").unlink()
     shutil.rmtree(plain / "LIDC-IDRI-0002" / "nodule-0" / "mask-3")
     problems = "\n".join(listed("lidc", plain).problems)
-    assert "slice-0.png: no mask" in problems
+    assert "slice-0.png: no partner in mask-2/" in problems
     assert "no folder mask-3 beside images" in problems
 
 

@@ -138,7 +138,7 @@ def test_monuseg_without_partners_and_twice(tmp_path: Path) -> None:
     problems = "\n".join(listed("monuseg", raw, allow_partial=True).problems)
     assert "lost.xml: no image of that name" in problems
     assert "TCGA-B0-5698-01Z-00-DX1.tif: no annotation" in problems
-    assert "are the same image twice" in problems
+    assert "have the same stem" in problems
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def fill(jobs: Sequence[Job], rows: list[dict[str, Any]], split: str, path: Path
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, pd.DataFrame(rows).to_csv(index=False))
         print(f"{job.system}, seed {job.seed}, {job.sampling}: F1 {row['f1']:.4f}, single {row['single_f1']:.4f}, "
-              f"{row['nfe']} evaluations", flush=True)  # fmt: skip
+              f"{row['nfe']:.4g} evaluations", flush=True)  # fmt: skip
 
 
 def chosen(jobs: Sequence[Job], names: Sequence[str], protocol: Protocol) -> list[Job]:

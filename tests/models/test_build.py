@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import torch
 from data.sdf import signed_distance
 from evaluation.ensemble import classify
 from models.build import denoiser_of, threshold_of, warn_of_prior
+from sde import process
 from tests.helpers import ROOT
+from utils import sections
 from utils.config import load_config
+from utils.sections import SDEConfig
 
 
 @pytest.mark.parametrize(
@@ -69,3 +73,10 @@ def test_too_narrow_a_prior_is_logged(caplog: pytest.LogCaptureFixture, scale: f
         warn_of_prior(model, (128, 128))
     assert bool(caplog.records) == warned
     assert not warned or "128x128" in caplog.text
+
+
+def test_names_of_the_schema_are_those_of_the_code() -> None:
+    """The ground floor knows no other room, so the schedules' names stand there once more."""
+    named = get_args(SDEConfig.model_fields["process"].annotation)
+    assert set(named) == {"ve", "vp", "flow", *process.SCHEDULES}
+    assert set(sections.SCHEDULES) == set(process.SCHEDULES)

@@ -102,3 +102,8 @@ def test_a_shared_direct_mean_is_counted_once_for_all_draws(trained: Workspace) 
     (band,) = tiles(lambda window: images[0].numpy(), (32, 32), "a")
     assert sum(evaluated) == 4 * band.nfe * len(tiling_of((32, 32), 16, 0.25).windows)
     assert band.nfe == 4.25
+    # In bands of two rows of tiles each, whose features, and the mean with them, are not kept.
+    evaluated.clear()
+    tiles.memory = 1
+    one, other = tiles(lambda w: images[0, :, w.top : w.top + w.height].numpy(), (32, 32), "a")
+    assert (one.nfe, other.nfe, sum(evaluated)) == (5, 5, 2 * 4 * 5 * 6)

@@ -143,14 +143,15 @@ def _settled(tree: dict[str, Any], origins: Origins, path: Path, *, strict: bool
     """
     left_out: set[str] = set()
     origins, bottom = dict(origins), (-BASES - 1, "")
-    while idle := list(idle_keys(config := _validated(tree, origins, path))):
+    while idle := list(idle_keys(dict(config := _validated(tree, origins, path)))):
         choices: dict[Key, tuple[int, str]] = {}
-        for each in idle:
-            made = [origins.get(tuple(by.split(".")), bottom) for by in each.by]
-            choices[each.key] = max(choices.get(each.key, bottom), *made)
-        for each in idle:
-            if strict and each.key in origins and origins[each.key][0] >= choices[each.key][0]:
-                raise ConfigError(f"{origins[each.key][1]}: {each.refusal}")
+        for name, decided_by, _ in idle:
+            key, made = tuple(name.split(".")), [origins.get(tuple(by.split(".")), bottom) for by in decided_by]
+            choices[key] = max(choices.get(key, bottom), *made)
+        for name, _, refusal in idle:
+            key = tuple(name.split("."))
+            if strict and key in origins and origins[key][0] >= choices[key][0]:
+                raise ConfigError(f"{origins[key][1]}: {refusal}")
         for key, choice in choices.items():
             tree, origins[key] = _without(tree, key), choice
             left_out.add(".".join(key))

@@ -32,7 +32,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        check_sections(self.data, self.model, self.sde, self.training, self.sampling)
+        check_sections(dict(self))
         return self
 
     @property

@@ -10,6 +10,8 @@ from utils.data_schema import Float, Int, Section, Text, yaml_text
 
 Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
 WeightingName = Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"]
+SamplerName = Literal["pc", "euler_maruyama", "ancestral", "ddim", "euler", "heun", "dpm_solver", "adaptive", "mean",
+                      "mc_dropout", "ensemble", "flowsdf_released"]  # fmt: skip
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
 NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
@@ -18,22 +20,23 @@ SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that 
 PARAMETERS = 1e9  # of one network at most: the weights, their average, gradients and moments take 20 GB
 
 
+Count = Annotated[Int, Field(ge=1, le=10**5)]
+Factors = Annotated[tuple[Annotated[Int, Field(ge=1)], ...], Field(max_length=8)]
+
+
 class EncoderConfig(Section):
     """The image encoder, run once per image."""
 
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
-    multipliers: tuple[Annotated[Int, Field(ge=1)], ...] = Field(
-        (1, 2, 2, 4), min_length=1, max_length=8, description="channels per level"
-    )
+    multipliers: Factors = Field((1, 2, 2, 4), min_length=1, description="channels per level")
     blocks: Int = Field(1, ge=1, le=8, description="residual blocks per level and way")
-    attention: tuple[Int, ...] = Field((), max_length=8, description="down-sampling factors with self-attention")
+    attention: Factors = Field((), description="down-sampling factors with self-attention")
 
     @model_validator(mode="after")
     def _levels(self) -> EncoderConfig:
         factors = [2**i for i in range(len(self.multipliers))]
-        for factor in self.attention:
-            if factor not in factors:
-                raise ValueError(f"attention: {factor} is no down-sampling factor of this network; one of {factors}")
+        if other := [factor for factor in self.attention if factor not in factors]:
+            raise ValueError(f"attention: {other[0]} is no down-sampling factor of this network; one of {factors}")
         parameters = 45.0 * self.blocks * sum((self.channels * m) ** 2 for m in self.multipliers)  # 3x3 convolutions
         if parameters > PARAMETERS:
             raise ValueError(
@@ -78,15 +81,9 @@ class ModelConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _encoder_depth(self) -> ModelConfig:
-        if (
-            self.kind == "conditional"
-            and self.encoder.kind == "unet"
-            and len(self.encoder.multipliers) < len(self.multipliers)
-        ):
-            raise ValueError(
-                f"encoder.multipliers: {len(self.encoder.multipliers)} levels, "
-                f"the network needs at least its own {len(self.multipliers)}"
-            )
+        own, levels = len(self.multipliers), len(self.encoder.multipliers)
+        if self.kind == "conditional" and self.encoder.kind == "unet" and levels < own:
+            raise ValueError(f"encoder.multipliers: {levels} levels, the network needs at least its own {own}")
         return self
 
 
@@ -129,10 +126,6 @@ class SDEConfig(Section):
             raise ValueError(f"sigma_min: {self.sigma_min} must be below 1, the most noise of process: flow")
         if self.process == "vp" and self.beta_min > self.beta_max:
             raise ValueError(f"beta_min: {self.beta_min} must not exceed beta_max: {self.beta_max}")
-        if self.prediction == "velocity" and self.process in SCHEDULES:
-            raise ValueError(
-                f"prediction: velocity: {self.process} stands still at t = 0, where it says nothing; use v"
-            )
         return self
 
 
@@ -170,34 +163,16 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """How draws are made and turned into maps."""
 
-    sampler: Literal[
-        "pc",
-        "euler_maruyama",
-        "ancestral",
-        "ddim",
-        "euler",
-        "heun",
-        "dpm_solver",
-        "adaptive",
-        "mean",
-        "mc_dropout",
-        "ensemble",
-        "flowsdf_released",
-    ] = Field(
+    sampler: SamplerName = Field(
         "pc",
         description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
         "with dropout; ensemble: that of several runs (models/uncertainty.py)",
     )
-    members: tuple[Text, ...] = Field(
-        (),
-        max_length=100,
-        description="ensemble: run folders whose networks make a draw each, besides the sampled run's own",
+    members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
+        (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
     )
-    steps: Int = Field(
-        400,
-        ge=1,
-        le=10**5,
-        description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean",
+    steps: Count = Field(
+        400, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
     )
     corrector_steps: Int = Field(1, ge=0, le=1000, description="pc: J, corrector steps per predictor step")
     r: Float = Field(0.15, gt=0, le=10, description="pc: signal-to-noise ratio of the corrector step")
@@ -216,20 +191,18 @@ class SamplingConfig(Section):
     noise: Literal["independent", "antithetic"] = Field(
         "independent", description="how the first noise is spread over the draws of an image (sde/noise.py)"
     )
-    draws: Annotated[Int, Field(ge=1, le=10**5)] | Literal["auto"] = Field(
+    draws: Count | Literal["auto"] = Field(
         128, description="draws per image; auto: until the MMSE map's standard error is below standard_error"
     )
     standard_error: Float = Field(0.02, gt=0, description="draws auto: root mean square over pixels, in SDF units")
-    most_draws: Int = Field(128, ge=1, le=10**5, description="draws auto: at most these")
+    most_draws: Count = Field(128, description="draws auto: at most these")
     threshold: Float | Literal["paper"] | None = Field(
         None,
         description="SDF units; below is foreground. paper: 3 times the noise left; null: that, but no less than the "
         "border's 0.5 / data.truncation",
     )
-    max_batch: Int | None = Field(
-        None,
-        ge=1,
-        description="draws or tiles evaluated at once; null: 64 on GPUs, 16 on CPUs; halved when out of memory",
+    max_batch: Count | None = Field(
+        None, description="draws or tiles evaluated at once; null: 64 on GPUs, 16 on CPUs; halved when out of memory"
     )
     tile: Int | None = Field(
         None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"
@@ -267,8 +240,8 @@ class EvaluationConfig(Section):
     """Quick validation draws during training; what is reported of samples."""
 
     images: Int = Field(16, ge=1, description="validation images drawn at each validation")
-    draws: Int = Field(2, ge=1, le=10**5, description="draws per validation image")
-    steps: Int = Field(9, ge=1, le=10**5, description="evaluations per validation draw, ancestral and even in log-SNR")
+    draws: Count = Field(2, description="draws per validation image")
+    steps: Count = Field(9, description="evaluations per validation draw, ancestral and even in log-SNR")
     object_depth: Float = Field(
         0.1, ge=0, description="SDF units; objects whose minima lie this far below their pass are told apart, 0: never"
     )

@@ -87,8 +87,11 @@ def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["sampling.sampler=flowsdf_released"], "flowsdf_released is for sde.process: flow, not ve"),
-        (["sde.process=cosine", "sde.prediction=velocity"], "cosine stands still at t = 0"),
+        (
+            ["sampling.sampler=flowsdf_released"],
+            "sde.process: ve does not go with sampling.sampler: flowsdf_released, which needs flow",
+        ),
+        (["sde.process=cosine", "sde.prediction=velocity"], "sde.prediction: velocity, which needs ve, vp or flow"),
         (["sde.tanh=true"], "tanh: true is for prediction: x or both, not edm"),
         (["sde.input_scale=0.5"], "input_scale: 0.5 is for process: cosine, linear, linear_simple or parabola, not ve"),
         (["sampling.eta=0.5"], "eta: 0.5 is for sampler: ddim, not heun"),

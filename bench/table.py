@@ -32,6 +32,7 @@ from utils.cli import Parser
 from utils.config import dump_config
 from utils.errors import UsageError
 from utils.files import write_text
+from utils.reading import read_json
 from utils.runs import folders_with, newest_run
 from utils.schema import Config
 
@@ -102,7 +103,7 @@ def is_same(run: Path, config: Config) -> bool:
     """Whether a run is of this config, on the data that are there now."""
     if (run / "config.yaml").read_text() != dump_config(config):
         return False
-    data = json.loads((run / "environment.json").read_text()).get("data")
+    data = read_json(run / "environment.json", dict[str, Any]).get("data")
     return data in (None, data_hash(Path(config.data.root), "train"))
 
 
@@ -138,7 +139,7 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
     settings = json.loads(json.dumps(settings_of(config, run / "checkpoints" / "best.pt", split)))
 
     before = folders_with(run / "samples", "settings.json")
-    same = [folder for folder in before if json.loads((folder / "settings.json").read_text()) == settings]
+    same = [folder for folder in before if read_json(folder / "settings.json", dict[str, Any]) == settings]
     for folder in same:
         if (folder / "summary.json").is_file():
             return folder
@@ -171,13 +172,13 @@ def row_of(job: Job, split: str, call: Commands) -> dict[str, Any]:
     """Train if need be, sample, and read what came out."""
     run, *members = [trained_run(training, call) for training in (job.training, *job.others)]
     folder = sampled_folder(job, run, members, split, call)
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = read_json(folder / "environment.json", dict[str, Any])
     config = job.training.resolved()
     seconds = [training_seconds(path, config.training.batch) for path in (run, *members)]
     return {
         **key_of(job, split),
         "scored_on": images_of(config.data.source, split, pd.read_csv(folder / "metrics.csv")["image_id"].astype(str)),
-        **scores_of(json.loads((folder / "summary.json").read_text())),
+        **scores_of(read_json(folder / "summary.json", dict[str, Any])),
         "parameters": len(seconds) * sum(p.numel() for p in denoiser_of(config).parameters()),
         "steps": config.training.steps,
         "training_seconds": sum(seconds),

@@ -87,7 +87,7 @@ def render_report(
         risk=report_scores.risk_sentence(summary),
         objects=report_scores.objects(summary),
         raters=report_scores.raters(summary),
-        curves=loads(curves.read_text()) if curves.is_file() else None,
+        curves=loads(curves.read_text()) if "uncertainty" in summary and curves.is_file() else None,
         columns={key: name for key, name in report_scores.COLUMNS.items() if any(key in row for row in rows)},
         layers=[layer for layer in shown if layer.key in used],
         cards=cards,

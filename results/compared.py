@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
 from report.page import TEMPLATES
+from results.sampled import Settings
 from utils.errors import UsageError
 from utils.files import write_text
 from utils.reading import read_json, read_table
@@ -53,7 +54,7 @@ def _run(folder: Path) -> Run:
 def _truth(folder: Path) -> str | None:
     """What identifies the images and masks that a sampling was scored on."""
     path = folder / "settings.json"
-    settings = read_json(path, dict[str, Any]) if path.is_file() else {}
+    settings: Settings = read_json(path, Settings) if path.is_file() else {}
     return settings.get("test data") or settings.get("val data")
 
 

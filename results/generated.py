@@ -19,9 +19,11 @@ from torch import Tensor
 
 from data.batches import representation_of
 from data.dataset import load_split, read_split
+from data.images import read_image
 from evaluation.ensemble import classify
 from models.joint import JointDenoiser
 from report.contact_sheet import contact_sheet
+from results.sampled import read_map
 from sampling.drawer import Drawer
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
@@ -161,10 +163,10 @@ def finish_samples(
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for request in requests:
-        mask = np.asarray(Image.open(folder / "masks" / f"{request.name}.png"))
+        mask = read_map(folder / "masks" / f"{request.name}.png", request.size)
         shares.append(float((mask > 0).mean()))
         if len(images) < SHOWN:
-            images.append(np.asarray(Image.open(folder / "images" / f"{request.name}.png")))
+            images.append(read_image(folder / "images" / f"{request.name}.png"))
             masks.append(np.argmax([mask == value for value in mask_values(data)], axis=0))
     _write_tables(folder, requests, data)
     contact_sheet(images, masks, data.channels).save(folder / "sheet.png")

@@ -252,7 +252,8 @@ def read_scores(folder: Path, classes: int) -> Scores:
     return scores
 
 
-def _picture(path: Path, shape: Sequence[int]) -> np.ndarray:
+def read_map(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """Labels or grey values (H, W). Raises UsageError or DataError where it is damaged or of another shape."""
     values = read_labels(path)
     with damaged(path):
         if values.shape != tuple(shape):
@@ -266,12 +267,12 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
     shape = image.shape[:2]
     with damaged(folder):
         mmse, std = (read_array(folder / name).reshape(-1, *shape) for name in ("mmse.npy", "std.npy"))
-    labels = _picture(folder / ("mask.png" if len(mmse) == 1 else "classes.png"), shape)
+    labels = read_map(folder / ("mask.png" if len(mmse) == 1 else "classes.png"), shape)
     return ImageLayers(
         image,
         mmse,
         labels > 0 if len(mmse) == 1 else labels,
-        _picture(folder / "probability.png", shape) / np.float32(255),
+        read_map(folder / "probability.png", shape) / np.float32(255),
         std if draws > 1 or std.any() else None,
         None if scene is None else scene.labels,
         None if scene is None else scene.sdf,
@@ -280,6 +281,21 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
 
 def is_done(folder: Path, key: str) -> bool:
     return (folder / key / "scores.json").is_file()
+
+
+# What is read of a settings.json, see `settings_of`.
+Settings = TypedDict(
+    "Settings",
+    {
+        "checkpoint": str,
+        "members": list[str],
+        "val data": str,
+        "test data": str,
+        "sampling": dict[str, Any],
+        "seed": int,
+    },
+    total=False,
+)
 
 
 def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from evaluation.metrics import Counts, mean_f1, mean_iou
 from report.calibration_figures import reliability_diagram, sparsification_curve
 from report.layers import ImageLayers
 from report.page import render_report
-from results.sampled import Details, read_details, read_layers, read_scores
+from results.sampled import Details, Settings, read_details, read_layers, read_scores
 from utils.config import dump_config
 from utils.files import write_json, write_text
 from utils.reading import read_json, read_table
@@ -94,7 +94,7 @@ def _mean_known(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float |
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}  # type: ignore[arg-type]
 
 
-def _of_draws(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _of_draws(settings: Settings) -> dict[str, Any]:
     """What the draws of a sampling follow from."""
     sampling = {name: value for name, value in settings.get("sampling", {}).items() if name not in NOT_OF_DRAWS}
     return {"sampling": sampling, **{name: settings.get(name) for name in ("checkpoint", "members", "seed")}}
@@ -102,9 +102,9 @@ def _of_draws(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
     """Risk curves of the run's newest complete sampling of the validation images with the same draws."""
-    own = _of_draws(read_json(folder / "settings.json", dict[str, Any]))
+    own = _of_draws(read_json(folder / "settings.json", Settings))
     for other in reversed(folders_with(folder.parent, "settings.json")):
-        theirs = read_json(other / "settings.json", dict[str, Any])
+        theirs = read_json(other / "settings.json", Settings)
         if _of_draws(theirs) == own and "val data" in theirs and (other / "summary.json").is_file():
             return [read_details(other / key)["risk"] for key in read_table(other / "metrics.csv")["image_id"]]
     return None

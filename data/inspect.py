@@ -26,7 +26,7 @@ from data.description import read_description
 from data.findings import GREY_BINS, SDF_BINS, Facts, Suspicion
 from data.images import read_table
 from data.prepare import list_archive
-from data.recipe import FOLDERS
+from data.recipe import FOLDERS, read_sample
 from report import figures
 from utils.cli import common_parser, read_config
 from utils.config import dump_config
@@ -72,38 +72,30 @@ class Keeper:
             yield item
 
 
-def _png_uri(png: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-
-
-def data_uri(image: Image.Image) -> str:
+def data_uri(picture: Image.Image | Figure) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return _png_uri(buffer)
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi=100)
+    else:
+        picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _chart(width: float = 5.0) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, 2.8), layout="constrained")
+def _chart() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.0, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _chart_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return _png_uri(buffer)
-
-
 def foreground_chart(table: pd.DataFrame) -> str:
     figure, axes = _chart()
-    splits = list(table["split"].unique())
-    shares = [table[table["split"] == split]["foreground"] for split in splits]
+    shares = {str(split): rows["foreground"] for split, rows in table.groupby("split", sort=False)}
     bins = np.linspace(0, max(0.05, table["foreground"].max()), 21)
-    axes.hist(shares, bins=bins.tolist(), label=splits, stacked=True)
+    axes.hist(list(shares.values()), bins=bins.tolist(), label=list(shares), stacked=True)
     axes.set(xlabel="share of foreground", ylabel="patches")
     axes.legend()
-    return _chart_uri(figure)
+    return data_uri(figure)
 
 
 def sdf_chart(facts: Facts, classes: Sequence[int]) -> str:
@@ -113,7 +105,7 @@ def sdf_chart(facts: Facts, classes: Sequence[int]) -> str:
     axes.set(xlabel="SDF (negative inside, 1 = truncation)", ylabel="share of pixels", yscale="log")
     if classes:
         axes.legend()
-    return _chart_uri(figure)
+    return data_uri(figure)
 
 
 def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
@@ -124,7 +116,7 @@ def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
         axes.plot(centres, histogram, color="tab:blue", alpha=0.25, linewidth=0.7)
     axes.plot(centres, np.mean(histograms, axis=0), color="black", linewidth=2)
     axes.set(xlabel="grey value", ylabel="share of pixels", title=title, ylim=(0, None))
-    return _chart_uri(figure)
+    return data_uri(figure)
 
 
 def raw_histograms(data: DataConfig) -> list[np.ndarray]:
@@ -134,19 +126,16 @@ def raw_histograms(data: DataConfig) -> list[np.ndarray]:
     try:
         records = list_archive(data).records
         chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, RAW).astype(int))] if records else []
-        samples = (record.read() for record in chosen)
+        samples = (read_sample(record) for record in chosen)
         return [findings.grey_histogram(sample.image) for sample in samples if sample is not None]
-    except (DataError, OSError):
+    except DataError:
         return []
 
 
 def patch_picture(patch: Patch) -> Image.Image:
     """The image with the contours of its classes, or of each rater."""
-    zoom = figures.zoom_of(patch.labels.shape, SHOWN)
-    if patch.raters:
-        return figures.outlined(patch.image, list(patch.raters), zoom)
-    classes = patch.sdf.shape[1]
-    return figures.outlined(patch.image, [patch.labels == k for k in range(1, classes + 1)], zoom)
+    classes = [patch.labels == k for k in range(1, patch.sdf.shape[1] + 1)]
+    return figures.outlined(patch.image, patch.raters or classes, figures.zoom_of(patch.labels.shape, SHOWN))
 
 
 def augmented_pairs(data: DataConfig, seed: int, patches: Sequence[Patch]) -> Image.Image | None:
@@ -162,16 +151,12 @@ def augmented_pairs(data: DataConfig, seed: int, patches: Sequence[Patch]) -> Im
     zoom = figures.zoom_of(image.shape[-2:], 128)
     tiles = []
     for pixels, field in zip(image.float().round().byte().numpy(), sdf.numpy(), strict=True):
-        picture = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+        picture = np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
         below = figures.color_pixels(field.min(axis=0), -1.0, 1.0, "RdBu")
-        tiles.append(np.concatenate([_rgb(picture), below], axis=0))
+        tiles.append(np.concatenate([picture, below], axis=0))
     rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, PAIRS, 8)]
     grid = Image.fromarray(np.concatenate(rows, axis=0))
     return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def split_table(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -217,10 +202,8 @@ def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspici
     charts = [foreground_chart(facts.table), sdf_chart(facts, data.classes or ())] if len(facts.table) else []
     charts += [intensity_chart(raw, "raw images")] if raw else []
     charts += [intensity_chart(after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    templates = FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("inspect.html").render(
         name=config.name,
         root=data.root,

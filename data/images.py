@@ -5,6 +5,7 @@ Every reader checks the size in the header before it decodes a pixel.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ MAX_PIXELS, MAX_TILE = 100_000_000, 25_000_000
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 PERCENTILES = (0.1, 99.9)  # what is stretched to 0 .. 255 where pixels are wider than a byte
 Image.MAX_IMAGE_PIXELS = None  # our own limit stands before every decoder
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a damaged file is raised
 
 _BYTES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 

@@ -20,21 +20,14 @@ SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that two empty
 class OnePass(Denoiser):
     """A mean of m that sees nothing but the image: `features` computes it, evaluations at any z and t hand it on.
 
-    encoder: whatever `features` needs. mask_channels: K.
+    encoder: whatever `features` needs.
     """
+
+    shared: int = 1
 
     def __init__(self, process: Process, encoder: nn.Module, mask_channels: int, sigma_data: float | Tensor) -> None:
         network = cast(Any, nn.Identity())  # nothing is left to do after `features`
-        super().__init__(process, "x", encoder, network, float(sigma_data))
-        self._mask_channels = mask_channels
-
-    @property
-    def mask_channels(self) -> int:
-        return self._mask_channels
-
-    @property
-    def shared(self) -> int:
-        return 1
+        super().__init__(process, "x", encoder, network, mask_channels, float(sigma_data))
 
     @property
     def floats_per_pixel(self) -> float:

@@ -96,6 +96,7 @@ class Draw(NamedTuple):
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
+    mask_channels: K, the SDF channels of m, one for each class.
     sigma_data: root mean square of m over the training data; kept in the state dict.
     limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
     direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
@@ -110,6 +111,7 @@ class Denoiser(nn.Module):
         prediction: str,
         encoder: nn.Module,
         network: ConditionalUNet,
+        mask_channels: int = 1,
         sigma_data: float = 0.5,
         limit: float | None = None,
         *,
@@ -117,18 +119,10 @@ class Denoiser(nn.Module):
         second_moment: bool = False,
     ) -> None:
         super().__init__()
-        self.limit = limit
-        self.process = process
-        self.prediction = prediction
-        self.encoder = encoder
-        self.network = network
+        self.process, self.prediction, self.mask_channels, self.limit = process, prediction, mask_channels, limit
+        self.encoder, self.network = encoder, network
         self.direct, self.second_moment = direct, second_moment
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
-
-    @property
-    def mask_channels(self) -> int:
-        """K, the SDF channels of m: one for each class."""
-        return self.network.out_channels // (channels_per_mask(self.prediction) + self.second_moment)
 
     @property
     def shared(self) -> int:
@@ -226,4 +220,4 @@ def build_denoiser(
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels)
-    return Denoiser(process, prediction, encoder, network, second_moment=second_moment, **options)
+    return Denoiser(process, prediction, encoder, network, mask_channels, second_moment=second_moment, **options)

@@ -35,19 +35,13 @@ class JointDenoiser(Denoiser):
         sigma_data: float = 0.5,
         sigma_image: float = 0.5,
     ) -> None:
-        super().__init__(process, prediction, nn.Identity(), network, sigma_data)
-        self._mask_channels = mask_channels
+        super().__init__(process, prediction, nn.Identity(), network, mask_channels, sigma_data)
         self.register_buffer("sigma_image", torch.tensor(float(sigma_image)))
-
-    @property
-    def mask_channels(self) -> int:
-        """K, the SDF channels of m: one for each class."""
-        return self._mask_channels
 
     @property
     def image_channels(self) -> int:
         """C."""
-        return self.network.out_channels - self._mask_channels
+        return self.network.out_channels - self.mask_channels
 
     def joint(self, z_m: Tensor, t_m: Tensor, z_x: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
         """E[m | z_m, z_x] (B, K, H, W) and E[x | z_m, z_x] (B, C, H, W), float32.

@@ -76,14 +76,12 @@ class DropoutDraws(OnePass):
     denoiser: direct, in evaluation mode.
     """
 
+    shared = 0
+
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser.process, denoiser, denoiser.mask_channels, denoiser.sigma_data)
         self.denoiser = denoiser
         self.eval()
-
-    @property
-    def shared(self) -> int:
-        return 0
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The images: dropout is in all layers, so nothing is shared by draws."""
@@ -112,12 +110,8 @@ class DeepEnsemble(OnePass):
     def __init__(self, members: Sequence[Denoiser]) -> None:
         first = members[0]
         super().__init__(first.process, nn.ModuleList(members), first.mask_channels, first.sigma_data)
-        self.members = list(members)
+        self.members, self.shared = list(members), len(members)
         self.eval()
-
-    @property
-    def shared(self) -> int:
-        return len(self.members)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """All members' means, (B, members * K, H, W)."""

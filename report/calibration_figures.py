@@ -18,17 +18,14 @@ def reliability_diagram(numbers: Mapping[str, Any]) -> Figure:
     p, frequency = numbers["reliability_probability"], numbers["reliability_frequency"]
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     axes.plot(p, frequency, color="C0", linewidth=1)
-    axes.scatter(
-        p, frequency, s=[12 + 150 * share**0.5 for share in numbers["reliability_share"]], color="C0", alpha=0.7
-    )
-    axes.set(xlabel="share of draws that say foreground", ylabel="share that is foreground", title=_title(numbers))
+    sizes = [12 + 150 * share**0.5 for share in numbers["reliability_share"]]
+    axes.scatter(p, frequency, s=sizes, color="C0", alpha=0.7)
+    known = numbers["ece"] is not None
+    axes.set_title(f"ECE {numbers['ece']:.4f}, Brier {numbers['brier']:.4f}" if known else "no pixels")
+    axes.set(xlabel="share of draws that say foreground", ylabel="share that is foreground")
     axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
     axes.grid(alpha=0.3)
     return figure
-
-
-def _title(numbers: Mapping[str, Any]) -> str:
-    return "no pixels" if numbers["ece"] is None else f"ECE {numbers['ece']:.4f}, Brier {numbers['brier']:.4f}"
 
 
 def sparsification_curve(numbers: Mapping[str, Any]) -> Figure:

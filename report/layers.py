@@ -46,20 +46,13 @@ class ImageLayers:
     truth: np.ndarray | None = None
     truth_sdf: np.ndarray | None = None
 
-    @property
-    def nearest(self) -> np.ndarray:
-        """The least MMSE of any class; (H, W)."""
-        return np.asarray(self.mmse.min(axis=0))
-
-    @property
-    def spread(self) -> np.ndarray | None:
-        """The largest std of any class; (H, W)."""
-        return None if self.std is None else np.asarray(self.std.max(axis=0))
-
-    @property
-    def error(self) -> np.ndarray | None:
-        """The largest |MMSE - truth| of any class; (H, W)."""
-        return None if self.truth_sdf is None else np.abs(self.mmse - self.truth_sdf).max(axis=0)
+    def maps(self) -> dict[str, np.ndarray]:
+        """What there is to show, (H, W), by the key of its layer; of several classes the least MMSE, and the largest
+        std and |MMSE - truth|."""
+        std = None if self.std is None else self.std.max(axis=0)
+        error = None if self.truth_sdf is None else np.abs(self.mmse - self.truth_sdf).max(axis=0)
+        values = {"image": self.image, "mmse": self.mmse.min(axis=0), "std": std, "probability": self.probability}
+        return {key: own for key, own in {**values, "error": error}.items() if own is not None}
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,9 @@ def error_scale(images: Iterable[ImageLayers]) -> float:
     stay below, rounded up to one digit, from 0.05 to 2, the largest error of an SDF in [-1, 1]."""
     tops = []
     for layers in images:
-        maps = [values for values in (layers.spread, layers.error) if values is not None]
-        tops += [max(float(np.percentile(values, 99)) for values in maps)] if maps else []
+        maps = layers.maps()
+        known = [float(np.percentile(maps[key], 99)) for key in ("std", "error") if key in maps]
+        tops += [max(known)] if known else []
     top = min(max(float(np.median(tops)) if tops else 1.0, 0.05), 2.0)
     digit = 10.0 ** math.floor(math.log10(top))
     return round(math.ceil(top / digit - 1e-6) * digit, 3)
@@ -206,23 +200,15 @@ def _contours(labels: np.ndarray | None, classes: int, most: int) -> list[Contou
 
 
 def draw_picture(own: ImageLayers, layers: Sequence[Layer], most: int) -> Picture:
-    """The pictures of one image in about `most` characters: what one layer does not need is left to the next."""
+    """The pictures of one image in about `most` characters: what one layer does not need is left to others."""
     classes = len(own.mmse)
     truth, prediction = (_contours(labels, classes, most // 8) for labels in (own.truth, own.labels))
     left = most - sum(len(contour.path) for contour in (*truth, *prediction))
-    values = {
-        "error": own.error,
-        "probability": own.probability,
-        "std": own.spread,
-        "mmse": own.nearest,
-        "image": own.image,
-    }
-    known = {key: map_ for key, map_ in values.items() if map_ is not None}
+    maps = own.maps()
+    shown = [layer for layer in layers if layer.key in maps]
     uris: dict[str, str] = {}
-    by_key = {layer.key: layer for layer in layers}
-    for key, map_ in known.items():
-        uris[key] = data_uri(_colored(map_, by_key[key]), left // (len(known) - len(uris)))
-        left -= len(uris[key])
+    for layer in reversed(shown):
+        uris[layer.key] = data_uri(_colored(maps[layer.key], layer), left // (len(shown) - len(uris)))
+        left -= len(uris[layer.key])
     height, width = own.labels.shape
-    return Picture({layer.key: uris[layer.key] for layer in layers if layer.key in uris}, truth, prediction,
-                   width, height, classes)  # fmt: skip
+    return Picture({layer.key: uris[layer.key] for layer in shown}, truth, prediction, width, height, classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from json import loads
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from report import scores as report_scores
-from report.layers import ImageLayers, Picture, class_color, draw_picture, error_scale, layers_of
+from report.layers import ImageLayers, class_color, draw_picture, error_scale, layers_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURES = 24_000_000  # characters of all pictures together; the rest of a page of 80 images is below 1 MB
@@ -25,15 +24,6 @@ IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "p
 
 RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
              "reliability.png", "sparsification.png", "trajectory.gif")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Card:
-    """One image of the page: its scores, pictures, and the files that its folder has."""
-
-    row: Mapping[str, Any]
-    picture: Picture
-    files: list[str]
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[str]:
@@ -65,17 +55,15 @@ def render_report(
     settings: the resolved config as YAML.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value, form=".4f": report_scores.number(value, form)
+    environment.filters["number"] = report_scores.number
     names = [str(row["image_id"]) for row in rows]
     shown = layers_of(error_scale(layers(name) for name in names))
     most = PICTURES // max(len(rows), USUAL)
-    cards = [
-        Card(row, draw_picture(layers(name), shown, most), _present(folder / name, IMAGE_FILES))
-        for name, row in zip(names, rows, strict=True)
-    ]
-    used = {key for card in cards for key in card.picture.layers}
+    pictures = [draw_picture(layers(name), shown, most) for name in names]
+    files = [_present(folder / name, IMAGE_FILES) for name in names]
+    used = {key for picture in pictures for key in picture.layers}
     curves = folder / "calibration.json"
-    count = max((card.picture.classes for card in cards), default=1)
+    count = max((picture.classes for picture in pictures), default=1)
     classes = list(summary.get("mmse", {}).get("classes", range(1, count + 1))) if count > 1 else []
     return environment.get_template("report.html").render(
         title=title,
@@ -90,7 +78,7 @@ def render_report(
         curves=loads(curves.read_text()) if "uncertainty" in summary and curves.is_file() else None,
         columns={key: name for key, name in report_scores.COLUMNS.items() if any(key in row for row in rows)},
         layers=[layer for layer in shown if layer.key in used],
-        cards=cards,
+        cards=[{"row": r, "picture": p, "files": f} for r, p, f in zip(rows, pictures, files, strict=True)],
         files=_present(folder, RUN_FILES),
         animation=_animation(folder / "trajectory.gif"),
         settings=settings,

@@ -9,19 +9,9 @@ from typing import Any
 
 Numbers = Mapping[str, Any]
 
-
 # Columns of the table of images, and what the images can be sorted by.
-COLUMNS = {
-    "image_id": "image",
-    "f1": "F1",
-    "iou": "IoU",
-    "single_f1": "F1 of single draws",
-    "mean_std": "mean std",
-    "aji": "AJI",
-    "pq": "PQ",
-    "objects": "objects found",
-    "true_objects": "true objects",
-}
+COLUMNS = {"image_id": "image", "f1": "F1", "iou": "IoU", "single_f1": "F1 of single draws", "mean_std": "mean std",
+           "aji": "AJI", "pq": "PQ", "objects": "objects found", "true_objects": "true objects"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,10 +68,6 @@ def class_scores(summary: Numbers) -> list[tuple[str, str | None, str | None, st
     return [(k, number(own["f1"]), number(own["iou"]), number(single[k]["f1"])) for k, own in mmse.items()]
 
 
-def _shares(draws: float) -> str:
-    return "One draw knows" if draws <= 1 else f"{draws:.4g} draws know"
-
-
 def uncertainty(summary: Numbers) -> list[Line]:
     """Does the standard deviation say where the error is, and the probability how often?"""
     own: Numbers = summary.get("uncertainty") or {}
@@ -93,6 +79,7 @@ def uncertainty(summary: Numbers) -> list[Line]:
     low, high = (number(own.get(f"image_rank_correlation_{end}"), ".2f") for end in ("low", "high"))
     interval = f" 95 % interval {low} to {high}: other images like these." if low and high else ""
     draws = summary["draws"]
+    know = "One draw knows" if draws <= 1 else f"{draws:.4g} draws know"
     return [
         Line("rank correlation of std and error (Spearman)", number(own.get("spearman"), ".3f"),
              "Are pixels with a larger std also more wrong? Only the order counts.", "1", "0", why),
@@ -106,7 +93,7 @@ def uncertainty(summary: Numbers) -> list[Line]:
              number(own.get("aurc_best")) or "", number(own.get("aurc_random")) or "", "no pixels"),
         Line("ECE (expected calibration error)", number(own.get("ece")),
              "Mean gap between the share of draws that say foreground and how often it is. Certain background counts "
-             f"most. {_shares(draws)} only {draws + 1:.4g} shares, which alone adds to it.", "0", "", "no pixels"),
+             f"most. {know} only {draws + 1:.4g} shares, which alone adds to it.", "0", "", "no pixels"),
         Line("ECE, bins of equal size", number(own.get("ece_adaptive")),
              "The same with about as many pixels in every bin.", "0", "", "no pixels"),
         Line("Brier score", number(own.get("brier")),

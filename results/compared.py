@@ -111,9 +111,8 @@ def _p(value: float | None) -> str:
 def to_text(comparison: Comparison) -> str:
     """Two aligned tables for the terminal, and the notes."""
     runs = [["run", "images", *COSTS.values(), *SCORES.values()]]
-    for name, count, costs, means in zip(
-        comparison.names, comparison.counts, comparison.costs, comparison.means, strict=True
-    ):
+    columns = comparison.names, comparison.counts, comparison.costs, comparison.means
+    for name, count, costs, means in zip(*columns, strict=True):
         cells = [_cost(*item) for item in costs.items()] + [f"{mean:.4f}" for mean in means.values()]
         runs.append([name, str(count), *cells])
     pairs = [[f"minus {comparison.names[0]}", "score", "mean", "95 % from", "to", "better", "worse", "equal", "p"]]

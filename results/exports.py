@@ -16,10 +16,7 @@ from evaluation.instances import ObjectRecord, Polygon
 from evaluation.object_scores import check_labels
 from utils.files import whole_file, write_text
 
-Color = tuple[int, int, int]
-OBJECT_COLOR: Color = (255, 196, 0)
-INNER_COLOR: Color = (0, 158, 230)
-OUTER_COLOR: Color = (213, 94, 0)
+OBJECT_COLOR, INNER_COLOR, OUTER_COLOR = (255, 196, 0), (0, 158, 230), (213, 94, 0)
 
 
 def _geometry(shape: Sequence[Polygon]) -> dict[str, Any]:
@@ -29,16 +26,12 @@ def _geometry(shape: Sequence[Polygon]) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": rings}
 
 
-def _feature(shape: Sequence[Polygon], kind: str, name: str, classification: str, color: Color) -> dict[str, Any]:
-    return {
-        "type": "Feature",
-        "geometry": _geometry(shape),
-        "properties": {
-            "objectType": kind,
-            "name": name,
-            "classification": {"name": classification, "color": list(color)},
-        },
-    }
+def _feature(
+    shape: Sequence[Polygon], kind: str, name: str, number: int, color: tuple[int, int, int]
+) -> dict[str, Any]:
+    classification = {"name": name, "color": list(color)}
+    properties = {"objectType": kind, "name": f"{name} {number}", "classification": classification}
+    return {"type": "Feature", "geometry": _geometry(shape), "properties": properties}
 
 
 def _measurements(record: ObjectRecord) -> dict[str, float]:
@@ -54,39 +47,28 @@ def _measurements(record: ObjectRecord) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-def feature_collection(
-    records: Sequence[ObjectRecord], name: str = "Object", color: Color = OBJECT_COLOR, bands: bool = True
-) -> dict[str, Any]:
+def feature_collection(records: Sequence[ObjectRecord]) -> dict[str, Any]:
     """GeoJSON of the objects, as QuPath 0.4 and later open it.
 
     Each object is a detection, of which QuPath shows many thousands and lists the measurements, with the
-    classification `name` in `color` (red, green, blue, 0 to 255). With `bands` the borders that 95 % and 5 % of the
-    draws enclose follow as annotations, classified "<name> inner band" and "<name> outer band" so that they can be
-    hidden; an object that has no inner border has no such feature. Coordinates are pixels x, y from the top-left
-    corner of the image, QuPath's own. Outer rings have a positive area in x, y as RFC 7946 asks; on a screen, where
-    y points down, they run clockwise.
+    classification Object. The borders that 95 % and 5 % of the draws enclose follow as annotations, classified "Object
+    inner band" and "Object outer band" so that they can be hidden; an object that has no inner border has no such
+    feature. Coordinates are pixels x, y from the top-left corner of the image, QuPath's own. Outer rings have a
+    positive area in x, y as RFC 7946 asks; on a screen, where y points down, they run clockwise.
     """
-    features = []
-    for record in records:
-        title = f"{name} {record.label}"
-        feature = _feature(record.contour, "detection", title, name, color)
+    features = [_feature(r.contour, "detection", "Object", r.label, OBJECT_COLOR) for r in records]
+    for feature, record in zip(features, records, strict=True):
         feature["properties"]["measurements"] = _measurements(record)
-        features.append(feature)
-    if bands:
-        for record in records:
-            for side, shape, shade in (("inner", record.inner, INNER_COLOR), ("outer", record.outer, OUTER_COLOR)):
-                if shape:
-                    band = f"{name} {side} band"
-                    features.append(_feature(shape, "annotation", f"{band} {record.label}", band, shade))
+    for record in records:
+        for side, shape, color in (("inner", record.inner, INNER_COLOR), ("outer", record.outer, OUTER_COLOR)):
+            if shape:
+                features.append(_feature(shape, "annotation", f"Object {side} band", record.label, color))
     return {"type": "FeatureCollection", "features": features}
 
 
-def write_geojson(
-    path: Path, records: Sequence[ObjectRecord], name: str = "Object", color: Color = OBJECT_COLOR, bands: bool = True
-) -> None:
+def write_geojson(path: Path, records: Sequence[ObjectRecord]) -> None:
     """Replace a file by the `feature_collection` of the objects."""
-    text = json.dumps(feature_collection(records, name, color, bands), allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, json.dumps(feature_collection(records), allow_nan=False) + "\n")
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:

@@ -22,7 +22,7 @@ from data.dataset import load_split, read_split
 from data.images import read_image
 from evaluation.ensemble import classify
 from models.joint import JointDenoiser
-from report.contact_sheet import contact_sheet
+from report.figures import contact_sheet
 from results.sampled import read_map
 from sampling.drawer import Drawer
 from utils.data_schema import DataConfig
@@ -128,16 +128,12 @@ def _write(folder: Path, name: str, sdf: np.ndarray, image: np.ndarray, threshol
         write_array(folder / "sdf" / f"{name}.npy", sdf if data.classes else sdf[0])
 
 
-def _is_done(folder: Path, request: Request) -> bool:
-    return (folder / "sdf" / f"{request.name}.npy").is_file()
-
-
 def write_samples(drawer: Drawer, requests: Sequence[Request], data: DataConfig, folder: Path) -> Iterator[int]:
     """Make and write all requests but those that are done; yields the number of samples of each batch."""
     for part in ("images", "masks", "sdf"):
         (folder / part).mkdir(exist_ok=True)
     for batch in batches_of(requests, drawer.max_batch):
-        if not all(_is_done(folder, request) for request in batch):
+        if not all((folder / "sdf" / f"{request.name}.npy").is_file() for request in batch):
             for request, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
                 _write(folder, request.name, sdf.numpy(), pixels_of(image), drawer.threshold, data)
         yield len(batch)

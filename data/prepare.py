@@ -21,6 +21,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from data.stain import Stain, StainError, central_stain, fit_stain
 from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import DataConfig
 from utils.errors import DataError, UsageError, problems_error
-from utils.files import remove_hidden, restore_folder, whole_folder
+from utils.files import remove_leftovers, restore_folder, whole_folder
 from utils.locks import held
 from utils.runs import file_hash
 
@@ -274,14 +275,16 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
     writable.
     """
     root, archive = Path(data.root).resolve(), list_archive(data)
+    if not root.name:
+        raise DataError(f"data.root: {root} holds more than prepared data; choose another")
     if archive.problems:
         raise problems_error("data.raw", archive.problems)
     records: Sequence[Record] = _with_unique_names(archive.records)
     records = cut_split(records, "test", data.test_share, data.split_seed)
     records = cut_split(records, "val", data.validation_fraction, data.split_seed)
     with held(root.with_name(f".{root.name}.lock"), f"data.root: {data.root}"):
-        remove_hidden(root)
         restore_folder(root)
+        remove_leftovers(root.parent, f".*.{escape(root.name)}")
         _check_target(root)
         description: dict[str, object] = {
             "tool_version": FORMAT,

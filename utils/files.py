@@ -9,12 +9,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 
 import numpy as np
 
-_LEFT = re.compile(r"\.\d+\..")  # what `_hidden` makes
+_LEFT = re.compile(r"\.(\d+|old)\..")  # what `_hidden` and `_old` make
 
 
 def _hidden(path: Path) -> Path:
@@ -92,16 +91,9 @@ def restore_folder(path: Path) -> None:
     shutil.rmtree(_old(path), ignore_errors=True)
 
 
-def remove_hidden(path: Path) -> None:
-    """Of processes that were killed while they wrote `path`, to which nobody else writes now."""
-    for left in path.parent.glob(f".*.{escape(path.name)}"):
-        if _LEFT.match(left.name):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
     """Of processes that were killed while they wrote below a folder to which nobody else writes now."""
-    for path in [path for path in folder.rglob(".*") if _LEFT.match(path.name)]:
+    for path in [path for path in folder.glob(pattern) if _LEFT.match(path.name)]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -100,6 +100,8 @@ def test_never_replaces_a_folder_it_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "photos" / "holiday.png").touch()
     with pytest.raises(DataError, match="not prepared here"):
         prepare(small(tmp_path, root=tmp_path / "photos"), quiet=True)
+    with pytest.raises(DataError, match="choose another"):
+        prepare(small(tmp_path, root=Path("/")), quiet=True)
     assert (tmp_path / "photos" / "holiday.png").exists()
 
 

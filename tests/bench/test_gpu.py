@@ -25,6 +25,7 @@ def test_the_gpu_script_goes_on_and_leaves_weights(tmp_path: Path) -> None:
         "data.phantom.size=32",
         "data.phantom.train=4",
         "data.phantom.test=2",
+        "data.workers=1",
     ]
     two = {"VP recommended", "VP direct mean"}  # of one training; the script's own choice trains four
     options = [*sets(tiny), "--only", *two]

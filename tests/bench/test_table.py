@@ -88,7 +88,13 @@ def test_baselines_and_denoisers_in_one_table(workspace: Workspace, monkeypatch:
     names = ["Res-UNet", "regression", "regression ensemble of 5", "DDPM"]
     content["systems"] = [system for system in content["systems"] if system["name"] in names]
     content["systems"][2]["members"] = 2
-    content["small"] += ["training.steps=2", "sampling.steps=3", "data.phantom.size=32", "data.phantom.test=2"]
+    content["small"] += [
+        "training.steps=2",
+        "sampling.steps=3",
+        "data.phantom.size=32",
+        "data.phantom.test=2",
+        "data.workers=1",
+    ]
     (workspace.path / "four.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 

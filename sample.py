@@ -22,7 +22,7 @@ from results.generated import check_generation, finish_samples, image_requests, 
 from results.predicted import inputs_of, open_output, predict
 from results.sampled import add_draw, is_done, open_folder, set_moments, settings_of, start_result, write_image
 from results.summary import finish
-from sampling.drawer import ROUND, Drawer, Timed, drawer_of, groups, image_tensor, whole_draws, whole_moments
+from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
 from sampling.loading import load_denoiser
 from sampling.segmenter import Segmenter
 from utils.cli import common_parser, log_to_console, read_config, shown
@@ -147,7 +147,7 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
         log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
         bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
         at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
-        for group in groups(scenes, max(1, drawer.max_batch // at_once)):
+        for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
             stop.raise_if_set()
             if not all(is_done(folder, scene.key) for scene in group):
                 sample_group(drawer, group, config.sampling, config.evaluation, folder)

@@ -23,7 +23,7 @@ import torch
 from data.patches import Window
 from data.sources.phantom import draw_sample
 from models.build import denoiser_of, placed
-from results.tiff import BandWriter
+from results.tiff import band_writer
 from sampling.drawer import drawer_of
 from sampling.tiled import costs_of, tiled_of
 from utils.cli import common_parser, log_to_console, read_config
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     before, begin, bands = peak_memory_mib(device), time.perf_counter(), []
     shape = args.size, args.size
     with tempfile.TemporaryDirectory() as folder:
-        with BandWriter(Path(folder), shape, denoiser.mask_channels) as writer:
+        with band_writer(Path(folder), shape, denoiser.mask_channels) as write:
             for band in tiled(Mosaic(config.data.color == "rgb"), shape, "mosaic"):
-                writer.add(band)
+                write(band)
                 bands.append((len(band.labels), band.draws, band.nfe))
         written = sum(path.stat().st_size for path in Path(folder).iterdir())
     seconds = time.perf_counter() - begin

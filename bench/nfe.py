@@ -26,7 +26,7 @@ from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged, iou_matrices
-from sampling.drawer import Drawer, Timed, drawer_of, groups, whole_draws
+from sampling.drawer import Drawer, Timed, drawer_of, scene_groups, whole_draws
 from utils.errors import UsageError
 from utils.sections import SamplingConfig
 
@@ -52,7 +52,7 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
     """One row: means over all draws of all images, and over all pixels the correlation of std with error."""
     single, mmse, geds, errors, stds, seconds = [], [], [], [], [], 0.0
     classes = drawer.denoiser.mask_channels
-    for group in groups(scenes, max(1, drawer.max_batch // draws)):
+    for group in scene_groups(scenes, max(1, drawer.max_batch // draws)):
         drawn = Timed(whole_draws(drawer, group, draws))
         for i, own in groupby(drawn, itemgetter(0)):
             scene, ensemble = group[i], Ensemble((classes, *group[i].shape), drawer.threshold)

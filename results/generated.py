@@ -24,7 +24,7 @@ from evaluation.ensemble import classify
 from models.joint import JointDenoiser
 from report.figures import contact_sheet
 from results.sampled import read_map
-from sampling.drawer import Drawer
+from sampling.drawer import Drawer, groups
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.files import naming, write_array, write_json, write_text
@@ -77,18 +77,6 @@ def image_requests(data: DataConfig, count: int | None) -> list[Request]:
     return requests
 
 
-def batches_of(requests: Sequence[Request], most: int) -> Iterator[list[Request]]:
-    """Consecutive requests of one size, at most `most` together."""
-    batch: list[Request] = []
-    for request in requests:
-        if batch and (len(batch) == most or request.size != batch[0].size):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
-
-
 def generated(drawer: Drawer, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
     """Masks (B, K, H, W) in SDF units and images (B, C, H, W) in [-1, 1] on the host; requests of one size and kind."""
     model = drawer.denoiser
@@ -132,7 +120,7 @@ def write_samples(drawer: Drawer, requests: Sequence[Request], data: DataConfig,
     """Make and write all requests but those that are done; yields the number of samples of each batch."""
     for part in ("images", "masks", "sdf"):
         (folder / part).mkdir(exist_ok=True)
-    for batch in batches_of(requests, drawer.max_batch):
+    for batch in groups(requests, drawer.max_batch, lambda request: request.size, lambda _: 1):
         if not all((folder / "sdf" / f"{request.name}.npy").is_file() for request in batch):
             for request, sdf, image in zip(batch, *generated(drawer, batch), strict=True):
                 _write(folder, request.name, sdf.numpy(), pixels_of(image), drawer.threshold, data)

@@ -27,7 +27,7 @@ from report.layers import ImageLayers
 from report.page import render_report
 from results.exports import write_labels
 from results.sampled import read_layers, write_maps, write_objects
-from results.tiff import BandWriter
+from results.tiff import band_writer
 from sampling.segmenter import Result, Segmenter
 from sampling.tiled import costs_of
 from utils.config import dump_config
@@ -118,9 +118,9 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     prepared, classes = segmenter.prepared(picture), segmenter.drawer.denoiser.mask_channels
     area, spread = 0, 0.0
     costs: list[tuple[int, float, float]] = []
-    with BandWriter(folder, prepared.shape, classes) as writer:
+    with band_writer(folder, prepared.shape, classes) as write:
         for band in segmenter.bands(prepared, key):
-            writer.add(band)
+            write(band)
             area += int((band.labels > 0).sum())
             spread += float(band.std.max(axis=0).sum())
             costs.append((len(band.labels), band.draws, band.nfe))

@@ -117,17 +117,8 @@ def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
 
 def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
     """A row for each object, without its contours."""
-    names = [
-        "label",
-        "area",
-        "equivalent_diameter",
-        "row",
-        "column",
-        "probability",
-        "area_mean",
-        "area_std",
-        "mean_std",
-    ]
+    names = ["label", "area", "equivalent_diameter", "row", "column",
+             "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
     rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
     return pd.DataFrame(rows, columns=names)
 
@@ -284,18 +275,8 @@ def is_done(folder: Path, key: str) -> bool:
 
 
 # What is read of a settings.json, see `settings_of`.
-Settings = TypedDict(
-    "Settings",
-    {
-        "checkpoint": str,
-        "members": list[str],
-        "val data": str,
-        "test data": str,
-        "sampling": dict[str, Any],
-        "seed": int,
-    },
-    total=False,
-)
+Settings = TypedDict("Settings", {"checkpoint": str, "members": list[str], "val data": str, "test data": str,
+                                  "sampling": dict[str, Any], "seed": int}, total=False)  # fmt: skip
 
 
 def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:

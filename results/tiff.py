@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from types import TracebackType
 
 import numpy as np
 import tifffile
@@ -94,51 +94,30 @@ class TiffStream:
             waiting = waiting[height:]
 
 
-class BandWriter:
-    """mmse.tif and std.tif (float32, SDF units), probability.tif and mask.tif (uint8, 255 = all, foreground) of one
-    image; with several classes also classes.tif (uint8 labels), and mmse.tif and std.tif are (H, W, K) then.
+@contextmanager
+def band_writer(folder: Path, shape: tuple[int, int], classes: int = 1) -> Iterator[Callable[[Band], None]]:
+    """What writes the next band: mmse.tif and std.tif (float32, SDF units), probability.tif and mask.tif (uint8, 255 =
+    all, foreground) of one image; with several classes also classes.tif (uint8 labels), and mmse.tif and std.tif are
+    (H, W, K) then.
 
-    shape: (H, W) of the image. A context manager: the files in `folder` are whole at its end. Raises OSError where the
-    disk does, ValueError for bands that do not make up the image.
+    shape: (H, W) of the image. The files in `folder` are whole at the end of the block. Raises OSError where the disk
+    does, ValueError for bands that do not make up the image.
     """
+    stacked, streams = shape if classes == 1 else (*shape, classes), dict[str, TiffStream]()
+    for name in ("mmse", "std", "probability", "mask", *(["classes"] if classes > 1 else [])):
+        kind = (stacked, np.float32) if name in ("mmse", "std") else (shape, np.uint8)
+        streams[name] = TiffStream(folder / f"{name}.tif", *kind)
 
-    def __init__(self, folder: Path, shape: tuple[int, int], classes: int = 1) -> None:
-        self.folder, self.shape, self.classes = folder, shape, classes
-        self._streams: dict[str, TiffStream] = {}
+    def add(band: Band) -> None:
+        mmse, std = (maps[0] if classes == 1 else np.moveaxis(maps, 0, -1) for maps in (band.mmse, band.std))
+        probability, mask = np.round(band.probability * 255), (band.labels > 0) * 255
+        for stream, maps in zip(streams.values(), (mmse, std, probability, mask, band.labels), strict=False):
+            stream.add(maps)
 
-    def __enter__(self) -> BandWriter:
-        stacked = self.shape if self.classes == 1 else (*self.shape, self.classes)
-        kinds: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "mmse": (stacked, np.float32),
-            "std": (stacked, np.float32),
-            "probability": (self.shape, np.uint8),
-            "mask": (self.shape, np.uint8),
-        }
-        if self.classes > 1:
-            kinds["classes"] = (self.shape, np.uint8)
-        self._streams = {name: TiffStream(self.folder / f"{name}.tif", *kind) for name, kind in kinds.items()}
-        return self
-
-    def add(self, band: Band) -> None:
-        """Write the next band."""
-        maps = {
-            "mmse": self._stacked(band.mmse),
-            "std": self._stacked(band.std),
-            "probability": np.round(band.probability * 255),
-            "mask": (band.labels > 0) * 255,
-            "classes": band.labels,
-        }
-        for name, stream in self._streams.items():
-            stream.add(maps[name])
-
-    def _stacked(self, maps: np.ndarray) -> np.ndarray:
-        return maps[0] if self.classes == 1 else np.moveaxis(maps, 0, -1)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for stream in self._streams.values():
+    try:
+        yield add
+    finally:
+        for stream in streams.values():
             stream.end()
-        if kind is None:
-            for stream in self._streams.values():
-                stream.check()
+    for stream in streams.values():
+        stream.check()

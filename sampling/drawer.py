@@ -259,15 +259,19 @@ def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler | None = None
     )
 
 
-def groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
-    """Consecutive images with parts of one size, at most `most` parts together but at least one image. What is done
-    already plays no part in the grouping, so that an interrupted run computes the same batches."""
-    group: list[Scene] = []
-    for scene in scenes:
-        parts = sum(len(s.parts) for s in group) + len(scene.parts)
-        if group and (parts > most or scene.parts[0].image.shape != group[0].parts[0].image.shape):
+def groups(items: Iterable[T], most: int, kind: Callable[[T], object], parts: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive items of one kind, at most `most` parts together but at least one item. What is done already plays no
+    part in the grouping, so that an interrupted run computes the same batches."""
+    group: list[T] = []
+    for item in items:
+        if group and (sum(map(parts, [*group, item])) > most or kind(item) != kind(group[0])):
             yield group
             group = []
-        group.append(scene)
+        group.append(item)
     if group:
         yield group
+
+
+def scene_groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
+    """Images with parts of one size, see `groups`."""
+    return groups(scenes, most, lambda scene: scene.parts[0].image.shape, lambda scene: len(scene.parts))

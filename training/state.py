@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired
 
 from data.batches import Batches
 from data.dataset import DataState, data_change
@@ -66,35 +66,16 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
 
 
-class GeneratorStates(TypedDict):
-    times: Dense
-    noise: Dense
-    torch: Dense
-    cuda: list[Dense]
-
-
-class Optimizer(TypedDict):
-    state: dict[int, dict[str, Dense | float]]
-    param_groups: list[dict[str, Any]]
-
-
-class Order(TypedDict):
-    """Of `Batches`."""
-
-    order: Dense
-    generator: Dense
-
-
 class Saved(Weights):
     """A checkpoint to go on from, see `TrainingState.state_dict`. since_row: absent in old ones."""
 
     model: dict[str, Dense]
     best_f1: float
     averaged: int
-    optimizer: Optimizer
+    optimizer: dict[str, Any]
     schedule: dict[str, Any]
-    batches: Order
-    generators: GeneratorStates
+    batches: dict[str, Dense]
+    generators: dict[str, Dense | list[Dense]]
     since_row: NotRequired[dict[str, float]]
 
 

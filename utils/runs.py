@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,25 +87,12 @@ def newest_run(name: str, root: Path = Path("runs")) -> Path:
 
 
 def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        here = Path(__file__).resolve().parent
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        return result.stdout.strip() or None
+        found = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return found.stdout.strip() or None
 
 
 def device_name(device: torch.device) -> str:
@@ -123,7 +110,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from results.tiff import BandWriter
+from results.tiff import band_writer
 from sampling.tiled import Band
 
 
@@ -37,9 +37,9 @@ def random_bands(shape: tuple[int, int], classes: int, heights: Sequence[int]) -
 )
 def test_tiff_files_are_the_maps(tmp_path: Path, shape: tuple[int, int], classes: int, heights: list[int]) -> None:
     bands = random_bands(shape, classes, heights)
-    with BandWriter(tmp_path, shape, classes) as writer:
+    with band_writer(tmp_path, shape, classes) as write:
         for band in bands:
-            writer.add(band)
+            write(band)
     found = {path.name: tifffile.imread(path) for path in tmp_path.iterdir()}
     names = {"mmse.tif", "std.tif", "mask.tif", "probability.tif"} | ({"classes.tif"} if classes > 1 else set())
     assert set(found) == names
@@ -61,9 +61,9 @@ def test_tiff_files_are_the_maps(tmp_path: Path, shape: tuple[int, int], classes
 @pytest.mark.parametrize("heights", [[], [10], [300], [300, 299]])
 def test_an_image_that_fails_leaves_no_thread(tmp_path: Path, heights: list[int]) -> None:
     def interrupted() -> None:
-        with BandWriter(tmp_path, (600, 300)) as writer:
+        with band_writer(tmp_path, (600, 300)) as write:
             for band in random_bands((600, 300), 1, heights) if heights else []:
-                writer.add(band)
+                write(band)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -73,9 +73,9 @@ def test_an_image_that_fails_leaves_no_thread(tmp_path: Path, heights: list[int]
 
 def test_bands_must_make_up_the_image(tmp_path: Path) -> None:
     (band,) = random_bands((10, 30), 1, [10])
-    with pytest.raises(ValueError, match="10 of 11 rows"), BandWriter(tmp_path, (11, 30)) as writer:
-        writer.add(band)
-    with pytest.raises(ValueError, match="rows of shape"), BandWriter(tmp_path, (9, 30)) as writer:
-        writer.add(band)
-    with pytest.raises(FileNotFoundError), BandWriter(tmp_path / "nowhere", (10, 30)) as writer:
-        writer.add(band)
+    with pytest.raises(ValueError, match="10 of 11 rows"), band_writer(tmp_path, (11, 30)) as write:
+        write(band)
+    with pytest.raises(ValueError, match="rows of shape"), band_writer(tmp_path, (9, 30)) as write:
+        write(band)
+    with pytest.raises(FileNotFoundError), band_writer(tmp_path / "nowhere", (10, 30)) as write:
+        write(band)

@@ -10,7 +10,7 @@ import torch
 from data.dataset import load_split
 from data.scenes import scenes_of
 from models.unet import ImageEncoder
-from sampling.drawer import drawer_of, groups
+from sampling.drawer import drawer_of, scene_groups
 from sampling.loading import load_denoiser
 from tests.helpers import Workspace, section, shake_checkpoint
 from utils.config import load_config
@@ -83,5 +83,5 @@ def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: p
 
 def test_groups_do_not_depend_on_what_is_done(trained: Workspace) -> None:
     scenes = scenes_of(load_split(section(root=trained.path / "prepared", truncation=6), "test"))
-    assert [len(group) for group in groups(scenes, 2)] == [2, 1]
-    assert [scene.key for group in groups(scenes, 1) for scene in group] == [scene.key for scene in scenes]
+    assert [len(group) for group in scene_groups(scenes, 2)] == [2, 1]
+    assert [scene.key for group in scene_groups(scenes, 1) for scene in group] == [scene.key for scene in scenes]

@@ -57,16 +57,6 @@ class Patch:
         return np.asarray(self.labels > 0)
 
 
-def _inside(root: Path, name: str) -> Path:
-    """The file `name` below root. The published layout starts its paths with '/', which is root here."""
-    path = (root / name.lstrip("/")).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise DataError(f"{name} leads out of {root}")
-    if not path.is_file():
-        raise DataError(f"no file {name} under {root}")
-    return path
-
-
 def _read_sdf(path: Path, classes: int) -> np.ndarray:
     """(K, H, W) float32."""
     sdf = load_npy(path)
@@ -82,31 +72,25 @@ def _read_sdf(path: Path, classes: int) -> np.ndarray:
     return sdf.astype(np.float32)
 
 
-def _read_mask(path: Path, max_pixels: int) -> np.ndarray:
-    values = read_image(path, max_pixels)
-    return two_valued(values if values.ndim == 2 else values.max(axis=2), path)
-
-
-def _read_classes(path: Path, data: DataConfig) -> np.ndarray:
-    values, classes = read_labels(path, data.max_pixels), data.classes or ()
-    unknown = sorted(set(np.unique(values).tolist()) - {0, *classes})
-    if unknown:
-        raise DataError(f"{path} holds the value {unknown[0]}; data.classes are {list(classes)}")
-    labels = np.zeros(values.shape, np.uint8)
-    for k, value in enumerate(classes, 1):
-        labels[values == value] = k
-    return labels
-
-
 class _RowReader:
-    """The files of one row, every complaint with the row's place in front."""
+    """The files of one row."""
 
-    def __init__(self, root: Path, row: dict[str, str], data: DataConfig) -> None:
-        self.root, self.row, self.data = root, row, data
+    def __init__(self, row: dict[str, str], data: DataConfig) -> None:
+        self.root, self.row, self.data = Path(data.root), row, data
         self.classes = data.classes or (1,)
 
     def path(self, name: str) -> Path:
-        return _inside(self.root, name)
+        """The file `name` below root. The published layout starts its paths with '/', which is root here."""
+        path = (self.root / name.lstrip("/")).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise DataError(f"{name} leads out of {self.root}")
+        if not path.is_file():
+            raise DataError(f"no file {name} under {self.root}")
+        return path
+
+    def mask(self, name: str) -> np.ndarray:
+        values = read_image(self.path(name), self.data.max_pixels)
+        return two_valued(values if values.ndim == 2 else values.max(axis=2), self.path(name))
 
     def image(self) -> np.ndarray:
         pixels = read_image(self.path(self.row["filename"]), self.data.max_pixels)
@@ -116,10 +100,18 @@ class _RowReader:
 
     def labels(self) -> np.ndarray:
         if self.data.classes is None:
-            return _read_mask(self.path(self.row["maskname"]), self.data.max_pixels).astype(np.uint8)
-        if not self.row.get("classname"):
+            return self.mask(self.row["maskname"]).astype(np.uint8)
+        name = self.row.get("classname")
+        if not name:
             raise DataError("data.classes needs a column classname, a PNG of class values")
-        return _read_classes(self.path(self.row["classname"]), self.data)
+        values = read_labels(self.path(name), self.data.max_pixels)
+        unknown = sorted(set(np.unique(values).tolist()) - {0, *self.classes})
+        if unknown:
+            raise DataError(f"{name} holds the value {unknown[0]}; data.classes are {list(self.classes)}")
+        labels = np.zeros(values.shape, np.uint8)
+        for k, value in enumerate(self.classes, 1):
+            labels[values == value] = k
+        return labels
 
     def instances(self, labels: np.ndarray) -> np.ndarray | None:
         name = self.row.get("instancename")
@@ -151,7 +143,7 @@ class _RowReader:
             return self.sdf(labels, self.row.get("maskdtname"))[None], ()
         if sdfs and len(sdfs) != len(masks):
             raise DataError(f"{len(masks)} raternames, but {len(sdfs)} raterdtnames")
-        raters = tuple(_read_mask(self.path(name), self.data.max_pixels) for name in masks)
+        raters = tuple(self.mask(name) for name in masks)
         for name, rater in zip(masks, raters, strict=True):
             if rater.shape != labels.shape:
                 raise DataError(f"mask {name} is {rater.shape}, the others {labels.shape}")
@@ -168,8 +160,8 @@ def _corner(row: dict[str, str]) -> tuple[int, int] | None:
     return int(top), int(left)
 
 
-def _read_row(root: Path, row: dict[str, str], key: str, where: str, data: DataConfig, instances: bool) -> Patch:
-    reader = _RowReader(root, row, data)
+def _read_row(row: dict[str, str], key: str, where: str, data: DataConfig, instances: bool) -> Patch:
+    reader = _RowReader(row, data)
     try:
         image, labels = reader.image(), reader.labels()
         if labels.shape != image.shape[:2]:
@@ -239,7 +231,7 @@ def read_split(data: DataConfig, split: str, *, instances: bool = False) -> Iter
     check_prepared(data, training=split == "train")
     rows = _read_table(root, split)
     for number, (row, key) in enumerate(zip(rows, _keys(rows), strict=True), 2):
-        yield _read_row(root, row, key, f"{root / split}.csv row {number}", data, instances)
+        yield _read_row(row, key, f"{root / split}.csv row {number}", data, instances)
 
 
 def _is_scaled_down(patches: Sequence[Patch]) -> bool:

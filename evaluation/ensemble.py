@@ -72,24 +72,17 @@ class Ensemble:
 class Moments:
     """The maps of an `Ensemble` from a mean and a standard deviation alone, by a normal distribution at every pixel.
 
-    mmse, std: (K, H, W) float32 in SDF units. threshold: as in `Ensemble`.
+    mmse, std: (K, H, W) float32 in SDF units. threshold: as in `Ensemble`. labels: classes of the mean; (H, W) uint8.
+    probability: that an SDF is below the threshold, classes taken as independent; (H, W) float32 in [0, 1].
     """
 
     draws = 1  # the mean
 
     def __init__(self, mmse: np.ndarray, std: np.ndarray, threshold: float) -> None:
         self.mmse, self.std, self.threshold = mmse, std, threshold
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Classes of the mean; (H, W) uint8."""
-        return classify(self.mmse, self.threshold)
-
-    @property
-    def probability(self) -> np.ndarray:
-        """Probability that an SDF is below the threshold, classes taken as independent; (H, W) float32 in [0, 1]."""
-        background = ndtr((self.mmse - self.threshold) / np.maximum(self.std, 1e-6))
-        return (1.0 - background.prod(axis=0)).astype(np.float32)
+        self.labels = classify(mmse, threshold)
+        background = ndtr((mmse - threshold) / np.maximum(std, 1e-6))
+        self.probability = (1.0 - background.prod(axis=0)).astype(np.float32)
 
 
 class StandardError:

@@ -192,13 +192,12 @@ class Contingency:
         one, two = self.partner_of_truth, self.partner_of_prediction
         pairs = np.unique(np.concatenate([one, two]))
         distances = {p: true.hausdorff(self.truth[p], predicted, self.prediction[p]) for p in pairs}
-        of_truth = {self.truth[p]: distances[p] for p in one}
-        of_prediction = {self.prediction[p]: distances[p] for p in two}
         both = 0.0
-        for areas, known, own, other in (
-            (self.truth_areas, of_truth, true, predicted),
-            (self.prediction_areas, of_prediction, predicted, true),
+        for areas, numbers, partners, own, other in (
+            (self.truth_areas, self.truth, one, true, predicted),
+            (self.prediction_areas, self.prediction, two, predicted, true),
         ):
+            known = {numbers[p]: distances[p] for p in partners}
             each = [known[i] if i in known else own.nearest(i, other) for i in range(len(areas))]
             both += float(areas @ np.array(each)) / float(areas.sum())
         return both / 2

@@ -72,7 +72,7 @@ def test_a_raw_picture_gives_what_prepare_and_sample_give(workspace: Workspace) 
 def test_the_direct_mean_takes_one_evaluation(trained: Workspace, moments: str) -> None:
     options = ["sde.prior_share=0.5", f"model.second_moment={moments}"]
     assert trained("main", *sets(options)).code == 0
-    mean = ["sampling.sampler=mean", "sampling.draws=1"]
+    mean = ["sampling.sampler=mean"]
     segmenter = Segmenter.from_run(trained.run_folder(), device="cpu", overrides=mean)
     evaluated: list[str] = []
     for name in ("encoder", "network"):

@@ -198,6 +198,9 @@ def test_kept_weights_are_small_and_have_a_card(path: Path) -> None:
     for heading in ("Data", "Licence", "Protocol", "Scores", "Intended use", "Limits"):
         assert f"\n## {heading}\n" in card
     assert header.commit in card
+    with safe_open(path, "pt") as file:
+        assert len(file.metadata()["sha256"]) == 64
+    assert read_weights(path)["step"] == header.step
     assert "/" not in str(header.config["data"]["stain_target"])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,6 +27,7 @@ from data.images import read_table
 from data.prepare import list_archive
 from data.recipe import FOLDERS, read_sample
 from report import figures
+from report.page import filled
 from utils.cli import common_parser, read_config
 from utils.config import dump_config
 from utils.data_schema import DataConfig
@@ -202,9 +202,8 @@ def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspici
     charts = [foreground_chart(facts.table), sdf_chart(facts, data.classes or ())] if len(facts.table) else []
     charts += [intensity_chart(raw, "raw images")] if raw else []
     charts += [intensity_chart(after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
-    templates = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("inspect.html").render(
+    page = filled(
+        Path(__file__).with_name("templates") / "inspect.html",
         name=config.name,
         root=data.root,
         lines=split_table(facts.table) if len(facts.table) else [],

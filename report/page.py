@@ -26,6 +26,14 @@ RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "
              "reliability.png", "sparsification.png", "trajectory.gif")  # fmt: skip
 
 
+def filled(template: Path, **values: Any) -> str:
+    """The text of an HTML template with these values, escaped."""
+    loader = FileSystemLoader(template.parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = report_scores.number
+    return environment.get_template(template.name).render(values)
+
+
 def _present(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
@@ -54,8 +62,6 @@ def render_report(
     folder: where the page will lie. Links go to the files that are there, curves come from its calibration.json.
     settings: the resolved config as YAML.
     """
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = report_scores.number
     names = [str(row["image_id"]) for row in rows]
     shown = layers_of(error_scale(layers(name) for name in names))
     most = PICTURES // max(len(rows), USUAL)
@@ -65,7 +71,8 @@ def render_report(
     curves = folder / "calibration.json"
     count = max((picture.classes for picture in pictures), default=1)
     classes = list(summary.get("mmse", {}).get("classes", range(1, count + 1))) if count > 1 else []
-    return environment.get_template("report.html").render(
+    return filled(
+        TEMPLATES / "report.html",
         title=title,
         summary=summary,
         headline=report_scores.headline(summary),

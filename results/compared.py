@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from typing_extensions import TypedDict
 
 from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
-from report.page import TEMPLATES
+from report.page import TEMPLATES, filled
 from results.sampled import Settings
 from utils.errors import UsageError
 from utils.files import write_text
@@ -138,14 +137,12 @@ def _intervals(comparison: Comparison) -> list[dict[str, Any]]:
 
 def render_comparison(comparison: Comparison, title: str = "Comparison of runs") -> str:
     """A self-contained HTML page: runs, differences with their intervals, and every image."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "p": _p}
     images = comparison.images.astype(object).where(comparison.images.notna(), None)
     rows = [
         (image, {score: [images.loc[image, (score, name)] for name in comparison.names] for score in SCORES})
         for image in images.index
     ]
-    return environment.get_template("compare.html").render(
-        title=title, comparison=comparison, scores=SCORES, costs=COSTS, cost=_cost, lines=_intervals(comparison),
-        rows=rows, resamples=RESAMPLES,
+    return filled(
+        TEMPLATES / "compare.html", title=title, comparison=comparison, scores=SCORES, costs=COSTS, cost=_cost, p=_p,
+        lines=_intervals(comparison), rows=rows, resamples=RESAMPLES,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def test_table_trains_scores_and_goes_on(workspace: Workspace, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_a_table_goes_on_after_an_interruption(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = TWO_SYSTEMS.replace("[training.steps=2]", "[training.steps=400, training.validate_every=400]")
+    content = TWO_SYSTEMS.replace("[training.steps=2]", "[training.steps=200, training.validate_every=200]")
     (workspace.path / "two.yaml").write_text(content)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, "-m", "bench.table", "--protocol", "two.yaml", "--output", "two", "--small", "--only",
@@ -60,11 +60,11 @@ def test_a_table_goes_on_after_an_interruption(workspace: Workspace, monkeypatch
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     (run,) = folder.iterdir()
-    assert 0 < load_checkpoint(run / "checkpoints" / "last.pt")["step"] < 400
+    assert 0 < load_checkpoint(run / "checkpoints" / "last.pt")["step"] < 200
     assert subprocess.run(command).returncode == 0
     (row,) = pd.read_csv("two.csv").to_dict("records")
     assert row["folder"].startswith(str(run))
-    assert row["steps"] == 400
+    assert row["steps"] == 200
     shutil.copytree(Path(row["folder"]), run / "samples" / "20990101-000000")  # a later one that was broken off
     (run / "samples" / "20990101-000000" / "summary.json").unlink()
     Path("two.csv").unlink()

@@ -108,14 +108,9 @@ class Contingency:
         return np.flatnonzero(self.iou > 0.5)
 
     @property
-    def partner_of_truth(self) -> np.ndarray:
-        """Index of the pair with the largest overlap, for each true object that has one."""
-        return _largest(self.truth, self.overlap)
-
-    @property
-    def partner_of_prediction(self) -> np.ndarray:
-        """Index of the pair with the largest overlap, for each predicted object that has one."""
-        return _largest(self.prediction, self.overlap)
+    def partners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the pairs with the largest overlap of each true and of each predicted object that has one."""
+        return _largest(self.truth, self.overlap), _largest(self.prediction, self.overlap)
 
     @property
     def aji(self) -> float:
@@ -154,7 +149,7 @@ class Contingency:
         """
         if self.empty:
             return 1.0
-        pairs = self.partner_of_prediction
+        _, pairs = self.partners
         truth = self.truth[pairs]
         true_positive = len(np.unique(truth[2 * self.overlap[pairs] >= self.truth_areas[truth]]))
         return 2 * true_positive / (len(self.truth_areas) + len(self.prediction_areas))
@@ -172,9 +167,9 @@ class Contingency:
             return 0.0
         areas = self.truth_areas[self.truth] + self.prediction_areas[self.prediction]
         dice = 2 * self.overlap / areas
-        one, two = self.partner_of_prediction, self.partner_of_truth
-        by_prediction = (self.prediction_areas[self.prediction[one]] * dice[one]).sum() / self.prediction_areas.sum()
-        by_truth = (self.truth_areas[self.truth[two]] * dice[two]).sum() / self.truth_areas.sum()
+        one, two = self.partners
+        by_truth = (self.truth_areas[self.truth[one]] * dice[one]).sum() / self.truth_areas.sum()
+        by_prediction = (self.prediction_areas[self.prediction[two]] * dice[two]).sum() / self.prediction_areas.sum()
         return float(by_prediction + by_truth) / 2
 
     @property
@@ -189,7 +184,7 @@ class Contingency:
         if len(self.truth_areas) == 0 or len(self.prediction_areas) == 0:
             return float(np.hypot(*self.truth_labels.shape))
         true, predicted = _Objects(self.truth_labels), _Objects(self.prediction_labels)
-        one, two = self.partner_of_truth, self.partner_of_prediction
+        one, two = self.partners
         pairs = np.unique(np.concatenate([one, two]))
         distances = {p: true.hausdorff(self.truth[p], predicted, self.prediction[p]) for p in pairs}
         both = 0.0

@@ -154,11 +154,7 @@ def finish_samples(
             masks.append(np.argmax([mask == value for value in mask_values(data)], axis=0))
     _write_tables(folder, requests, data)
     contact_sheet(images, masks, data.channels).save(folder / "sheet.png")
-    summary = {
-        "samples": len(requests),
-        **facts,
-        "foreground": float(np.mean(shares)),
-        "foreground_std": float(np.std(shares)),
-    }
+    foreground = {"foreground": float(np.mean(shares)), "foreground_std": float(np.std(shares))}
+    summary = {"samples": len(requests), **facts, **foreground}
     write_json(folder / "summary.json", summary)
     return summary

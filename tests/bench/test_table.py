@@ -56,7 +56,7 @@ def test_a_table_goes_on_after_an_interruption(workspace: Workspace, monkeypatch
     deadline = time.monotonic() + 90
     while not list(folder.glob("*/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(1)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     (run,) = folder.iterdir()

@@ -28,7 +28,7 @@ from report.page import render_report
 from results.exports import write_labels
 from results.sampled import read_layers, write_maps, write_objects
 from results.tiff import band_writer
-from sampling.segmenter import Result, Segmenter
+from sampling.segmenter import Segmenter
 from sampling.tiled import costs_of
 from utils.config import dump_config
 from utils.errors import DataError, UsageError, problems_error
@@ -70,14 +70,6 @@ def inputs_of(path: Path) -> list[Input]:
     return [Input(p, key) for p, key in zip(paths, unique_names(names, OWN), strict=True)]
 
 
-def _write_result(picture: Picture, result: Result, folder: Path) -> None:
-    """The files of an image, as of test images but for what needs a truth."""
-    write_maps(folder, result.mmse, result.std, result.probability, result.classes)
-    masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
-    figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
-    write_objects(folder, result.instances, result.objects)
-
-
 class Row(TypedDict):
     """result.json, a line of results.csv."""
 
@@ -95,7 +87,13 @@ class Row(TypedDict):
     seconds: float
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
+    """The files of an image, as of test images but for what needs a truth."""
+    result = segmenter(picture.whole(), key)
+    write_maps(folder, result.mmse, result.std, result.probability, result.classes)
+    masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
+    figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
+    write_objects(folder, result.instances, result.objects)
     return {
         "objects": len(result.objects),
         "area": int(result.mask.sum()),
@@ -105,12 +103,6 @@ def _row(result: Result) -> dict[str, Any]:
         "nfe_per_draw": result.nfe_per_draw,
         "warning": result.warning or "",
     }
-
-
-def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
-    result = segmenter(picture.whole(), key)
-    _write_result(picture, result, folder)
-    return _row(result)
 
 
 def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:

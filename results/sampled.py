@@ -194,20 +194,11 @@ class Scores(TypedDict):
     peak_memory_mib: float
 
 
-class ObjectDetails(TypedDict):
-    """The part of details.json that `_object_details` makes."""
-
-    aji: float
-    pq: float
-    dq: float
-    sq: float
-    f1: float
-    dice: float
-    hausdorff: float
-    objects: int
-    true_objects: int
-    true_areas: list[int]
-    drawn_areas: list[list[int]]
+OBJECT_SCORES = ("aji", "pq", "dq", "sq", "f1", "dice", "hausdorff")
+# What `_object_details` makes.
+ObjectDetails = TypedDict("ObjectDetails", {  # noqa: UP013
+    "aji": float, "pq": float, "dq": float, "sq": float, "f1": float, "dice": float, "hausdorff": float, "objects": int,
+    "true_objects": int, "true_areas": list[int], "drawn_areas": list[list[int]]})  # fmt: skip
 
 
 class Details(TypedDict):

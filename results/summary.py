@@ -17,7 +17,7 @@ from evaluation.metrics import Counts, mean_f1, mean_iou
 from report.calibration_figures import reliability_diagram, sparsification_curve
 from report.layers import ImageLayers
 from report.page import render_report
-from results.sampled import Details, Settings, read_details, read_layers, read_scores
+from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_scores
 from utils.config import dump_config
 from utils.files import write_json, write_text
 from utils.reading import read_json, read_table
@@ -68,9 +68,6 @@ def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, 
         "nfe_per_draw": scores["nfe"],
         "seconds": scores["seconds"],
     }
-
-
-OBJECT_SCORES = ("aji", "pq", "dq", "sq", "f1", "dice", "hausdorff")
 
 
 def _object_columns(objects: Mapping[str, Any]) -> dict[str, Any]:

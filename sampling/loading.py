@@ -9,7 +9,7 @@ import torch
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
-from utils.checkpoint import check_weights, load_checkpoint, load_weights
+from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
 from utils.errors import UsageError
 from utils.runs import checked_run
@@ -42,7 +42,7 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
         with torch.device("meta"):  # a config may ask for any size, the weights have theirs
             check_weights(denoiser_of(config).state_dict(), state["ema"], path)
         model = denoiser_of(config)
-        load_weights(model, state["ema"], path)
+        model.load_state_dict(state["ema"])
         before = parse_config(state["config"], path).model_dump()
         for key in MEANING:
             section, name = key.split(".")

@@ -18,15 +18,7 @@ from data.batches import Batches
 from data.dataset import DataState, data_change
 from models.denoiser import Denoiser
 from training.losses import Generators
-from utils.checkpoint import (
-    Dense,
-    Weights,
-    check_weights,
-    link_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from utils.checkpoint import Dense, Weights, check_weights, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.errors import CheckpointError, UsageError
 from utils.reading import damaged, read_json
@@ -177,8 +169,8 @@ def checked_resume(run: Path, config: Config, data: DataState, state: TrainingSt
     if change := data_change(read_json(run / "environment.json", DataState), data):
         raise UsageError(f"--resume {run}: {change}; its training cannot go on with other data")
     saved = load_checkpoint(path, Saved)
-    load_weights(state.model, saved["model"], path)
-    check_weights(state.model.state_dict(), saved["ema"], path)
+    for weights in (saved["model"], saved["ema"]):
+        check_weights(state.model.state_dict(), weights, path)
     with damaged(path, CheckpointError):
         state.load_state_dict(saved)
 

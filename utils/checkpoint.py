@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, InstanceOf
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from utils.errors import CheckpointError, cut
@@ -112,9 +112,3 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path
     for key, w in weights.items():
         if not torch.isfinite(w).all():
             raise CheckpointError(f"{path}: {key} is not finite; the training went wrong, or the file did")
-
-
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict strictly. Raises CheckpointError, see `check_weights`."""
-    check_weights(module.state_dict(), weights, path)
-    module.load_state_dict(dict(weights))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.helpers import full_disk
-from utils.checkpoint import link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import check_weights, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
 
 
@@ -73,11 +73,13 @@ def test_absent_and_foreign(tmp_path: Path) -> None:
 def test_another_architecture_names_the_keys() -> None:
     weights = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).state_dict()
     with pytest.raises(CheckpointError, match=r"0\.weight is \(3, 2\), the model has \(4, 2\)"):
-        load_weights(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), weights, Path("x.pt"))
+        check_weights(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)).state_dict(), weights, Path("x.pt"))
     with pytest.raises(CheckpointError, match=r"unexpected 1\.weight"):
-        load_weights(nn.Sequential(nn.Linear(2, 3)), weights, Path("x.pt"))
+        check_weights(nn.Sequential(nn.Linear(2, 3)).state_dict(), weights, Path("x.pt"))
     with pytest.raises(CheckpointError, match=r"missing 2\.weight"):
-        load_weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(1, 1)), weights, Path("x.pt"))
+        check_weights(
+            nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(1, 1)).state_dict(), weights, Path("x.pt")
+        )
 
 
 def test_second_name_replaces_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +140,4 @@ def test_values_of_another_kind_are_named(tmp_path: Path, odd: dict[str, Any]) -
 def test_nan_weights_say_so() -> None:
     weights = nn.Linear(2, 3).state_dict() | {"bias": torch.tensor([0.0, float("nan"), 0.0])}
     with pytest.raises(CheckpointError, match=r"x\.pt: bias is not finite"):
-        load_weights(nn.Linear(2, 3), weights, Path("x.pt"))
+        check_weights(nn.Linear(2, 3).state_dict(), weights, Path("x.pt"))

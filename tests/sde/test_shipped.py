@@ -26,6 +26,7 @@ from utils.schema import Config
 
 SHIPPED = [path for path in sorted((ROOT / "cfg").glob("*.yaml")) if not load_config(path).is_one_pass]
 each_config = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+LONG = ("baseline_ddpm", "monuseg")  # a thousand evaluations a draw and more
 
 
 def side_of(config: Config) -> int:
@@ -41,7 +42,9 @@ def rms_of(config: Config) -> float:
     return rms * config.data.sdf_scale
 
 
-@each_config
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in SHIPPED]
+)
 def test_draws_have_the_mean_of_a_posterior_with_low_frequencies(path: Path) -> None:
     """The lowest 32 x 32 frequencies, in the size that they have in a whole image, drawn as the config says.
 

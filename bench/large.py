@@ -49,9 +49,8 @@ class Mosaic:
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Measure time and memory of one large image.")
     parser.add_argument("--size", type=int, default=5000, help="height and width in pixels; default: 5000")
-    parser.add_argument(
-        "--trained", type=int, default=128, help="side of a tile if sampling.tile is null; default: 128"
-    )
+    help_text = "side of a tile if sampling.tile is null; default: 128"
+    parser.add_argument("--trained", type=int, default=128, help=help_text)
     args = parser.parse_args(argv)
     config = read_config(args)
     if config is None:
@@ -75,13 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.perf_counter() - begin
     draws = "{draws:.4g} draws of {nfe_per_draw:.4g} evaluations".format(**costs_of(bands))
     draws = draws if tiled.draws else "moments in one evaluation"
-    print(
-        f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {len(bands)} bands, {draws}"
-    )
-    print(
-        f"{seconds:.0f} s, {seconds / args.size**2 * 1e6:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF"
-    )
-    print(f"peak memory {peak_memory_mib(device):.0f} MiB; {before:.0f} MiB before")
+    rate = seconds / args.size**2 * 1e6
+    print(f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {len(bands)} bands, {draws}\n"
+          f"{seconds:.0f} s, {rate:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF\n"
+          f"peak memory {peak_memory_mib(device):.0f} MiB; {before:.0f} MiB before")  # fmt: skip
 
 
 if __name__ == "__main__":

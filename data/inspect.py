@@ -7,7 +7,7 @@ from utils.command import run_command
 import base64
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -36,6 +37,7 @@ from utils.files import write_text
 from utils.schema import Config
 
 PATCHES, PAIRS, RAW = 24, 16, 24
+Item = tuple[str, Patch]  # a split and one of its patches
 SHOWN = 160  # pixels of a picture on the page
 
 
@@ -45,7 +47,7 @@ def tables_of(root: str) -> dict[str, Path]:
     return {split: path for split, path in paths.items() if path.is_file()}
 
 
-def all_patches(data: DataConfig) -> Iterator[tuple[str, Patch]]:
+def all_patches(data: DataConfig) -> Iterator[Item]:
     """(split, patch) of every row of every CSV file that is there."""
     tables = tables_of(data.root)
     if not tables:
@@ -55,68 +57,55 @@ def all_patches(data: DataConfig) -> Iterator[tuple[str, Patch]]:
             yield split, patch
 
 
-class Keeper:
+def keeping(patches: Iterable[Item], kept: list[Item], count: int, seed: int) -> Iterator[Item]:
     """Hands patches on and keeps a random few (reservoir sampling), so that memory does not grow with their number."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seen, self.kept = count, 0, list[tuple[str, Patch]]()
-        self.rng = np.random.default_rng(seed)
-
-    def __call__(self, patches: Iterator[tuple[str, Patch]]) -> Iterator[tuple[str, Patch]]:
-        for item in patches:
-            self.seen += 1
-            if len(self.kept) < self.count:
-                self.kept.append(item)
-            elif (index := int(self.rng.integers(self.seen))) < self.count:
-                self.kept[index] = item
-            yield item
+    rng = np.random.default_rng(seed)
+    for seen, item in enumerate(patches, 1):
+        if len(kept) < count:
+            kept.append(item)
+        elif (index := int(rng.integers(seen))) < count:
+            kept[index] = item
+        yield item
 
 
-def data_uri(picture: Image.Image | Figure) -> str:
+def data_uri(save: Callable[..., None], **options: Any) -> str:
+    """What a picture's or figure's `save` writes as PNG."""
     buffer = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png", dpi=100)
-    else:
-        picture.save(buffer, "PNG", optimize=True)
+    save(buffer, format="png", **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _chart() -> tuple[Figure, Any]:
+def chart(draw: Callable[..., None], *drawn: Any) -> str:
+    """What `draw` draws of its arguments on axes."""
     figure = Figure(figsize=(5.0, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    draw(axes, *drawn)
+    return data_uri(figure.savefig, dpi=100)
 
 
-def foreground_chart(table: pd.DataFrame) -> str:
-    figure, axes = _chart()
+def draw_foreground(axes: Axes, table: pd.DataFrame) -> None:
     shares = {str(split): rows["foreground"] for split, rows in table.groupby("split", sort=False)}
     bins = np.linspace(0, max(0.05, table["foreground"].max()), 21)
     axes.hist(list(shares.values()), bins=bins.tolist(), label=list(shares), stacked=True)
     axes.set(xlabel="share of foreground", ylabel="patches")
     axes.legend()
-    return data_uri(figure)
 
 
-def sdf_chart(facts: Facts, classes: Sequence[int]) -> str:
-    figure, axes = _chart()
+def draw_sdf(axes: Axes, facts: Facts, classes: Sequence[int]) -> None:
     for k, shares in enumerate(facts.sdf):
         axes.stairs(shares, SDF_BINS, fill=len(facts.sdf) == 1, label=f"class {classes[k]}" if classes else None)
     axes.set(xlabel="SDF (negative inside, 1 = truncation)", ylabel="share of pixels", yscale="log")
     if classes:
         axes.legend()
-    return data_uri(figure)
 
 
-def intensity_chart(histograms: Sequence[np.ndarray], title: str) -> str:
+def draw_intensity(axes: Axes, histograms: Sequence[np.ndarray], title: str) -> None:
     """A thin line per picture, a thick one for their mean."""
-    figure, axes = _chart()
     centres = (GREY_BINS[:-1] + GREY_BINS[1:]) / 2
-    for histogram in histograms:
-        axes.plot(centres, histogram, color="tab:blue", alpha=0.25, linewidth=0.7)
+    axes.plot(centres, np.transpose(histograms), color="tab:blue", alpha=0.25, linewidth=0.7)
     axes.plot(centres, np.mean(histograms, axis=0), color="black", linewidth=2)
     axes.set(xlabel="grey value", ylabel="share of pixels", title=title, ylim=(0, None))
-    return data_uri(figure)
 
 
 def raw_histograms(data: DataConfig) -> list[np.ndarray]:
@@ -159,25 +148,22 @@ def augmented_pairs(data: DataConfig, seed: int, patches: Sequence[Patch]) -> Im
     return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
 
 
+def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
+    known = sorted(set(sizes))
+    return ", ".join(f"{h} x {w}" for h, w in known[:6]) + (" ..." if len(known) > 6 else "")
+
+
 def split_table(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One line for each split."""
-    lines = []
-    for split, rows in table.groupby("split", sort=False):
-        sizes = sorted({(int(r.height), int(r.width)) for r in rows.itertuples()})
-        lines.append(
-            {
-                "split": split,
-                "images": rows["image_id"].nunique(),
-                "patches": len(rows),
-                "sizes": ", ".join(f"{h} x {w}" for h, w in sizes[:6]) + (" ..." if len(sizes) > 6 else ""),
-                "foreground": rows["foreground"].mean(),
-                "least": rows["foreground"].min(),
-                "most": rows["foreground"].max(),
-                "agreement": rows["agreement"].mean(),
-                "silent": int(rows["silent_raters"].sum()),
-            }
-        )
-    return lines
+    if table.empty:
+        return []
+    table = table.assign(size=list(zip(table["height"], table["width"], strict=True)))
+    lines = table.groupby("split", sort=False).agg(
+        images=("image_id", "nunique"), patches=("key", "size"), sizes=("size", _sizes),
+        foreground=("foreground", "mean"), least=("foreground", "min"), most=("foreground", "max"),
+        agreement=("agreement", "mean"), silent=("silent_raters", "sum"),
+    )  # fmt: skip
+    return lines.reset_index().to_dict("records")  # type: ignore[return-value]
 
 
 def find_suspicions(data: DataConfig, facts: Facts) -> list[Suspicion]:
@@ -191,32 +177,25 @@ def find_suspicions(data: DataConfig, facts: Facts) -> list[Suspicion]:
 
 def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspicion]:
     """Write the page; return what is suspicious."""
-    data, keeper = config.data, Keeper(PATCHES, config.seed)
-    facts = findings.collect(keeper(all_patches(data)))
+    data = config.data
+    kept: list[Item] = []
+    facts = findings.collect(keeping(all_patches(data), kept, PATCHES, config.seed))
     found = find_suspicions(data, facts)
     training = (patch for split, patch in all_patches(data) if split == "train")
     pairs = augmented_pairs(data, config.seed, list(islice(training, 4 * PAIRS))[::4])
-    described = read_description(Path(data.root))
-    raw = raw_histograms(data)
+    raw, lines = raw_histograms(data), split_table(facts.table)
     after = [facts.greys[key] for key in sorted(facts.greys)]
-    charts = [foreground_chart(facts.table), sdf_chart(facts, data.classes or ())] if len(facts.table) else []
-    charts += [intensity_chart(raw, "raw images")] if raw else []
-    charts += [intensity_chart(after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
+    charts = [chart(draw_foreground, facts.table), chart(draw_sdf, facts, data.classes or ())] if lines else []
+    charts += [chart(draw_intensity, raw, "raw images")] if raw else []
+    charts += [chart(draw_intensity, after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
+    gallery = [(f"{split}/{p.key}", p.mask.mean(), data_uri(patch_picture(p).save, optimize=True)) for split, p in kept]
     page = filled(
         Path(__file__).with_name("templates") / "inspect.html",
-        name=config.name,
-        root=data.root,
-        lines=split_table(facts.table) if len(facts.table) else [],
-        raters=bool(len(facts.table)) and bool(facts.table["agreement"].notna().any()),
-        suspicions=found,
-        charts=charts,
-        raw=bool(raw),
-        gallery=[(f"{split}/{p.key}", p.mask.mean(), data_uri(patch_picture(p))) for split, p in keeper.kept],
-        pairs=data_uri(pairs) if pairs else None,
-        described=described,
-        notes=described.get("notes", {}),
-        settings=dump_config(config),
-    )
+        name=config.name, root=data.root, lines=lines, suspicions=found, charts=charts, raw=bool(raw),
+        raters=any(line["agreement"] == line["agreement"] for line in lines), gallery=gallery,
+        pairs=data_uri(pairs.save, optimize=True) if pairs else None, settings=dump_config(config),
+        described=read_description(Path(data.root)),
+    )  # fmt: skip
     write_text(output, page)
     if pictures is not None and pairs is not None:
         pictures.mkdir(parents=True, exist_ok=True)

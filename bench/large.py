@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
         written = sum(path.stat().st_size for path in Path(folder).iterdir())
     seconds = time.perf_counter() - begin
     draws = "{draws:.4g} draws of {nfe_per_draw:.4g} evaluations".format(**costs_of(bands))
-    draws = draws if tiled.draws else "moments in one evaluation"
+    draws = f"{len(bands)} bands, {draws if tiled.draws else 'moments in one evaluation'}"
     rate = seconds / args.size**2 * 1e6
-    print(f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {len(bands)} bands, {draws}\n"
-          f"{seconds:.0f} s, {rate:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF\n"
-          f"peak memory {peak_memory_mib(device):.0f} MiB; {before:.0f} MiB before")  # fmt: skip
+    print(f"{args.size} x {args.size} pixels on {device_name(device)}, tiles of {tiled.tile}, {draws}")
+    print(f"{seconds:.0f} s, {rate:.2f} s per million pixels, {written / 2**20:.0f} MiB of TIFF")
+    print(f"peak memory {peak_memory_mib(device):.0f} MiB; {before:.0f} MiB before")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from utils.command import run_command
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,6 +32,7 @@ from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config
 
+Action = Callable[[], object]
 MATRIX = {"cuda": 8192, "mps": 4096, "cpu": 1536}  # side of the product whose rate is the measure
 
 
@@ -90,48 +91,39 @@ def train_once(drawer: Drawer, images: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def matrix_product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+def matrix_product(dtype: torch.dtype, device: torch.device) -> Action:
     """A product of two square matrices that are large for the device."""
     a, b = torch.randn(2, MATRIX[device.type], MATRIX[device.type]).to(device, dtype)
     return lambda: a @ b
 
 
-def operations(action: Callable[[], object]) -> int:
+def operations(action: Action) -> int:
     """Floating-point operations of the convolutions and matrix products of an action."""
     with FlopCounterMode(display=False) as counter:
         action()
     return int(counter.get_total_flops())
 
 
-def timed(action: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def timed(action: Action, device: torch.device) -> float:
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     begin = time.perf_counter()
     action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return time.perf_counter() - begin
 
 
-def compare(
-    actions: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[Any, tuple[float, float]]:
+def compare(actions: Mapping[Any, Action], rounds: int, device: torch.device) -> dict[Any, tuple[float, float]]:
     """Seconds (median) and speed relative to the first action (median of the rounds' ratios) of each."""
     for action in actions.values():
         action()  # warm up
-    seconds: dict[Any, list[float]] = {key: [] for key in actions}
-    for _ in range(rounds):
-        for key, action in actions.items():
-            seconds[key].append(timed(action, device))
-    plain = seconds[next(iter(actions))]
-    return {
-        key: (statistics.median(own), statistics.median(p / s for p, s in zip(plain, own, strict=True)))
-        for key, own in seconds.items()
-    }
+    seconds = np.array([[timed(action, device) for action in actions.values()] for _ in range(rounds)])
+    medians, ratios = np.median(seconds, axis=0), np.median(seconds[:, :1] / seconds, axis=0)
+    return dict(zip(actions, zip(medians.tolist(), ratios.tolist(), strict=True), strict=True))
 
 
 def measure(
-    title: str, unit: str, count: int, actions: Mapping[Way, Callable[[], object]], rounds: int, device: torch.device
+    title: str, unit: str, count: int, actions: Mapping[Way, Action], rounds: int, device: torch.device
 ) -> None:
     """Time actions that do `count` units of work each, and print a line for each."""
     products = {dtype: matrix_product(dtype, device) for dtype in {way.dtype: None for way in actions}}
@@ -169,9 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     if config is None:
         return
     if config.model.kind != "conditional":
-        raise UsageError(
-            f"model.kind: {config.model.kind} has no image encoder, whose cached features this bench is about"
-        )
+        kind = config.model.kind
+        raise UsageError(f"model.kind: {kind} has no image encoder, whose cached features this bench is about")
     if min(args.rounds, args.size, args.draws) < 1:
         raise UsageError("--rounds, --size and --draws must be at least 1")
     device = choose_device(args.device)
@@ -181,9 +172,11 @@ def main(argv: list[str] | None = None) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     drawers = {way: drawer_for(way, config, device) for way in ways_of(args.compile)}
     print(f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds")
-    sampling = {
-        way: partial(lambda d: list(d(images[:1], ["image"], args.draws)), drawer) for way, drawer in drawers.items()
-    }
+
+    def draw(drawer: Drawer) -> list[tuple[int, torch.Tensor]]:
+        return list(drawer(images[:1], ["image"], args.draws))
+
+    sampling = {way: partial(draw, drawer) for way, drawer in drawers.items()}
     measure("sampling", "draws/s", args.draws, sampling, args.rounds, device)
     # Caching plays no part in a training step.
     training = {way: partial(train_once, drawers[way], images) for way in drawers if way.cached}

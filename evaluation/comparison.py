@@ -105,21 +105,6 @@ def _scores_of(run: Run) -> pd.DataFrame:
     return scores
 
 
-def _notes(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
-    notes = []
-    for run, table in zip(runs[1:], tables[1:], strict=True):
-        shared = len(tables[0].index.intersection(table.index))
-        if shared < max(len(table), len(tables[0])):
-            notes.append(
-                f"{run.name} has {len(table)} images and {runs[0].name} has {len(tables[0])}; "
-                f"{shared} are in both, and differences are over those. The means are over all images of each run."
-            )
-    devices = list(dict.fromkeys(str(run.summary["device"]) for run in runs if "device" in run.summary))
-    if len(devices) > 1:
-        notes.append(f"Seconds were taken on different devices and do not compare: {'; '.join(devices)}.")
-    return notes
-
-
 def compare_runs(runs: Sequence[Run]) -> Comparison:
     """Means of every run, and paired differences of all others against the first.
 
@@ -132,13 +117,21 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(set(names)) < len(names):
         raise ValueError(f"two runs have the same name: {', '.join(names)}")
     tables = [_scores_of(run) for run in runs]
-    differences = []
+    differences, notes = [], []
     for run, table in zip(runs[1:], tables[1:], strict=True):
         shared = tables[0].index.intersection(table.index)
         if shared.empty:
             raise ValueError(f"{run.name} and {runs[0].name} have no image in common")
+        if len(shared) < max(len(table), len(tables[0])):
+            notes.append(
+                f"{run.name} has {len(table)} images and {runs[0].name} has {len(tables[0])}; "
+                f"{len(shared)} are in both, and differences are over those. The means are over all images of each run."
+            )
         pairs = {score: (tables[0].loc[shared, score], table.loc[shared, score]) for score in SCORES}
         differences.append({score: paired_difference(a.to_numpy(), b.to_numpy()) for score, (a, b) in pairs.items()})
+    devices = list(dict.fromkeys(str(run.summary["device"]) for run in runs if "device" in run.summary))
+    if len(devices) > 1:
+        notes.append(f"Seconds were taken on different devices and do not compare: {'; '.join(devices)}.")
     images = pd.concat(dict(zip(names, tables, strict=True)), axis=1, names=["run", "score"]).swaplevel(axis=1)
     return Comparison(
         names=names,
@@ -147,5 +140,5 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         costs=[{cost: run.summary.get(cost) for cost in COSTS} for run in runs],
         differences=differences,
         images=images,
-        notes=_notes(runs, tables),
+        notes=notes,
     )

@@ -221,6 +221,7 @@ def open_output(output: Path, settings: Mapping[str, Any], overwrite: bool, resu
                 raise UsageError(f"--output {output}: holds files that were not written here; choose another folder")
             for path in output.iterdir():
                 if (path / "result.json").is_file():
+                    (path / "result.json").unlink()  # first: without it no half of the folder is taken for the whole
                     shutil.rmtree(path)
         settle(output, settings, resume)
         yield

@@ -91,12 +91,12 @@ def restore_folder(path: Path) -> None:
     shutil.rmtree(_old(path), ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
-    """Of processes that were killed while they wrote below a folder to which nobody else writes now."""
-    for path in [path for path in folder.glob(pattern) if _LEFT.match(path.name)]:
-        if path.is_dir():
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Of processes that were killed while they wrote into a folder, or one in it, that is held now."""
+    for path in [path for pattern in patterns or (".*", "*/.*") for path in folder.glob(pattern)]:
+        if _LEFT.match(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        elif _LEFT.match(path.name):
             path.unlink(missing_ok=True)
 
 

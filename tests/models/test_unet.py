@@ -92,3 +92,16 @@ def test_encoder_must_reach_the_networks_resolutions() -> None:
     with pytest.raises(ValueError, match="resolutions"):
         ImageEncoder(Trunk(1, Sizes(4, [1])), [4, 8])
     assert ConditionalUNet(Trunk(1, Sizes(4, [1]), embedding=8), 8).trunk.widths == [4]
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads"), [(4, 1), (43, 1), (64, 1), (96, 1), (128, 2), (129, 1), (130, 2), (192, 3), (1021, 1)]
+)
+def test_attention_takes_any_number_of_channels(channels: int, heads: int) -> None:
+    attention = SelfAttention(channels)
+    assert attention.heads == heads  # of at least 64 channels, as many as divide them
+    shake(attention)
+    x = torch.randn(2, channels, 2, 3)
+    out = attention(x)
+    assert out.shape == x.shape
+    assert not torch.equal(out, x)

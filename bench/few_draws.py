@@ -54,21 +54,6 @@ def few_draws(drawer: Drawer, scene: Scene, reference: np.ndarray) -> dict[str, 
     return errors
 
 
-def one_evaluation(direct: np.ndarray, reference: np.ndarray, scene: Scene, threshold: float) -> dict[str, float]:
-    """Scores of two means (K, H, W) of one image: that of one evaluation and that of many draws."""
-
-    def f1(mmse: np.ndarray) -> float:
-        return mean_f1(count_classes(classify(mmse, threshold), scene.labels, len(mmse)))
-
-    return {
-        "rms_difference": squared(direct, reference),
-        "rms_error_direct": squared(direct, scene.sdf),
-        "rms_error_draws": squared(reference, scene.sdf),
-        "f1_direct": f1(direct),
-        "f1_draws": f1(reference),
-    }
-
-
 def compare_stds(direct: np.ndarray, drawn: np.ndarray, error: np.ndarray) -> dict[str, float]:
     """The std (N,) of one evaluation beside that of many draws and the error of the direct mean, over all pixels."""
     correlations = np.corrcoef([direct, drawn, error])
@@ -86,13 +71,16 @@ def measure(drawer: Drawer, scenes: Sequence[Scene], many: int) -> dict[str, flo
     for scene in scenes:
         draws = draws_of(drawer, scene, many)
         reference, direct = draws.mean(axis=0), draws_of(replace(drawer, sampler=posterior_mean), scene, 1)[0]
-        scores = one_evaluation(direct, reference, scene, drawer.threshold)
-        rows.append({**few_draws(drawer, scene, reference), **scores})
+        rows.append({**few_draws(drawer, scene, reference), "rms_difference": squared(direct, reference)})
+        for name, mean in (("direct", direct), ("draws", reference)):
+            rows[-1][f"rms_error_{name}"] = squared(mean, scene.sdf)
+            counts = count_classes(classify(mean, drawer.threshold), scene.labels, len(mean))
+            rows[-1][f"f1_{name}"] = mean_f1(counts)
         if drawer.denoiser.second_moment:
             maps = whole_moments(drawer, scene)[1], draws.std(axis=0, ddof=1), np.abs(direct - scene.sdf)
             stds.append([values.ravel() for values in maps])
     means = pd.DataFrame(rows).mean()
-    result = {str(name): mean if name in ("f1_direct", "f1_draws") else mean**0.5 for name, mean in means.items()}
+    result = {str(name): mean if str(name).startswith("f1") else mean**0.5 for name, mean in means.items()}
     return result | (compare_stds(*(np.concatenate(part) for part in zip(*stds, strict=True))) if stds else {})
 
 

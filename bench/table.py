@@ -110,8 +110,7 @@ def is_same(run: Path, config: Config) -> bool:
 def trained_run(training: Training, call: Commands) -> Path:
     """The finished run of a training: of before, gone on with, or made now."""
     config = training.resolved()
-    runs = folders_with(Path("runs", config.name), "environment.json")
-    same = [run for run in runs if is_same(run, config)]
+    same = [run for run in folders_with(Path("runs", config.name), "environment.json") if is_same(run, config)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
     begun = bool(same) and (same[-1] / "checkpoints" / "last.pt").is_file()
@@ -122,13 +121,8 @@ def trained_run(training: Training, call: Commands) -> Path:
 def key_of(job: Job, split: str) -> dict[str, Any]:
     """What a row is known by."""
     config = job.resolved()
-    key = {
-        "system": job.system,
-        "sampling": job.sampling,
-        "seed": job.seed,
-        "config_hash": hashlib.sha256(dump_config(config).encode()).hexdigest()[:12],
-    }
-    root = Path(config.data.root)
+    digest, root = hashlib.sha256(dump_config(config).encode()).hexdigest(), Path(config.data.root)
+    key = {"system": job.system, "sampling": job.sampling, "seed": job.seed, "config_hash": digest[:12]}
     return key | ({"data_hash": data_hash(root, split)[:12]} if root.is_dir() else {})
 
 
@@ -152,19 +146,15 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary.json that a table shows; None for what is not defined."""
     uncertainty, draws = summary["uncertainty"], summary["draws"]
     return {
-        "f1": summary["mmse"]["f1"],
-        "iou": summary["mmse"]["iou"],
-        "single_f1": summary["single"]["f1"],
-        "single_iou": summary["single"]["iou"],
+        **{name: summary["mmse"][name] for name in ("f1", "iou")},
+        **{f"single_{name}": summary["single"][name] for name in ("f1", "iou")},
         "pq": summary["objects"]["pq"],
-        "ause": uncertainty["ause"] if draws > 1 else None,  # one draw has a std of 0 everywhere
-        "ece": uncertainty["ece"] if draws > 1 else None,
+        # One draw has a std of 0 everywhere.
+        **{name: uncertainty[name] if draws > 1 else None for name in ("ause", "ece")},
         "ged": summary.get("raters", {}).get(f"ged_{draws}"),
         "draws": draws,
         "nfe": summary["nfe_per_draw"],
-        "seconds_per_image": summary["seconds_per_image"],
-        "images": summary["images"],
-        "threshold": summary["threshold"],
+        **{name: summary[name] for name in ("seconds_per_image", "images", "threshold")},
     }
 
 
@@ -182,8 +172,7 @@ def row_of(job: Job, split: str, call: Commands) -> dict[str, Any]:
         "parameters": len(seconds) * sum(p.numel() for p in denoiser_of(config).parameters()),
         "steps": config.training.steps,
         "training_seconds": sum(seconds),
-        "commit": environment["commit"],
-        "device": environment["device"],
+        **{name: environment[name] for name in ("commit", "device")},
         "folder": str(folder),
     }
 

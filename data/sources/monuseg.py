@@ -114,12 +114,12 @@ def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
     return Sample(rgb, mask, notes=(f"no XML: {annotation.parent.name}/{annotation.name} is used, without instances",))
 
 
-def _list_folder(images: Path, annotations: Path, masks: Path, split: Split, problems: list[str],
-                 max_pixels: int) -> list[Record]:  # fmt: skip
-    pictures, outlines, binaries = (
-        files_by_stem(folder, suffixes, problems)
-        for folder, suffixes in ((images, IMAGES), (annotations, (".xml",)), (masks, IMAGES))
-    )
+def _list_folder(images: Path, split: Split, problems: list[str], max_pixels: int) -> list[Record]:
+    """annotations lie in a folder beside the training tiles, and among those for test."""
+    annotations = images.with_name("Annotations") if split == "train" else images
+    masks = (images.parent if split == "train" else images) / "Binary Masks"
+    pictures, binaries = files_by_stem(images, IMAGES, problems), files_by_stem(masks, IMAGES, problems)
+    outlines = files_by_stem(annotations, (".xml",), problems)
     outlines = {stem: path for stem, path in binaries.items() if stem in pictures} | outlines
     result = []
     for stem in paired(pictures, outlines, f"annotation {annotations.name}/*.xml", problems):
@@ -140,11 +140,9 @@ def records(data: DataConfig) -> Archive:
     folders = [raw, *sorted(path for path in raw.rglob("*") if path.is_dir() and not path.name.startswith("."))]
     for folder in folders:
         if folder.name == "Tissue Images":
-            parent = folder.parent
-            masks = parent / "Binary Masks"
-            found += _list_folder(folder, parent / "Annotations", masks, "train", problems, data.max_pixels)
+            found += _list_folder(folder, "train", problems, data.max_pixels)
         elif folder.name not in ("Annotations", "Binary Masks") and any(folder.glob("*.xml")):
-            found += _list_folder(folder, folder, folder / "Binary Masks", "test", problems, data.max_pixels)
+            found += _list_folder(folder, "test", problems, data.max_pixels)
     if not found and not problems:
         raise DataError(f"{raw}: neither a folder 'Tissue Images' nor one with .tif and .xml side by side in it")
     seen: dict[str, Record] = {}

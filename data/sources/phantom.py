@@ -167,9 +167,8 @@ def _photograph(tissue: Tissue) -> np.ndarray:
     stains = np.maximum(stains, 0.02) / np.linalg.norm(np.maximum(stains, 0.02), axis=1, keepdims=True)
     strength = rng.uniform(0.75, 1.45, 2)
     texture = 1 + 0.10 * tissue.noise(0.7)
-    layers = (
-        np.stack([tissue.haematoxylin * strength[0], tissue.eosin * strength[1]], axis=-1).clip(0) * texture[..., None]
-    )
+    densities = np.stack([tissue.haematoxylin, tissue.eosin], axis=-1) * strength
+    layers = densities.clip(0) * texture[..., None]
     light = rng.uniform(0.86, 0.98, 3) * (1 + 0.05 * tissue.noise(tissue.size / 4)[..., None]).clip(0.8, 1.02)
     sharp = light * np.exp(-1.1 * layers @ stains)
     blurred = gaussian_filter(sharp, (rng.uniform(0.7, 1.4),) * 2 + (0,))
@@ -209,9 +208,7 @@ def draw_sample(options: PhantomConfig, index: int) -> Sample:
     image = _photograph(tissue)
     labels = tissue.nuclei if options.objects == "nuclei" else tissue.glands
     raters = (np.random.default_rng([options.seed, index, 1 + k]) for k in range(options.raters))
-    classes = None
-    if options.objects == "glands_and_lumina":
-        classes = (labels > 0).astype(np.uint8) + tissue.lumina
+    classes = (labels > 0).astype(np.uint8) + tissue.lumina if options.objects == "glands_and_lumina" else None
     return Sample(image, labels > 0, labels, tuple(_annotate(labels, rater) for rater in raters), classes)
 
 
@@ -220,9 +217,5 @@ def records(data: DataConfig) -> Archive:
     options = data.phantom
     counts: dict[Split, int] = {"train": options.train, "val": options.val, "test": options.test}
     splits = [split for split, count in counts.items() for _ in range(count)]
-    return Archive(
-        [
-            Record(f"phantom_{i:04d}", split, f"phantom_{i:04d}", partial(draw_sample, options, i))
-            for i, split in enumerate(splits)
-        ]
-    )
+    named = [(f"phantom_{i:04d}", split, partial(draw_sample, options, i)) for i, split in enumerate(splits)]
+    return Archive([Record(name, split, name, read) for name, split, read in named])

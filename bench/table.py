@@ -131,7 +131,6 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
     keys = (*job.sampled(members), "sampling.animate=false")
     config = job.training.resolved(keys)
     settings = json.loads(json.dumps(settings_of(config, run / "checkpoints" / "best.pt", split)))
-
     before = folders_with(run / "samples", "settings.json")
     same = [folder for folder in before if read_json(folder / "settings.json", dict[str, Any]) == settings]
     for folder in same:

@@ -115,7 +115,7 @@ def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
 
 
 def _list_folder(images: Path, split: Split, problems: list[str], max_pixels: int) -> list[Record]:
-    """annotations lie in a folder beside the training tiles, and among those for test."""
+    """Annotations lie in a folder beside that of the training tiles, those of test tiles beside their pictures."""
     annotations = images.with_name("Annotations") if split == "train" else images
     masks = (images.parent if split == "train" else images) / "Binary Masks"
     pictures, binaries = files_by_stem(images, IMAGES, problems), files_by_stem(masks, IMAGES, problems)

@@ -171,7 +171,7 @@ def test_print_config_prints_what_load_config_reads(workspace: Workspace) -> Non
 
 def test_without_a_val_csv_images_are_held_out(trained: Workspace) -> None:
     (trained.path / "prepared" / "val.csv").unlink()
-    assert trained("main", "--set", "data.validation_fraction=0.25").code == 0
+    assert trained("main", *sets(["data.source=prepared", "data.validation_fraction=0.25"])).code == 0
     assert "6 training, 2 validation" in (trained.run_folder() / "log.txt").read_text()
 
 

@@ -90,7 +90,7 @@ def test_pc_sampler_counts_its_evaluations(trained: Workspace) -> None:
     result = trained("sample", *options)
     assert result.code == 0, result.err
     summary = json.loads((newest(trained) / "summary.json").read_text())
-    assert (summary["nfe_per_draw"], summary["sampler"], summary["threshold"]) == (12, "pc", pytest.approx(0.03))
+    assert (summary["nfe_per_draw"], summary["sampler"], summary["threshold"]) == (12, "pc", pytest.approx(0.5 / 6))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data.augment import Augmentation
 from data.batches import Batches, on_device, representation_of
 from data.dataset import Patch, data_state, hold_out, image_array, load_split, same_size, sdf_array, unchanged
-from data.description import stain_target_of
+from data.description import read_description
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from training.losses import LossSettings, loss_of, loss_settings_of, rms_of_images
@@ -53,9 +53,10 @@ def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
 
 
 def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
-    """Network, optimiser and data, all seeded."""
+    """Network, optimiser and data, all seeded. Raises UsageError if the images are smaller than the crops."""
     size = same_size(patches, "train.csv")
-    check_crop(size, config.data.crop)
+    if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
+        raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
     torch.manual_seed(config.seed)
     sdfs = sdf_array(patches) * config.data.sdf_scale
     binary = config.data.representation == "binary"
@@ -70,12 +71,12 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
         config.seed,
         device,
         Augmentation(config.data),
-        config.data.crop,
+        crop,
     )
-    images = {"size": list(config.data.crop or size), "stain_target": stain_target_of(Path(config.data.root))}
-    return TrainingState(
-        model, config.training, batches, config.seed, checked(images, Images, f"{config.data.root}/dataset.json")
-    )
+    target = read_description(Path(config.data.root)).get("stain_target")
+    images = {"size": list(crop or size), "stain_target": target}
+    known = checked(images, Images, f"{config.data.root}/dataset.json")
+    return TrainingState(model, config.training, batches, config.seed, known)
 
 
 def training_step(
@@ -168,12 +169,6 @@ def main(argv: list[str] | None = None) -> None:
             train(config, run, state, training, validation, stop, args.quiet)
     stop.raise_if_set()
     print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
-
-
-def check_crop(size: tuple[int, int], crop: tuple[int, int] | None) -> None:
-    """Raises UsageError if the prepared images (height, width) are smaller than the crops to train on."""
-    if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
-        raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
 
 
 if __name__ == "__main__":

@@ -67,11 +67,6 @@ class Augmentation:
         return image.clamp(0, 255)
 
 
-def _coin(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    flags = torch.rand(count, generator=generator) < 0.5
-    return flags.to(device).view(-1, 1, 1, 1)
-
-
 def random_symmetry(
     image: Tensor, sdf: Tensor, generator: torch.Generator, *, flips: bool, rotations: bool
 ) -> tuple[Tensor, Tensor]:
@@ -80,7 +75,6 @@ def random_symmetry(
     image (B, C, H, W) and sdf (B, K, H, W); generator on the host. Turns by 90 degrees need H = W; other pictures are
     turned by 180.
     """
-    count, device = image.shape[0], image.device
     moves: list[Callable[[Tensor], Tensor]] = []
     if flips:
         moves += [lambda x: x.flip(-1), lambda x: x.flip(-2)]
@@ -89,7 +83,7 @@ def random_symmetry(
     if rotations:
         moves += [lambda x: x.rot90(2, (-2, -1))]
     for move in moves:
-        flag = _coin(count, generator, device)
+        flag = (torch.rand(len(image), generator=generator) < 0.5).to(image.device).view(-1, 1, 1, 1)
         image, sdf = torch.where(flag, move(image), image), torch.where(flag, move(sdf), sdf)
     return image, sdf
 
@@ -171,11 +165,9 @@ def deform_sdf(sdf: Tensor, grid: Tensor, zoom: Tensor, truncation: float) -> Te
 
 def _border_band(x: Tensor, width: float) -> Tensor:
     """(H, W) bool: pixels whose distance from the picture's border is less than their truncation."""
-    rows = torch.arange(x.shape[-2], device=x.device)
-    columns = torch.arange(x.shape[-1], device=x.device)
-    inner_rows = (rows >= width) & (rows < x.shape[-2] - width)
-    inner_columns = (columns >= width) & (columns < x.shape[-1] - width)
-    return ~(inner_rows[:, None] & inner_columns[None, :])
+    places = [torch.arange(length, device=x.device) for length in x.shape[-2:]]
+    rows, columns = ((at < width) | (at >= len(at) - width) for at in places)
+    return rows[:, None] | columns
 
 
 def truncated_distance(mask: Tensor, truncation: float) -> Tensor:

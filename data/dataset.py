@@ -234,12 +234,6 @@ def read_split(data: DataConfig, split: str, *, instances: bool = False) -> Iter
         yield _read_row(row, key, f"{root / split}.csv row {number}", data, instances)
 
 
-def _is_scaled_down(patches: Sequence[Patch]) -> bool:
-    """Whether the distances are the published code's, divided by 5: none exceeds 0.2, and that is where they end."""
-    largest = max((float(np.abs(patch.sdf).max(initial=0.0)) for patch in patches), default=0.0)
-    return abs(largest - PUBLISHED_SCALE) < 1e-4
-
-
 def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_empty: bool = False) -> list[Patch]:
     """All patches of one split; SDFs in [-0.2, 0.2], as the published code writes them, are brought to [-1, 1].
 
@@ -250,7 +244,8 @@ def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_
         patches = list(read_split(data, split, instances=instances))
     if not patches and not may_be_empty:
         raise DataError(f"{table} lists no images")
-    if _is_scaled_down(patches):
+    largest = max((float(np.abs(patch.sdf).max(initial=0.0)) for patch in patches), default=0.0)
+    if abs(largest - PUBLISHED_SCALE) < 1e-4:  # none exceeds it, and that is where they end
         log.info("%s: SDFs end at 0.2, the published scale; multiplied by 5", table)
         patches = [replace(patch, sdf=np.clip(patch.sdf / np.float32(PUBLISHED_SCALE), -1, 1)) for patch in patches]
     return patches

@@ -77,11 +77,6 @@ def check_prepared(data: DataConfig, *, training: bool) -> None:
             )
 
 
-def stain_target_of(root: Path) -> dict[str, Any] | None:
-    """What the preparation wrote of the image all others were normalised to; None where there is nothing."""
-    return read_description(root).get("stain_target")
-
-
 def data_hash(root: Path, split: str) -> str:
     """SHA-256 of dataset.json, which lists the hashes of all raw files and tables; of the table where there is none."""
     listed = root / "dataset.json"

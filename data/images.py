@@ -117,23 +117,13 @@ def _load_tiff(path: Path, max_pixels: int) -> np.ndarray:
         return np.asarray(page.asarray())
 
 
-def _is_deep(file: Image.Image) -> bool:
-    """More than 8 bits a channel, also where Pillow would cut them off without a word (PNG colours)."""
-    return file.mode not in _BYTES or any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
-
-
-def _deep_colors(path: Path, file: Image.Image, max_pixels: int) -> np.ndarray:
-    if file.format == "TIFF":
-        return _load_tiff(path, max_pixels)
-    return np.asarray(file).astype(np.uint16) * 257
-
-
 def _load(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
-    """The array of a picture file and whether its pixels are wider than a byte; modes: conversions for 8 bits."""
+    """The array of a picture file, without alpha, and whether its pixels are wider than a byte; modes: conversions for
+    8 bits."""
     array, deep = _decode(path, max_pixels, modes)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{path}: has NaN or infinite values")
-    return array, deep
+    return array[..., :3] if array.ndim == 3 else array, deep
 
 
 def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndarray, bool]:
@@ -154,9 +144,11 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
                 raise DataError(f"{path}: {file.n_frames} pages or frames; one picture is expected")  # type: ignore[attr-defined]
             tags = getattr(file, "tag_v2", {})
             check_tile(path, tags.get(TILE_LENGTH, 0), tags.get(TILE_WIDTH, 0))
-            deep = _is_deep(file)
-            if deep and file.mode in _BYTES:  # Pillow has kept the upper byte of each channel
-                return _deep_colors(path, file, max_pixels), True
+            if file.mode in _BYTES and any(";16" in str(tile[3]) for tile in getattr(file, "tile", ())):
+                # Colours of 16 bits, of which Pillow has kept the upper byte without a word.
+                tiff = file.format == "TIFF"
+                return _load_tiff(path, max_pixels) if tiff else np.asarray(file).astype(np.uint16) * 257, True
+            deep = file.mode not in _BYTES
             return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file), deep
 
 
@@ -189,8 +181,6 @@ def read_image(
     Raises DataError.
     """
     array, is_deep = _load(path, max_pixels, _IMAGE_MODES)
-    if array.ndim == 3:
-        array = array[..., :3]
     if is_deep and not deep:
         raise DataError(f"{path}: has more than 8 bits per pixel; an 8-bit image is expected")
     if array.dtype == np.bool_:
@@ -202,11 +192,9 @@ def read_image(
 
 def two_valued(values: np.ndarray, path: Path, advice: str = "") -> np.ndarray:
     """(H, W) bool of a mask of 0 and one other value. Raises DataError for more of them."""
-    levels = np.unique(values)
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        raise DataError(
-            f"{path}: {len(levels)} values, {levels[0]} to {levels[-1]}, where a mask has 0 and one other{advice}"
-        )
+    found = np.unique(values)
+    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+        raise DataError(f"{path}: {len(found)} values, {found[0]} to {found[-1]}; a mask has 0 and one other{advice}")
     return values > 0
 
 
@@ -220,7 +208,6 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     array, _ = _load(path, max_pixels, _LABEL_MODES)
     if array.ndim == 3:
-        array = array[..., :3]
         if (array != array[..., :1]).any():
             raise DataError(f"{path}: a mask in colours; grey or palette values are expected")
         array = array[..., 0]

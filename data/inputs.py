@@ -48,20 +48,17 @@ class TiledPicture(Picture):
         self.shape = (self._page.imagelength, self._page.imagewidth)
 
     def read(self, window: Window) -> np.ndarray:
-        with readable(self._path):
-            return self._read(window)
-
-    def _read(self, window: Window) -> np.ndarray:
         page = self._page
         height, width = page.tilelength, page.tilewidth
         first_row, first_column = window.top // height, window.left // width
         rows = range(first_row, math.ceil((window.top + window.height) / height))
         columns = range(first_column, math.ceil((window.left + window.width) / width))
         tiles = np.zeros((len(rows) * height, len(columns) * width, page.samplesperpixel), np.uint8)
-        for i, row in enumerate(rows):
-            for j, column in enumerate(columns):
-                tile = self._tile(row * math.ceil(self.shape[1] / width) + column)
-                tiles[i * height : i * height + tile.shape[0], j * width : j * width + tile.shape[1]] = tile
+        with readable(self._path):
+            for i, row in enumerate(rows):
+                for j, column in enumerate(columns):
+                    tile = self._tile(row * math.ceil(self.shape[1] / width) + column)
+                    tiles[i * height : i * height + tile.shape[0], j * width : j * width + tile.shape[1]] = tile
         top, left = window.top - first_row * height, window.left - first_column * width
         pixels = tiles[top : top + window.height, left : left + window.width, :3]
         return pixels[..., 0] if page.samplesperpixel < 3 else pixels
@@ -123,20 +120,16 @@ class PreparedPicture(Picture):
             check_size(Path("the picture"), *picture.shape, data.max_pixels)
             image, self.warning = normalise_stain(picture.whole(), data.stain, target)
             self._resized = transform_image(image, data)
-        else:
-            self._measure()
-
-    def _measure(self) -> None:
-        """Stain and range of a large picture, from windows all over it."""
-        data = self._data
+            return
         probes = np.concatenate([p.reshape(-1, *p.shape[2:]) for p in self._probes()])[:, None]
-        if self._target is not None:
+        if target is not None:
             self._stain, self.warning = stain_of(probes, data.stain)
         if data.stretch:
-            probes = with_stain(probes, self._stain, self._target)
+            probes = with_stain(probes, self._stain, target)
             self._window = stretch_window(transform_image(probes, data, stretched=False))
 
     def _probes(self) -> Iterator[np.ndarray]:
+        """Windows all over a large picture, for its stain and range."""
         height, width = (min(PROBE, length) for length in self.shape)
         for top in np.linspace(0, self.shape[0] - height, PROBES).astype(int).tolist():
             for left in np.linspace(0, self.shape[1] - width, PROBES).astype(int).tolist():

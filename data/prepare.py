@@ -17,13 +17,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,33 +126,14 @@ def _current(root: Path, description: dict[str, object]) -> Prepared | None:
         return None
 
 
-def _check_target(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise DataError(f"data.root: {root} is not a folder")
-    if root.is_dir() and any(root.iterdir()) and not (root / "dataset.json").is_file():
-        raise DataError(f"data.root: {root} holds files that were not prepared here (no dataset.json); choose another")
-
-
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _ThisProcess(Executor):
-    """One worker that needs no process of its own."""
-
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **_: Any) -> Iterator[Any]:
-        return map(fn, *iterables)
-
-
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
-    """Processes that do not outlive an exception."""
-    if workers == 1:
-        yield _ThisProcess()
-        return
-    # Spawned, as forking a process that runs torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_leave_ctrl_c_to_the_parent) as pool:
+    """Processes that do not outlive an exception and leave Ctrl-C to this one; for one worker, a thread of it."""
+    pool: Executor = ThreadPoolExecutor(1)
+    if workers > 1:  # spawned, as forking a process that runs torch's threads can hang
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with pool:
         try:
             yield pool
         except BaseException:
@@ -202,9 +182,7 @@ def stain_target(records: Sequence[Record], data: DataConfig, pool: Executor) ->
     return record.image_id, stain
 
 
-def _write_all(
-    records: Sequence[Record], root: Path, data: DataConfig, quiet: bool
-) -> tuple[list[Written], dict[str, object]]:
+def _write(records: list[Record], root: Path, data: DataConfig, quiet: bool) -> tuple[list[Written], dict[str, object]]:
     """What became of every record, and what dataset.json says of the stain target. Raises DataError with the problems
     of all images."""
     workers = data.workers or os.cpu_count() or 1
@@ -221,9 +199,7 @@ def _write_all(
     return written, {"stain_target": {"image": name, **stains}}
 
 
-def _save_tables(
-    root: Path, records: Sequence[Record], written: Sequence[Written], description: dict[str, object]
-) -> Prepared:
+def _save_tables(root: Path, records: list[Record], written: list[Written], description: dict[str, object]) -> Prepared:
     result = Prepared({}, {}, True)
     hashes = {}
     for split in FOLDERS:
@@ -279,13 +255,15 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
         raise DataError(f"data.root: {root} holds more than prepared data; choose another")
     if archive.problems:
         raise problems_error("data.raw", archive.problems)
-    records: Sequence[Record] = _with_unique_names(archive.records)
-    records = cut_split(records, "test", data.test_share, data.split_seed)
+    records = cut_split(_with_unique_names(archive.records), "test", data.test_share, data.split_seed)
     records = cut_split(records, "val", data.validation_fraction, data.split_seed)
     with held(root.with_name(f".{root.name}.lock"), f"data.root: {data.root}"):
         restore_folder(root)
         remove_leftovers(root.parent, f".*.{escape(root.name)}")
-        _check_target(root)
+        if root.exists() and not root.is_dir():
+            raise DataError(f"data.root: {root} is not a folder")
+        if root.is_dir() and any(root.iterdir()) and not (root / "dataset.json").is_file():
+            raise DataError(f"data.root: {root} holds files not prepared here (no dataset.json); choose another")
         description: dict[str, object] = {
             "tool_version": FORMAT,
             "source": data.source,
@@ -298,18 +276,11 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
         with whole_folder(root) as new:
             for name in FOLDERS.values():
                 (new / name).mkdir()
-            written, stain = _write_all(records, new, data, quiet)
+            written, stain = _write(records, new, data, quiet)
             result = _save_tables(new, records, written, description | stain)
             if root.is_dir():
                 _carry_over(root, new)
     return result
-
-
-def _summary(root: str, result: Prepared) -> str:
-    images = ", ".join(f"{n} {split}" for split, n in result.images.items())
-    patches = ", ".join(f"{n}" for n in result.patches.values())
-    cut = "" if result.images == result.patches else f" images; {patches} patches"
-    return f"{'prepared' if result.written else 'up to date, nothing to do'}: {root} ({images}{cut})"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -325,7 +296,10 @@ def main(argv: list[str] | None = None) -> None:
     if result.notes:
         name, notes = next(iter(result.notes.items()))
         log.info("notes on %d images in %s/dataset.json, such as %s: %s", len(result.notes), data.root, name, notes[0])
-    print(_summary(data.root, result))
+    images = ", ".join(f"{n} {split}" for split, n in result.images.items())
+    patches = ", ".join(f"{n}" for n in result.patches.values())
+    cut = "" if result.images == result.patches else f" images; {patches} patches"
+    print(f"{'prepared' if result.written else 'up to date, nothing to do'}: {data.root} ({images}{cut})")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,15 +132,11 @@ class _PatchWriter:
 
     def __init__(self, sample: Sample, record: Record, root: Path, data: DataConfig) -> None:
         self.sample, self.record, self.root = sample, record, root
-
-        def sdf(mask: np.ndarray) -> np.ndarray:
-            return signed_distance(mask, data.truncation)
-
-        self.raters = [sdf(rater) for rater in sample.raters]
+        self.raters = [signed_distance(rater, data.truncation) for rater in sample.raters]
         if sample.classes is None or data.classes is None:
-            self.sdf = sdf(sample.mask)
+            self.sdf = signed_distance(sample.mask, data.truncation)
         else:
-            self.sdf = np.stack([sdf(sample.classes == value) for value in data.classes])
+            self.sdf = np.stack([signed_distance(sample.classes == value, data.truncation) for value in data.classes])
 
     def _png(self, pixels: np.ndarray, name: str) -> str:
         if pixels.dtype == np.bool_:
@@ -160,10 +156,7 @@ class _PatchWriter:
             "maskname": self._png(sample.mask[part], f"{stem}_mask.png"),
             "maskdtname": self._npy(self.sdf[(..., *part)], f"{stem}_sdf.npy"),
             "image_id": self.record.image_id,
-            "top": window.top,
-            "left": window.left,
-            "height": window.height,
-            "width": window.width,
+            **asdict(window),
         }
         if sample.instances is not None:
             row["instancename"] = self._png(sample.instances[part].astype(np.uint16), f"{stem}_instances.png")

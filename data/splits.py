@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,9 +14,7 @@ from utils.errors import DataError
 
 def _choose_groups(records: Sequence[Record], fraction: float, rng: np.random.Generator) -> set[str]:
     """Whole groups with about `fraction` of the images, at least one group unless that would be all of them."""
-    sizes: dict[str, int] = {}
-    for record in records:
-        sizes[record.group] = sizes.get(record.group, 0) + 1
+    sizes = Counter(record.group for record in records)
     if len(sizes) < 2:
         return set()
     target = max(1, round(fraction * len(records)))

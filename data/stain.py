@@ -102,10 +102,8 @@ def fit_stain(image: np.ndarray, method: str) -> Stain:
     chosen = np.random.default_rng(0).choice(len(tissue), min(SAMPLE, len(tissue)), replace=False)
     matrix = (_vahadane if method == "vahadane" else _macenko)(tissue[chosen].astype(np.float64))
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if norms.min() < 1e-6:
-        raise StainError("only one stain")
-    matrix = matrix / norms
-    if matrix[0] @ matrix[1] > LEAST_ANGLE:
+    matrix = matrix / np.maximum(norms, 1e-6)
+    if norms.min() < 1e-6 or matrix[0] @ matrix[1] > LEAST_ANGLE:
         raise StainError("only one stain")
     if matrix[0, 0] < matrix[1, 0]:  # haematoxylin takes more of the red light
         matrix = matrix[::-1]

@@ -69,23 +69,20 @@ class Recorder:
         self.sums.update({key: result[key].item() for key in ("loss", "grad_norm")})
         self.sums.update({"steps": 1, "images": images, "seconds": seconds})
 
-    def _row(self) -> dict[str, float]:
-        sums = self.sums
-        row = {key: sums[key] / sums["steps"] for key in ("loss", "grad_norm")}
-        row["images_per_second"] = sums["images"] / sums["seconds"]
-        counts = {name: sums[f"{name}_count"] for name in CURVES}
-        return row | {name: sums[name] / count if count else math.nan for name, count in counts.items()}
-
     def write_row(self, step: int, learning_rate: float) -> dict[str, str]:
         """Write the means; return what the progress bar shows."""
-        row = {"learning_rate": learning_rate, **self._row()}
+        sums = self.sums
+        row = {"learning_rate": learning_rate, **{key: sums[key] / sums["steps"] for key in ("loss", "grad_norm")}}
+        row["images_per_second"] = sums["images"] / sums["seconds"]
+        counts = {name: sums[f"{name}_count"] for name in CURVES}
+        row |= {name: sums[name] / count if count else math.nan for name, count in counts.items()}
         for name, value in row.items():
             tag = f"loss_by_time/{name}" if name in CURVES else f"training/{name}"
             if not math.isnan(value):
                 self.writer.add_scalar(tag, value, step)
         written = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()}
         self.file.append({"step": step, **written})
-        self.sums.clear()
+        sums.clear()
         return {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_second']:.0f}"}
 
     def write_validation(self, step: int, scores: Mapping[str, float]) -> None:

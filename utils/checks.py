@@ -97,9 +97,7 @@ def _changed(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
 
 def idle_keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Keys that differ from their defaults without effect; the keys that decide on that; and a sentence."""
-    changed = [
-        pair for name, value in sections.items() if isinstance(value, BaseModel) for pair in _changed(value, name)
-    ]
+    changed = [pair for name, part in sections.items() if isinstance(part, BaseModel) for pair in _changed(part, name)]
     for owner, values, keys in RULES:
         actual = _value(sections, owner)
         if actual in values:

@@ -87,7 +87,5 @@ def run_command(command: Callable[[], None]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _failed(
-            f"out of memory ({cut(error, 120) or 'MemoryError'}); a smaller network, batch or image needs less"
-        )
+        return _failed(f"out of memory ({cut(error, 120) or 'MemoryError'}); a smaller network, batch or image helps")
     return 0

@@ -92,9 +92,8 @@ def _known_keys(location: Sequence[str]) -> list[str]:
 
 def _where(key: Sequence[str], origins: Origins, path: Path) -> str:
     """Who set a key, or the section it is in."""
-    return next(
-        (origins[tuple(key[:n])][1] for n in range(len(key), 0, -1) if tuple(key[:n]) in origins), cut(path, 120)
-    )
+    parents = (tuple(key[:n]) for n in range(len(key), 0, -1))
+    return next((origins[parent][1] for parent in parents if parent in origins), cut(path, 120))
 
 
 def _describe(error: Any, origins: Origins, path: Path) -> str:

@@ -114,14 +114,9 @@ class DataConfig(Section):
     )
     group_column: Text = Field("group", description="folder: column of split.csv that says what stays together")
     max_megapixels: Float = Field(100.0, gt=0, le=2000, description="largest raw image")
-    validation_fraction: Float = Field(
-        0.15, ge=0, lt=1, description="share of training images moved to val, by patient"
-    )
+    validation_fraction: Float = Field(0.15, ge=0, lt=1, description="share of training images for val, by patient")
     test_fraction: Float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share moved to test if there are no test images; null: 0.2 for lidc, dsb2018, folder",
+        None, ge=0, lt=1, description="share moved to test if there is none; null: 0.2 for lidc, dsb2018, folder"
     )
     split_seed: Int = Field(0, ge=0, lt=2**63, description="seed of the splits")
     allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")

@@ -43,9 +43,7 @@ def cut(text: object, most: int = 80) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the host or of an accelerator."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ALLOCATION.search(str(error)) is not None
-    )
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(ALLOCATION.search(str(error))))
 
 
 def problems_error(where: str, problems: Sequence[str]) -> DataError:

@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", required=True, metavar="RUN", help="a run folder")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"NAME{SUFFIX}")
-    parser.add_argument(
-        "--licence", required=True, metavar="TEXT", help="of the data, and what it means for the weights"
-    )
+    parser.add_argument("--licence", required=True, metavar="TEXT", help="of the data and what it means for weights")
     parser.add_argument("--full", action="store_true", help="float32 instead of half precision")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
                         help="another way to sample than the run's")  # fmt: skip

@@ -155,9 +155,8 @@ def read_yaml(path: Path) -> Any:
     try:
         text = read_bytes(path, YAML_BYTES).decode()
     except (OSError, ValueError) as error:  # not UTF-8, too long, a NUL in the path
-        raise ConfigError(
-            f"{cut(path, 120)}: cannot be read ({getattr(error, 'strerror', None) or cut(error)})"
-        ) from None
+        reason = getattr(error, "strerror", None) or cut(error)
+        raise ConfigError(f"{cut(path, 120)}: cannot be read ({reason})") from None
     try:
         return parse_yaml(text)
     except ConfigError as error:

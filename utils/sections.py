@@ -106,16 +106,10 @@ class SDEConfig(Section):
     sigmoid_shift: Float = Field(4.0, ge=-100, le=100, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt: the same for any schedule")
     prior_share: Float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of every batch trained at t = 1 without noise, the direct mean; 1 is plain regression",
+        0.0, ge=0, le=1, description="share of a batch at t = 1 without noise, the direct mean; 1 is plain regression"
     )
     clean_share: Float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="kind joint: share trained with a clean image, and an equal share with a clean mask",
+        0.0, ge=0, le=0.5, description="kind joint: share trained with a clean image, and as many with a clean mask"
     )
 
     @model_validator(mode="after")
@@ -132,9 +126,7 @@ class SDEConfig(Section):
 class EMAConfig(Section):
     """Moving average of the weights, the ones that are sampled with."""
 
-    kind: Literal["constant", "power"] = Field(
-        "constant", description="constant decay with warm-up, or a power of the step"
-    )
+    kind: Literal["constant", "power"] = Field("constant", description="constant with warm-up, or a power of the step")
     decay: Float = Field(0.999, ge=0, lt=1, description="constant: decay per step, reached by (1 + n) / (10 + n)")
     gamma: Float = Field(6.94, gt=0, le=1e3, description="power: decay (1 - 1/n)^(gamma + 1)")
 
@@ -171,9 +163,7 @@ class SamplingConfig(Section):
     members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
         (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
     )
-    steps: Count = Field(
-        400, description="network evaluations per draw; pc: K (1 + corrector_steps); not for adaptive and mean"
-    )
+    steps: Count = Field(400, description="evaluations per draw; pc: K (1 + corrector_steps); not for adaptive, mean")
     corrector_steps: Int = Field(1, ge=0, le=1000, description="pc: J, corrector steps per predictor step")
     r: Float = Field(0.15, gt=0, le=10, description="pc: signal-to-noise ratio of the corrector step")
     denoise_last: bool = Field(False, description="pc: leave out the noise of the last update")

@@ -19,13 +19,12 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data.augment import Augmentation
 from data.batches import Batches, on_device, representation_of
 from data.dataset import Patch, data_state, hold_out, image_array, load_split, same_size, sdf_array, unchanged
 from data.description import read_description
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
-from training.losses import LossSettings, loss_of, loss_settings_of, rms_of_images
+from training.losses import loss_of, rms_of_images
 from training.recorder import Recorder
 from training.state import TrainingState, checked_resume, save_state
 from training.validation import validate
@@ -38,6 +37,7 @@ from utils.locks import held
 from utils.reading import checked
 from utils.runs import checked_run, choose_device, environment, log_to_file, new_folder
 from utils.schema import Config
+from utils.sections import SDEConfig, TrainingConfig
 from utils.weights import Images
 
 log = logging.getLogger("main")
@@ -64,32 +64,24 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
     model = denoiser_of(config, sigma_data, sigma_image)
     placed(model, device, config.training.channels_last)
-    batches = Batches(
-        on_device(image_array(patches), device),
-        on_device(sdfs, device),
-        config.training.batch,
-        config.seed,
-        device,
-        Augmentation(config.data),
-        crop,
-    )
+    images = on_device(image_array(patches), device)
+    batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data)
     target = read_description(Path(config.data.root)).get("stain_target")
-    images = {"size": list(crop or size), "stain_target": target}
-    known = checked(images, Images, f"{config.data.root}/dataset.json")
+    known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
     return TrainingState(model, config.training, batches, config.seed, known)
 
 
 def training_step(
-    state: TrainingState, data: DataConfig, settings: LossSettings, clip: float, patches: list[Patch], last: Path
+    state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: list[Patch], last: Path
 ) -> dict[str, Tensor]:
-    """One optimiser step; clip: the gradient's greatest norm, last: the checkpoint to go back to. Raises UsageError if
-    the loss or its gradient is not finite; nothing is updated then."""
+    """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
+    finite; nothing is updated then."""
     images, sdf, indices = state.batches.next()
-    losses, t = loss_of(state.model, (images, representation_of(sdf, data)), state.generators, settings)
+    losses, t = loss_of(state.model, (images, representation_of(sdf, data)), state.generators, sde, settings)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
     if not torch.isfinite(loss + norm):
         names = ", ".join(patches[i].filename for i in indices)
         raise UsageError(
@@ -110,11 +102,10 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     threading.excepthook = lambda _: None  # what its thread raises the writer raises here, too
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
     recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
-    loss = loss_settings_of(config.sde, settings, next(state.model.parameters()).device)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
     while state.step < settings.steps and not stop():
         begin = time.perf_counter()
-        result = training_step(state, config.data, loss, settings.clip, training, checkpoints / "last.pt")
+        result = training_step(state, config.data, config.sde, settings, training, checkpoints / "last.pt")
         recorder.add(result, settings.batch, time.perf_counter() - begin)
         bar.update()
         last = state.step == settings.steps

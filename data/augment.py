@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from utils.data_schema import DataConfig
 
 # Optical density of haematoxylin, eosin and what is left over (Ruifrok & Johnston 2001), unit vectors.
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+Pair = tuple[Tensor, Tensor]
 ELASTIC_SPACING = 16  # pixels between the random displacements of an elastic deformation
 
 
@@ -28,7 +29,7 @@ class Augmentation:
 
     data: DataConfig
 
-    def __call__(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, sdf: Tensor, generator: Generator) -> Pair:
         """Changed copies of image (B, C, H, W) in [0, 255], as float32 unless nothing but symmetries is asked for,
         and sdf (B, K, H, W). generator: on the host."""
         data, most = self.data, self.data.augment
@@ -39,13 +40,13 @@ class Augmentation:
             image = self._intensity(image.float(), generator)
         return image, sdf
 
-    def _deform(self, image: Tensor, sdf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _deform(self, image: Tensor, sdf: Tensor, generator: Generator) -> Pair:
         most, truncation = self.data.augment, self.data.truncation
         grid, zoom = random_grid(image, generator, scale=most.scale, rotate=most.rotate, elastic=most.elastic)
         step = self.data.sdf_scale / truncation  # SDF of one pixel
         return _warp(image, grid), deform_sdf(sdf / step, grid, zoom, truncation) * step
 
-    def _intensity(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def _intensity(self, image: Tensor, generator: Generator) -> Tensor:
         most, count, device = self.data.augment, image.shape[0], image.device
 
         def uniform(limit: float) -> Tensor:
@@ -67,9 +68,7 @@ class Augmentation:
         return image.clamp(0, 255)
 
 
-def random_symmetry(
-    image: Tensor, sdf: Tensor, generator: torch.Generator, *, flips: bool, rotations: bool
-) -> tuple[Tensor, Tensor]:
+def random_symmetry(image: Tensor, sdf: Tensor, generator: Generator, *, flips: bool, rotations: bool) -> Pair:
     """Random flips and 90-degree turns, each pair alike: they are exact for an SDF.
 
     image (B, C, H, W) and sdf (B, K, H, W); generator on the host. Turns by 90 degrees need H = W; other pictures are
@@ -112,9 +111,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, kernel[:, None, None, :], groups=batch * channels).view(image.shape)
 
 
-def random_grid(
-    image: Tensor, generator: torch.Generator, *, scale: float, rotate: float, elastic: float
-) -> tuple[Tensor, Tensor]:
+def random_grid(image: Tensor, generator: Generator, *, scale: float, rotate: float, elastic: float) -> Pair:
     """Where each pixel of the deformed image comes from, (B, H, W, 2) as (x, y) in pixels, and the zoom (B, 1, 1, 1).
 
     A similarity about the centre, and displacements of up to about `elastic` pixels, drawn every 16 pixels and smooth

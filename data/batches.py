@@ -25,22 +25,15 @@ class Batches:
     """Endless batches: every image once per epoch, in an order drawn anew for each.
 
     images (N, C, H, W) uint8, sdfs (N, R, K, H, W) float32 of R raters and K classes; one rater is drawn for each
-    image of a batch. crop: (height, width) of a window drawn for each, or None. Batches come on `device`; one that
-    spans two epochs is filled from both.
+    image of a batch, augmented as `data` says, and with data.crop a window. Batches come on `device`; one that spans
+    two epochs is filled from both.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        sdfs: Tensor,
-        batch: int,
-        seed: int,
-        device: torch.device,
-        augment: Augmentation,
-        crop: tuple[int, int] | None = None,
+        self, images: Tensor, sdfs: Tensor, batch: int, seed: int, device: torch.device, data: DataConfig
     ) -> None:
         self.images, self.sdfs, self.batch, self.device = images, sdfs, batch, device
-        self.augment, self.crop = augment, crop
+        self.augment, self.crop = Augmentation(data), data.crop
         self.generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
 

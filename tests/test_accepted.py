@@ -17,7 +17,6 @@ from main import build_state, training_step
 from models.denoiser import Denoiser
 from models.uncertainty import DeepEnsemble, DropoutDraws
 from sampling.drawer import drawer_of, image_tensor
-from training.losses import loss_settings_of
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
@@ -140,8 +139,7 @@ def one_step_and_one_draw(tree: dict[str, Any]) -> None:
     config = parse_config(tree, Path("any.yaml"))
     patches = patches_of(config.data)
     state = build_state(config, patches, torch.device("cpu"))
-    loss = loss_settings_of(config.sde, config.training, torch.device("cpu"))
-    training_step(state, config.data, loss, config.training.clip, patches, Path("nowhere"))
+    training_step(state, config.data, config.sde, config.training, patches, Path("nowhere"))
     denoiser = drawing(config, cast(Denoiser, state.average.module.eval()))
     drawer = drawer_of(config, denoiser)
     count = min(2, config.sampling.draws_per_image)

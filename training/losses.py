@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from data.batches import network_image
 from data.dataset import Patch
@@ -24,44 +23,19 @@ from utils.sections import SDEConfig, TrainingConfig
 class Generators(NamedTuple):
     """Of times, on the host, and of noise, on the network's device."""
 
-    times: torch.Generator
-    noise: torch.Generator
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What a loss depends on besides network and batch.
-
-    noises: noise levels of every image. prior_share, clean_share: see `sample_times` and `joint_times`.
-    """
-
-    weighting: Weighting
-    noises: int
-    prior_share: float
-    clean_share: float
-    channels_last: bool
-    bfloat16: bool
-
-
-def loss_settings_of(sde: SDEConfig, training: TrainingConfig, device: torch.device) -> LossSettings:
-    return LossSettings(
-        Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr),
-        training.noises,
-        sde.prior_share,
-        sde.clean_share,
-        training.channels_last,
-        use_bfloat16(training.precision, device),
-    )
+    times: Generator
+    noise: Generator
 
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W)
+Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
 
 
-def baseline_losses(model: Baseline, batch: Batch, settings: LossSettings) -> tuple[Tensor, Tensor]:
+def baseline_losses(model: Baseline, batch: Batch, training: TrainingConfig) -> Losses:
     """Dice and cross entropy of each image, (B,), and their times, all t_max."""
     images, m = batch
-    with torch.autocast(m.device.type, torch.bfloat16, enabled=settings.bfloat16):
-        logits = model.logits(network_image(images, settings.channels_last))
+    with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
+        logits = model.logits(network_image(images, training.channels_last))
     losses = dice_cross_entropy(logits, m)
     return losses, torch.full_like(losses, model.process.t_max)
 
@@ -71,9 +45,7 @@ def rms_of_images(patches: Sequence[Patch]) -> float:
     return float(np.mean([np.mean((patch.image / 127.5 - 1.0) ** 2) for patch in patches]) ** 0.5)
 
 
-def joint_times(
-    count: int, process: Process, generator: torch.Generator, clean_share: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def joint_times(count: int, process: Process, generator: Generator, clean_share: float = 0.0) -> tuple[Tensor, Tensor]:
     """Times (2, count) of masks and images, stratified, independent of each other; and which are clean.
 
     clean_share: the expected share of pairs whose image is clean, and of those whose mask is; never both. Their time
@@ -86,49 +58,53 @@ def joint_times(
 
 
 def joint_losses(
-    model: JointDenoiser, batch: Batch, generators: Generators, settings: LossSettings
-) -> tuple[Tensor, Tensor]:
+    model: JointDenoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig
+) -> Losses:
     """Losses of masks and of images, (N,) together, and their times. What is clean is a condition: it has neither noise
     nor a loss."""
     images, m = batch
-    device, process = m.device, model.process
-    x = network_image(images, settings.channels_last)
-    pair = [part.repeat_interleave(settings.noises, dim=0) for part in (m, x)]
-    t, clean = joint_times(len(pair[0]), process, generators.times, settings.clean_share)
+    device, process, weighting = m.device, model.process, _weighting(sde)
+    x = network_image(images, training.channels_last)
+    pair = [part.repeat_interleave(training.noises, dim=0) for part in (m, x)]
+    t, clean = joint_times(len(pair[0]), process, generators.times, sde.clean_share)
     t, clean = _moved(t, device), clean.to(device)
     noisy = []
     for data, times, is_clean in zip(pair, t, clean, strict=True):
         eps = torch.randn(data.shape, generator=generators.noise, device=device)
         noisy.append(perturbed(process, data, times, eps.masked_fill(is_clean.view(-1, 1, 1, 1), 0.0)))
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, device)):
         means = model.joint(noisy[0], t[0], noisy[1], t[1])
     losses = [
-        denoising_loss(mean, process, data, times, settings.weighting, sigma)
+        denoising_loss(mean, process, data, times, weighting, sigma)
         for mean, data, times, sigma in zip(means, pair, t, (model.sigma_data, model.sigma_image), strict=True)
     ]
     return torch.stack(losses)[~clean], t[~clean]
 
 
-def loss_of(model: Denoiser, batch: Batch, generators: Generators, settings: LossSettings) -> tuple[Tensor, Tensor]:
+def loss_of(model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig) -> Losses:
     """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
     `baseline_losses` for other kinds of models."""
     if isinstance(model, JointDenoiser):
-        return joint_losses(model, batch, generators, settings)
+        return joint_losses(model, batch, generators, sde, training)
     if isinstance(model, Baseline):
-        return baseline_losses(model, batch, settings)
+        return baseline_losses(model, batch, training)
     images, m = batch
-    m = m.repeat_interleave(settings.noises, dim=0)
-    t = _moved(sample_times(len(m), model.process, generators.times, settings.prior_share), m.device)
+    m = m.repeat_interleave(training.noises, dim=0)
+    t = _moved(sample_times(len(m), model.process, generators.times, sde.prior_share), m.device)
     eps = torch.randn(m.shape, generator=generators.noise, device=m.device)
-    with torch.autocast(m.device.type, torch.bfloat16, enabled=settings.bfloat16):
+    with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
         # Several noise levels share the features of an image.
-        features = model.encode(network_image(images, settings.channels_last))
-        features = [f.repeat_interleave(settings.noises, dim=0) for f in features]
+        features = model.encode(network_image(images, training.channels_last))
+        features = [f.repeat_interleave(training.noises, dim=0) for f in features]
         mean, variance = model.moments(perturbed(model.process, m, t, eps), t, features)
-    losses = denoising_loss(mean, model.process, m, t, settings.weighting, model.sigma_data)
+    losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data)
     if variance is not None:
         losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
     return losses, t
+
+
+def _weighting(sde: SDEConfig) -> Weighting:
+    return Weighting(sde.weighting, sde.sigmoid_shift, sde.per_logsnr)
 
 
 def _moved(t: Tensor, device: torch.device) -> Tensor:

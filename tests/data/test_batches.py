@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import torch
 
-from data.augment import Augmentation
 from data.batches import Batches
 from tests.helpers import section
 
 
 def test_batches_draw_every_rater_and_every_place() -> None:
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(5, 1, 1, 1)
-    sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1) * torch.ones(5, 3, 1, 8, 8)
-    sdfs = sdfs + torch.arange(64.0).view(8, 8) / 100
-    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), Augmentation(section(flips=False)), crop=(6, 5))
+    images = torch.arange(121, dtype=torch.uint8).view(1, 1, 11, 11).repeat(5, 1, 1, 1)
+    sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1) * torch.ones(5, 3, 1, 11, 11)
+    sdfs = sdfs + torch.arange(121.0).view(11, 11) / 128
+    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), section(flips=False, crop=(9, 8)))
     raters, places = set(), set()
     for _ in range(40):
         image, sdf, _ = batches.next()
-        assert image.shape == sdf.shape == (5, 1, 6, 5)
+        assert image.shape == sdf.shape == (5, 1, 9, 8)
         raters |= {int(x) for x in sdf[:, 0, 0, 0]}
         places |= {int(x) for x in image[:, 0, 0, 0]}
-        torch.testing.assert_close(image.float() / 100, sdf - sdf.floor())  # cut at the same place
+        torch.testing.assert_close(image.float() / 128, sdf - sdf.floor())  # cut at the same place
     assert raters == {0, 1, 2}
-    assert places == {8 * top + left for top in range(3) for left in range(4)}
+    assert places == {11 * top + left for top in range(3) for left in range(4)}
 
 
 def test_every_image_once_per_epoch_and_resumable() -> None:
     def make() -> Batches:
         images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
-        augment = Augmentation(section(rotations=True))
-        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), augment)
+        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), section(rotations=True))
 
     batches = make()
     seen = [i for _ in range(14) for i in batches.next()[2]]

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from models.joint import JointDenoiser
-from sde.loss import Weighting
 from sde.process import VP, Process
 from tests.helpers import Workspace, noise, shake, small_denoiser
-from training.losses import Generators, LossSettings, joint_times, loss_of
+from training.losses import Generators, joint_times, loss_of
 from utils.config import load_config
+from utils.sections import SDEConfig, TrainingConfig
 
 
 def test_times_are_stratified_and_independent() -> None:
@@ -53,8 +53,7 @@ def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pyt
     config = load_config("config.yaml", ["training.noises=20"])
     state = main.build_state(config, main.load_data(config.data)[0], torch.device("cpu"))
     images, m, _ = state.batches.next()
-    settings = training.losses.loss_settings_of(config.sde, config.training, torch.device("cpu"))
-    losses, times = training.losses.loss_of(state.model, (images, m), state.generators, settings)
+    losses, times = training.losses.loss_of(state.model, (images, m), state.generators, config.sde, config.training)
     z_m, t_m, z_x, t_x = seen[0]
     clean_m, clean_x = t_m == 0, t_x == 0
     assert clean_m.any()
@@ -76,10 +75,11 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(share: float) -> None:
     images = torch.randint(0, 256, (4, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     m = (noise(4, 1, 4, 4) > 0).float().repeat_interleave(8, dim=2).repeat_interleave(8, dim=3) - 0.5
     losses, gradients = [], []
-    for bfloat16 in (False, True):
-        settings = LossSettings(Weighting("edm"), 2, share, 0.0, channels_last=False, bfloat16=bfloat16)
+    sde = SDEConfig(weighting="edm", prior_share=share)
+    for precision in ("float32", "bfloat16"):
+        settings = TrainingConfig(noises=2, channels_last=False, precision=precision)  # type: ignore[arg-type]
         generators = Generators(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
-        loss, _ = loss_of(model, (images, m), generators, settings)
+        loss, _ = loss_of(model, (images, m), generators, sde, settings)
         assert loss.dtype == torch.float32
         model.zero_grad()
         loss.mean().backward()

@@ -20,7 +20,7 @@ from report.figures import trajectory
 from results.compared import compare
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from results.predicted import inputs_of, open_output, predict
-from results.sampled import add_draw, is_done, open_folder, set_moments, settings_of, start_result, write_image
+from results.sampled import ImageResult, open_folder, settings_of, write_image
 from results.summary import finish
 from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
 from sampling.loading import load_denoiser
@@ -59,7 +59,7 @@ def sample_group(
 ) -> None:
     """All draws of a few images, and their files. With draws: auto, rounds of a few draws for every image whose MMSE
     map's standard error is above the tolerance."""
-    results = [start_result(drawer, scene, evaluation, sampling.save_draws) for scene in scenes]
+    results = [ImageResult(drawer, scene, evaluation, sampling.save_draws) for scene in scenes]
     auto, errors = sampling.draws == "auto", [drawer.standard_error() for _ in scenes]
 
     def sure(i: int) -> bool:
@@ -69,11 +69,11 @@ def sample_group(
     if sampling.sampler == "mean" and drawer.denoiser.second_moment:
         drawn = Timed(whole_moments(drawer, scene) for scene in scenes)
         for result, (mmse, std) in zip(results, drawn, strict=True):
-            set_moments(result, mmse, std)
+            result.set_moments(mmse, std)
     else:
         drawn = Timed(whole_draws(drawer, scenes, sampling.draws_per_image, sure, ROUND if auto else None))
         for i, sdf, evaluations in drawn:
-            add_draw(results[i], sdf, evaluations)
+            results[i].add(sdf, evaluations)
             if auto:
                 errors[i].add(sdf)
     total = sum(len(result.draw_counts) for result in results)
@@ -149,7 +149,7 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
         at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
         for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
             stop.raise_if_set()
-            if not all(is_done(folder, scene.key) for scene in group):
+            if not all((folder / scene.key / "scores.json").is_file() for scene in group):
                 sample_group(drawer, group, config.sampling, config.evaluation, folder)
             bar.update(len(group))
         bar.close()

@@ -117,7 +117,12 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
             spread += float(band.std.max(axis=0).sum())
             costs.append((len(band.labels), band.draws, band.nfe))
     pixels = prepared.shape[0] * prepared.shape[1]
-    count = _large_objects(segmenter, folder) if pixels <= OBJECTS and classes == 1 else None
+    count = None
+    if pixels <= OBJECTS and classes == 1:
+        evaluation, mmse = segmenter.config.evaluation, tifffile.imread(folder / "mmse.tif")
+        labels = split_large(mmse, segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area)
+        write_labels(folder / "instances.tif", labels)
+        count = int(labels.max(initial=0))
     _large_overlay(picture, folder)
     return {
         "objects": count,
@@ -129,14 +134,6 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     }
 
 
-def _large_objects(segmenter: Segmenter, folder: Path) -> int:
-    evaluation = segmenter.config.evaluation
-    mmse = tifffile.imread(folder / "mmse.tif")
-    labels = split_large(mmse, segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area)
-    write_labels(folder / "instances.tif", labels)
-    return int(labels.max(initial=0))
-
-
 def _large_overlay(picture: Picture, folder: Path) -> None:
     """Every n-th pixel of image and mask."""
     step = max(1, max(picture.shape) // SIDE)
@@ -144,9 +141,8 @@ def _large_overlay(picture: Picture, folder: Path) -> None:
     height, width = picture.shape
     # Many rows at a time: a tiled file decodes a whole row of tiles for a single one.
     block = step * max(1, BLOCK // step)
-    rows = [
-        picture.read(Window(top, 0, min(block, height - top), width))[::step, ::step] for top in range(0, height, block)
-    ]
+    tops = range(0, height, block)
+    rows = [picture.read(Window(top, 0, min(block, height - top), width))[::step, ::step] for top in tops]
     figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
 
 
@@ -162,12 +158,6 @@ def predict_one(segmenter: Segmenter, one: Input, output: Path) -> Row:
         row["seconds"] = time.perf_counter() - begin
         write_json(folder / "result.json", row)
     return row
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """One line that names the file."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if str(path) in text else f"{path}: {text}"
 
 
 def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[Row], output: Path) -> None:
@@ -235,11 +225,7 @@ def _done(one: Input, output: Path) -> Row | None:
 
 
 def predict(
-    segmenter: Segmenter,
-    inputs: Sequence[Input],
-    output: Path,
-    stopped: Callable[[], None],
-    progress: Callable[[], object],
+    segmenter: Segmenter, inputs: list[Input], output: Path, stopped: Callable[[], None], progress: Callable[[], object]
 ) -> list[Row]:
     """Predict on every picture that is not done yet; results.csv at the end.
 
@@ -261,7 +247,8 @@ def predict(
             except (DataError, OSError, ValueError, MemoryError, RuntimeError) as error:
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise
-                problems.append(_reason(error, one.path))
+                text = " ".join(str(error).split()) or type(error).__name__
+                problems.append(text if str(one.path) in text else f"{one.path}: {text}")
             progress()
     except BaseException:
         with suppress(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,53 +39,40 @@ from utils.schema import Config
 from utils.sections import EvaluationConfig
 
 
-@dataclass
 class ImageResult:
     """What is gathered of one image, draw by draw.
 
-    draw_counts: of each draw, by class. draws: only if they are to be kept. masks: of the draws, only if several raters
-    are there to compare them with. evaluations: of the network, for all draws.
+    draw_counts: of each draw, by class. draws: only if they are to be kept (`keep`). masks: of the draws, only if
+    several raters are there to compare them with. evaluations: of the network, for all draws.
     """
 
-    scene: Scene
-    classes: int
-    ensemble: Ensemble | Moments
-    objects: DrawObjects
-    draw_counts: list[list[Counts]]
-    draws: list[np.ndarray] | None
-    masks: list[np.ndarray] | None
-    evaluations: float = 0.0
+    def __init__(self, drawer: Drawer, scene: Scene, evaluation: EvaluationConfig, keep: bool) -> None:
+        self.scene, self.classes, threshold = scene, drawer.denoiser.mask_channels, drawer.threshold
+        self.ensemble: Ensemble | Moments = Ensemble((self.classes, *scene.shape), threshold)
+        self.objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
+        self.draw_counts: list[list[Counts]] = []
+        self.draws: list[np.ndarray] | None = [] if keep else None
+        self.masks: list[np.ndarray] | None = None if scene.raters is None else []
+        self.evaluations = 0.0
 
+    def _score(self, sdf: np.ndarray, labels: np.ndarray) -> None:
+        self.draw_counts.append(count_classes(labels, self.scene.labels, self.classes))
+        self.objects.add(sdf.min(axis=0))
+        if self.masks is not None:
+            self.masks.append(labels > 0)
 
-def start_result(drawer: Drawer, scene: Scene, evaluation: EvaluationConfig, keep: bool) -> ImageResult:
-    """Nothing drawn yet. keep: keep every draw."""
-    classes, threshold = drawer.denoiser.mask_channels, drawer.threshold
-    ensemble = Ensemble((classes, *scene.shape), threshold)
-    objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
-    masks: list[np.ndarray] | None = None if scene.raters is None else []
-    return ImageResult(scene, classes, ensemble, objects, [], [] if keep else None, masks)
+    def add(self, sdf: np.ndarray, evaluations: float) -> None:
+        """Take in one draw (K, H, W)."""
+        assert isinstance(self.ensemble, Ensemble)
+        self.evaluations += evaluations
+        self._score(sdf, self.ensemble.add(sdf))
+        if self.draws is not None:
+            self.draws.append(sdf)
 
-
-def _score_draw(result: ImageResult, sdf: np.ndarray, labels: np.ndarray) -> None:
-    result.draw_counts.append(count_classes(labels, result.scene.labels, result.classes))
-    result.objects.add(sdf.min(axis=0))
-    if result.masks is not None:
-        result.masks.append(labels > 0)
-
-
-def add_draw(result: ImageResult, sdf: np.ndarray, evaluations: float) -> None:
-    """Take in one draw (K, H, W)."""
-    assert isinstance(result.ensemble, Ensemble)
-    result.evaluations += evaluations
-    _score_draw(result, sdf, result.ensemble.add(sdf))
-    if result.draws is not None:
-        result.draws.append(sdf)
-
-
-def set_moments(result: ImageResult, mmse: np.ndarray, std: np.ndarray) -> None:
-    """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
-    result.ensemble = Moments(mmse, std, result.ensemble.threshold)
-    _score_draw(result, mmse, result.ensemble.labels)
+    def set_moments(self, mmse: np.ndarray, std: np.ndarray) -> None:
+        """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
+        self.ensemble = Moments(mmse, std, self.ensemble.threshold)
+        self._score(mmse, self.ensemble.labels)
 
 
 def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.ndarray, labels: np.ndarray) -> None:
@@ -103,9 +90,8 @@ def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.
 
 def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
     """Maps, and pictures that compare them with the truth."""
-    scene, ensemble = result.scene, result.ensemble
+    scene, ensemble, zoom = result.scene, result.ensemble, figures.zoom_of(result.scene.shape)
     labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
-    zoom = figures.zoom_of(scene.shape)
     write_maps(folder, mmse, std, ensemble.probability, labels)
     figures.gray_image(mask_std(ensemble.probability)).save(folder / "mask_std.png")
     figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
@@ -115,26 +101,21 @@ def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
         np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
 
 
-def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
-    """A row for each object, without its contours."""
+def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
+    """instances.png (.tif where 16 bits are too few), objects.csv without contours, and objects.geojson."""
+    write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
     names = ["label", "area", "equivalent_diameter", "row", "column",
              "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
     rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
-    return pd.DataFrame(rows, columns=names)
-
-
-def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
-    """instances.png (.tif where 16 bits are too few), objects.csv and objects.geojson."""
-    write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
-    object_table(records).to_csv(folder / "objects.csv", index=False)
+    pd.DataFrame(rows, columns=names).to_csv(folder / "objects.csv", index=False)
     write_geojson(folder / "objects.geojson", records)
 
 
 def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     """Scores against the true objects, and the areas of these in the draws."""
-    scene = result.scene
-    known = scene.instances
-    truth = connected_parts(scene.labels > 0, connectivity=1) if known is None else known
+    truth = result.scene.instances
+    if truth is None:
+        truth = connected_parts(result.scene.labels > 0, connectivity=1)
     truth = np.unique(truth, return_inverse=True)[1].reshape(truth.shape) + int(truth.min() > 0)
     count = int(truth.max(initial=0))
     areas = np.nan_to_num(matched_areas(truth.astype(np.int32), result.objects, count)).astype(int)
@@ -150,9 +131,8 @@ def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
 def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     """What the summary of all images needs of this one, besides scores.json."""
     scene, ensemble = result.scene, result.ensemble
-    truth = scene.labels
-    mmse, probability = ensemble.mmse, ensemble.probability
-    record = measure(mmse, ensemble.std, scene.sdf, probability, ensemble.labels, truth)
+    mmse, truth = ensemble.mmse, scene.labels
+    record = measure(mmse, ensemble.std, scene.sdf, ensemble.probability, ensemble.labels, truth)
     details = {
         "uncertainty": record.to_dict(),
         "risk": asdict(risk_curve(-mmse.min(axis=0), truth > 0, RISK_THRESHOLDS)),
@@ -259,10 +239,6 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
         None if scene is None else scene.labels,
         None if scene is None else scene.sdf,
     )
-
-
-def is_done(folder: Path, key: str) -> bool:
-    return (folder / key / "scores.json").is_file()
 
 
 # What is read of a settings.json, see `settings_of`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, 
         "iou": mean_iou(whole),
         "single_f1": float(np.mean([mean_f1(c) for c in draws])),
         "single_iou": float(np.mean([mean_iou(c) for c in draws])),
-        "true_positive": total.true_positive,
-        "false_positive": total.false_positive,
-        "false_negative": total.false_negative,
+        **asdict(total),
         "mean_std": scores["mean_std"],
         "draws": len(draws),
         "nfe_per_draw": scores["nfe"],
@@ -129,9 +128,7 @@ def _uncertainty(folder: Path, details: Sequence[Details], missed: float, test: 
     return {**flat, "risk_control": risk_control_of(folder, curves, missed) if test else None}
 
 
-def finish(
-    folder: Path, scenes: Sequence[Scene], config: Config, facts: Mapping[str, Any]
-) -> tuple[dict[str, Any], Path]:
+def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
     rows, mmse, single, memory, details = [], [], [], [], []
     for scene in scenes:

@@ -16,7 +16,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -44,14 +44,7 @@ from utils.locks import held
 from utils.runs import file_hash
 
 CANDIDATES = 9  # training images among which the most typical stain is looked for
-ARCHIVES: dict[str, Callable[[DataConfig], Archive]] = {
-    "phantom": phantom.records,
-    "glas": glas.records,
-    "monuseg": monuseg.records,
-    "lidc": lidc.records,
-    "dsb2018": dsb2018.records,
-    "folder": folder.records,
-}
+ARCHIVES = {"phantom": phantom, "glas": glas, "monuseg": monuseg, "lidc": lidc, "dsb2018": dsb2018, "folder": folder}
 COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames")
 ENDINGS = re.compile(r"(_\d+_\d+)?(_mask|_instances|_classes|_rater\d+)?$")  # of an image's files
 
@@ -76,7 +69,8 @@ def list_archive(data: DataConfig) -> Archive:
     """The records of the configured source. Raises DataError where there is no such archive."""
     if data.source == "prepared":
         raise UsageError("data.source: prepared has nothing to prepare; its root holds the CSV files already")
-    return ARCHIVES[data.source](data)
+    archive: Archive = ARCHIVES[data.source].records(data)
+    return archive
 
 
 def _with_unique_names(records: Sequence[Record]) -> list[Record]:

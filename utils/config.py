@@ -66,19 +66,21 @@ def _load_chain(path: Path, above: tuple[str, ...] = ()) -> tuple[dict[str, Any]
     return _merge(merged, content), origins
 
 
-def _apply_override(tree: dict[str, Any], origins: Origins, override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    parts, shown = tuple(key.strip().split(".")), f"--set {cut(override)}"
-    if not equals or not all(parts) or len(parts) > PARTS:
-        raise ConfigError(f"{shown}: expected section.key=value")
-    try:
-        nested = parse_yaml(text)
-    except ConfigError:
-        raise ConfigError(f"{shown}: the value is not valid YAML") from None
-    for part in reversed(parts):
-        nested = {part: nested}
-    origins |= dict.fromkeys(_keys(nested), (1, shown))
-    return _merge(tree, nested)
+def _overridden(tree: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts, shown = tuple(key.strip().split(".")), f"--set {cut(override)}"
+        if not equals or not all(parts) or len(parts) > PARTS:
+            raise ConfigError(f"{shown}: expected section.key=value")
+        try:
+            nested = parse_yaml(text)
+        except ConfigError:
+            raise ConfigError(f"{shown}: the value is not valid YAML") from None
+        for part in reversed(parts):
+            nested = {part: nested}
+        origins |= dict.fromkeys(_keys(nested), (1, shown))
+        tree = _merge(tree, nested)
+    return tree
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:
@@ -105,9 +107,7 @@ def _describe(error: Any, origins: Origins, path: Path) -> str:
     if unknown:
         known = _known_keys(location)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {cut(', '.join(known), 150)}"
-        )
+        hint = f"did you mean {'.'.join([*location[:-1], *near])}?" if near else f"known: {cut(', '.join(known), 150)}"
         return f"{where}: {key} is not a known key; {hint}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
@@ -155,12 +155,6 @@ def _settled(tree: dict[str, Any], origins: Origins, path: Path, *, strict: bool
             tree, origins[key] = _without(tree, key), choice
             left_out.add(".".join(key))
     return config, left_out
-
-
-def _overridden(tree: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        tree = _apply_override(tree, origins, override)
-    return tree
 
 
 def parse_config(tree: dict[str, Any], path: Path) -> Config:

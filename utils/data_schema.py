@@ -142,13 +142,9 @@ class DataConfig(Section):
         return usual if self.test_fraction is None else self.test_fraction
 
     @model_validator(mode="after")
-    def _raw_given(self) -> DataConfig:
+    def _fits_together(self) -> DataConfig:
         if self.source not in ("phantom", "prepared") and self.raw is None:
             raise ValueError(f"source: {self.source} needs data.raw, the folder of the unpacked archive")
-        return self
-
-    @model_validator(mode="after")
-    def _sizes(self) -> DataConfig:
         for name in ("size", "patch", "test_patch", "crop"):
             value = getattr(self, name)
             if value is not None and min(value) < 8:
@@ -161,10 +157,6 @@ class DataConfig(Section):
             small, large = getattr(self, inner), getattr(self, outer)
             if small and large and (small[0] > large[0] or small[1] > large[1]):
                 raise ValueError(f"{inner}: {list(small)} is larger than data.{outer}: {list(large)}")
-        return self
-
-    @model_validator(mode="after")
-    def _values(self) -> DataConfig:
         if self.classes is not None:
             if len(set(self.classes)) < len(self.classes) or not all(1 <= c <= 255 for c in self.classes):
                 raise ValueError(f"classes: {list(self.classes)} must be different values from 1 to 255")

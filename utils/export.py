@@ -6,6 +6,7 @@ from utils.command import run_command
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,6 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
     return override_config({**config, "name": name, "data": data}, path, overrides)
 
 
-def commit_of(run: Path) -> str:
-    """That a run was trained at."""
-    try:
-        return read_json(run / "environment.json", dict[str, Any]).get("commit") or "unknown"
-    except (OSError, UsageError):
-        return "unknown"
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Write the averaged weights of a run as safetensors.")
     parser.add_argument("--run", required=True, metavar="RUN", help="a run folder")
@@ -68,7 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     if not {"images", "step"} <= state.keys():
         raise UsageError(f"{path}: does not say what images it was trained on; train again")
     config = portable(state["config"], output.stem, path, args.overrides).model_dump(mode="json")
-    header = Header(config, state["images"], args.licence, commit_of(run), state["step"])
+    commit = None
+    with suppress(OSError, UsageError):
+        commit = read_json(run / "environment.json", dict[str, Any]).get("commit")
+    header = Header(config, state["images"], args.licence, commit or "unknown", state["step"])
     content = weights_bytes(state["ema"] if args.full else halved(state["ema"]), header)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, content)

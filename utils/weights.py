@@ -51,17 +51,7 @@ class Header:
     weights, one line. commit, step: what they were trained with, and how long.
     """
 
-    config: dict[str, Any]
-    images: Images
-    licence: str
-    commit: str
-    step: int
-
-
-class _Texts(TypedDict):
-    """The header as it stands in the file."""
-
-    config: Json[dict[str, Any]]
+    config: Json[dict[str, Any]]  # texts in the file
     images: Json[Images]
     licence: str
     commit: str
@@ -84,14 +74,8 @@ def _digest(texts: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
 
 def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
     """The file."""
-    texts = {
-        "format": FORMAT,
-        "config": json.dumps(header.config),
-        "images": json.dumps(header.images),
-        "licence": header.licence,
-        "commit": header.commit,
-        "step": str(header.step),
-    }
+    parts = {name: part if isinstance(part, str) else json.dumps(part) for name, part in vars(header).items()}
+    texts = {"format": FORMAT, **parts}
     return save({name: w.contiguous() for name, w in weights.items()}, {**texts, "sha256": _digest(texts, weights)})
 
 
@@ -119,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 def _header(texts: Mapping[str, str], path: Path) -> Header:
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not weights of this program (format {FORMAT})")
-    header = Header(**checked(dict(texts), _Texts, path, CheckpointError))
+    header: Header = checked(json.dumps(dict(texts)).encode(), Header, path, CheckpointError)
     return replace(header, licence=cut(header.licence, 1000))  # it is shown on a terminal
 
 

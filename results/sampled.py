@@ -88,19 +88,6 @@ def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
 
 
-def _write_result(result: ImageResult, folder: Path, f1: float) -> None:
-    """Maps, and pictures that compare them with the truth."""
-    scene, ensemble, zoom = result.scene, result.ensemble, figures.zoom_of(result.scene.shape)
-    labels, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
-    write_maps(folder, mmse, std, ensemble.probability, labels)
-    figures.gray_image(mask_std(ensemble.probability)).save(folder / "mask_std.png")
-    figures.overlay(scene.image, scene.labels, labels, zoom, result.classes).save(folder / "overlay.png")
-    figures.panel(scene.image, scene.labels, mmse, std, labels, f1, zoom).save(folder / "panel.png")
-    if result.draws:
-        draws = np.stack(result.draws)
-        np.savez_compressed(folder / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
-
-
 def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
     """instances.png (.tif where 16 bits are too few), objects.csv without contours, and objects.geojson."""
     write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
@@ -145,18 +132,25 @@ def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
 
 
 def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -> None:
-    """All files of one image."""
-    scene, ensemble = result.scene, result.ensemble
-    counts = count_classes(ensemble.labels, scene.labels, result.classes)
+    """All files of one image: maps, pictures that compare them with the truth, objects and scores."""
+    scene, ensemble, zoom = result.scene, result.ensemble, figures.zoom_of(result.scene.shape)
+    classes, mmse, std = ensemble.labels, ensemble.mmse, ensemble.std
+    counts = count_classes(classes, scene.labels, result.classes)
     scores = {
         "mmse": [astuple(c) for c in counts],
         "draws": [[astuple(c) for c in draw] for draw in result.draw_counts],
-        "mean_std": float(ensemble.std.mean()),
+        "mean_std": float(std.mean()),
         **costs,
     }
-    labels, records = objects_of(ensemble.mmse, ensemble.std, result.objects)
+    labels, records = objects_of(mmse, std, result.objects)
     with whole_folder(folder / scene.key) as partial:
-        _write_result(result, partial, mean_f1(counts))
+        write_maps(partial, mmse, std, ensemble.probability, classes)
+        figures.gray_image(mask_std(ensemble.probability)).save(partial / "mask_std.png")
+        figures.overlay(scene.image, scene.labels, classes, zoom, result.classes).save(partial / "overlay.png")
+        figures.panel(scene.image, scene.labels, mmse, std, classes, mean_f1(counts), zoom).save(partial / "panel.png")
+        if result.draws:
+            draws = np.stack(result.draws)
+            np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
         write_objects(partial, labels, records)
         write_json(partial / "details.json", _details(result, labels))
         write_json(partial / "scores.json", scores)

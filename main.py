@@ -62,8 +62,7 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     binary = config.data.representation == "binary"
     sigma_data = config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5)
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
-    model = denoiser_of(config, sigma_data, sigma_image)
-    placed(model, device, config.training.channels_last)
+    model = placed(denoiser_of(config, sigma_data, sigma_image), device, config.training.channels_last)
     images = on_device(image_array(patches), device)
     batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data)
     target = read_description(Path(config.data.root)).get("stain_target")

@@ -12,7 +12,7 @@ from models.denoiser import Denoiser
 from sampling.loading import load_denoiser
 from utils.cli import Parser, common_parser, read_config
 from utils.errors import UsageError
-from utils.runs import checkpoint_path, choose_device, newest_run
+from utils.runs import checked_run, checkpoint_path, choose_device, newest_run
 from utils.schema import Config
 
 
@@ -43,9 +43,7 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
     config = read_config(args)
     if config is None:
         return None
-    run = Path(args.run) if args.run else newest_run(config.name)
-    if not run.is_dir():
-        raise UsageError(f"--run {run}: no such folder")
+    run = checked_run(Path(args.run), "--run ") if args.run else newest_run(config.name)
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
     scenes = scenes_of(load_split(config.data, args.split))

@@ -9,7 +9,7 @@ import torch
 
 from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
-from models.joint import build_joint
+from models.joint import JointDenoiser
 from models.unet import Sizes
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP, prior_pull
 from utils.data_schema import DataConfig
@@ -54,7 +54,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
         except ImportError as error:
             raise UsageError(f"model.kind: {model.kind} {error}") from None
     if model.kind == "joint":
-        return build_joint(process, sde.prediction, *common, sigma_data, sigma_image)
+        return JointDenoiser(process, sde.prediction, *common, sigma_data, sigma_image)
     return build_denoiser(
         process,
         sde.prediction,

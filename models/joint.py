@@ -20,7 +20,7 @@ class JointDenoiser(Denoiser):
     """Posterior means of mask and image, E[m | z_m, z_x] and E[x | z_m, z_x].
 
     As a `Denoiser` it is that of masks given a clean image, which is its one feature.
-    network: (z_m, z_x) (B, K + C, H, W) and their noise conditions (B, 2) to (B, K + C, H, W).
+    sizes: of the network from (z_m, z_x) (B, K + C, H, W) and their noise conditions (B, 2) to (B, K + C, H, W).
     sigma_image: root mean square of images in [-1, 1] over the training data; kept in the state dict.
     """
 
@@ -30,18 +30,17 @@ class JointDenoiser(Denoiser):
         self,
         process: Process,
         prediction: str,
-        network: ConditionalUNet,
+        image_channels: int,
         mask_channels: int,
+        sizes: Sizes,
         sigma_data: float = 0.5,
         sigma_image: float = 0.5,
     ) -> None:
+        both, width = mask_channels + image_channels, 4 * sizes.channels
+        network = ConditionalUNet(Trunk(both, sizes, embedding=width), width, both, conditions=2)
         super().__init__(process, prediction, nn.Identity(), network, mask_channels, sigma_data)
+        self.image_channels = image_channels
         self.register_buffer("sigma_image", torch.tensor(float(sigma_image)))
-
-    @property
-    def image_channels(self) -> int:
-        """C."""
-        return self.network.out_channels - self.mask_channels
 
     def joint(self, z_m: Tensor, t_m: Tensor, z_x: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
         """E[m | z_m, z_x] (B, K, H, W) and E[x | z_m, z_x] (B, C, H, W), float32.
@@ -86,18 +85,3 @@ class JointDenoiser(Denoiser):
         """E[(m, x) | z_t = z], (B, K + C, H, W), for z of that shape and t a scalar or (B,): both at one time."""
         z_m, z_x = z.split([self.mask_channels, self.image_channels], dim=1)
         return torch.cat(self.joint(z_m, t, z_x, t), dim=1)
-
-
-def build_joint(
-    process: Process,
-    prediction: str,
-    image_channels: int,
-    mask_channels: int,
-    sizes: Sizes,
-    sigma_data: float = 0.5,
-    sigma_image: float = 0.5,
-) -> JointDenoiser:
-    """A joint denoiser; see `JointDenoiser` for the last two."""
-    both, width = mask_channels + image_channels, 4 * sizes.channels
-    network = ConditionalUNet(Trunk(both, sizes, embedding=width), width, both, conditions=2)
-    return JointDenoiser(process, prediction, network, mask_channels, sigma_data, sigma_image)

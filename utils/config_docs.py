@@ -10,6 +10,14 @@ from pydantic_core import PydanticUndefined
 
 from utils.schema import Config
 
+SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+HEAD = """# Config reference
+
+Made by `python -m utils.config_docs > docs/config.md`. `base: FILE` at the top of a config inherits from
+another, whose path is relative to the config's own folder; all other paths are relative to where the
+command runs.
+"""
+
 
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
@@ -22,12 +30,6 @@ def _type(annotation: Any) -> str:
     if options and all(isinstance(option, str) for option in options):
         return " \\| ".join(options)
     return " or ".join(dict.fromkeys(_type(o) for o in options)).replace("NoneType", "null")
-
-
-def _limits(field: FieldInfo) -> str:
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return ", ".join(found)
 
 
 def _default(field: FieldInfo) -> str:
@@ -47,8 +49,8 @@ def _section(model: type[BaseModel], name: str) -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inner += _section(field.annotation, f"{name}.{key}".lstrip("."))
             continue
-        limits = _limits(field)
-        kind = _type(field.annotation) + (f", {limits}" if limits else "")
+        limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in SIGNS if hasattr(m, name)]
+        kind = ", ".join([_type(field.annotation), *limits])
         meaning = (field.description or "").replace("|", "\\|")
         lines.append(f"| `{key}` | {kind} | {_default(field)} | {meaning} |")
     return [*lines, "", *inner]
@@ -56,15 +58,7 @@ def _section(model: type[BaseModel], name: str) -> list[str]:
 
 def render() -> str:
     """The reference as Markdown."""
-    head = [
-        "# Config reference",
-        "",
-        "Made by `python -m utils.config_docs > docs/config.md`. `base: FILE` at the top of a config inherits from",
-        "another, whose path is relative to the config's own folder; all other paths are relative to where the",
-        "command runs.",
-        "",
-    ]
-    return "\n".join([*head, *_section(Config, "")]).rstrip() + "\n"
+    return "\n".join([HEAD, *_section(Config, "")]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.denoiser import batch_times
-from models.joint import JointDenoiser, build_joint
+from models.joint import JointDenoiser
 from models.unet import Sizes
 from sde.grids import logsnr_grid
 from sde.process import VE, VP, OTFlow, Process
@@ -31,7 +31,7 @@ def small(
     process: Process | None = None, image_channels: int = 3, mask_channels: int = 2, sizes: Sizes = SIZES
 ) -> JointDenoiser:
     torch.manual_seed(0)
-    model = build_joint(process or VE(), "edm", image_channels, mask_channels, sizes)
+    model = JointDenoiser(process or VE(), "edm", image_channels, mask_channels, sizes)
     shake(model)
     return model.eval()
 
@@ -91,7 +91,7 @@ def test_conditionals_have_the_posterior_mean_and_variance(process: Process, giv
 @each_process
 def test_untrained_it_is_the_linear_denoiser_of_each_part(process: Process) -> None:
     """With a zero last layer: alpha s^2 / (alpha^2 s^2 + sigma^2) z, by each part's own time and scale."""
-    model = build_joint(process, "edm", 1, 1, Sizes(8, [1]), sigma_data=0.8, sigma_image=0.3)
+    model = JointDenoiser(process, "edm", 1, 1, Sizes(8, [1]), sigma_data=0.8, sigma_image=0.3)
     z, times = noise(2, 2, 5, 7), torch.tensor([[0.1, 0.6], [0.9, 0.3]], dtype=torch.float64)
     found = model.joint(z[:, :1], times[0], z[:, 1:], times[1])
     for k, scale in enumerate((0.8, 0.3)):

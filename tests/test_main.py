@@ -34,6 +34,7 @@ def test_random_crops_train_and_fixed_ones_test(workspace: Workspace) -> None:
     assert "larger than" in workspace.fails("main", "--set", "data.crop=[40, 40]")
 
 
+@pytest.mark.slow
 def test_one_rater_at_a_time_is_learned(workspace: Workspace) -> None:
     raters = ["--set", "data.phantom.raters=3", "--set", "data.phantom.objects=nuclei"]
     for command in ("prepare", "main", "sample"):
@@ -67,6 +68,7 @@ def test_run_folder_keeps_the_contract(trained: Workspace) -> None:
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 6
 
 
+@pytest.mark.slow
 def test_training_learns(trained: Workspace) -> None:
     result = trained("main", "--set", "training.steps=60", "--set", "training.learning_rate=5e-3")
     assert result.code == 0

@@ -22,6 +22,7 @@ from tests.helpers import LIBRARY, RESUNET, ROOT, UNET, Workspace, content, newe
 from utils.locks import held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RESUNET, UNET], ids=["resunet", "unet"])
 def test_commands(trained: Workspace, kind: list[str]) -> None:
     if kind is UNET:
@@ -60,6 +61,7 @@ def test_regression_is_a_config(trained: Workspace) -> None:
     assert "sampler: mean" in trained.fails("main", "--set", "sde.prior_share=1")
 
 
+@pytest.mark.slow
 def test_mean_and_std_in_one_evaluation(trained: Workspace) -> None:
     options = [*DIRECT, "--set", "model.second_moment=true"]
     assert trained("main", *options).code == 0

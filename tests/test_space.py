@@ -28,6 +28,7 @@ SYSTEMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_systems_train_and_sample(trained: Workspace, name: str) -> None:
     if name == "exact":

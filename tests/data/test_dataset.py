@@ -192,6 +192,7 @@ def test_hold_out_is_by_image(folder: Path) -> None:
     assert not {p.image_id for p in train} & {p.image_id for p in val}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divisor", [1, 5])
 def test_the_published_layout_trains_as_it_is(workspace: Workspace, divisor: int) -> None:
     """filename, maskname, maskdtname with leading slashes, SDFs divided by 5 or not, no val.csv, no dataset.json."""

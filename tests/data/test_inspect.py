@@ -11,6 +11,7 @@ from PIL import Image
 from tests.helpers import Workspace
 
 
+@pytest.mark.slow
 def test_the_page_says_it(workspace: Workspace) -> None:
     assert workspace("prepare").code == 0
     result = workspace("inspect", "--pictures", "pictures")

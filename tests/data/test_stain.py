@@ -126,6 +126,7 @@ def tissue_folder(workspace: Workspace) -> list[str]:
     return [a for option in options for a in ("--set", f"data.{option}")]
 
 
+@pytest.mark.slow
 def test_preparation_normalises_and_names_what_it_cannot(workspace: Workspace) -> None:
     options = tissue_folder(workspace)
     result = workspace("prepare", *options)

@@ -53,6 +53,7 @@ def test_dropout_belongs_to_the_draw_and_its_place() -> None:
     assert torch.equal(layers[:2](ones), ones)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RESUNET, REGRESSION], ids=["resunet", "regression"])
 def test_dropout_draws_differ_and_do_not_depend_on_their_batch(trained: Workspace, kind: list[str]) -> None:
     assert trained("main", *sets(kind)).code == 0

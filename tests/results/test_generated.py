@@ -88,6 +88,7 @@ def test_interrupted_generation_goes_on(joint: Workspace) -> None:
     assert "another count" in joint.fails("sample", "--generate", "pairs", "--count", "7", "--resume")
 
 
+@pytest.mark.slow
 def test_generated_pairs_are_data_to_train_on(joint: Workspace) -> None:
     assert joint("sample", "--generate", "pairs", "--count", "8").code == 0
     folder, run = newest(joint, "generated"), joint.run_folder()

@@ -150,6 +150,7 @@ def test_every_picture_is_predicted_whatever_its_name(
     assert len({np.load(f"out/{key}/mmse.npy").tobytes() for key in table["image_id"]}) == len(names)
 
 
+@pytest.mark.slow
 def test_an_output_is_held_and_leftovers_do_not_block_it(trained: Workspace, inbox: Path) -> None:
     Path("out").mkdir()
     Path("out/.7.settings.json").touch()  # of a process that was killed at its first file
@@ -162,6 +163,7 @@ def test_an_output_is_held_and_leftovers_do_not_block_it(trained: Workspace, inb
     assert predict(trained, "--overwrite")()[0] == 0
 
 
+@pytest.mark.slow
 def test_large_pictures_are_streamed(trained: Workspace, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same maps as in one piece, as tiled TIFF."""
     assert predict(trained)()[0] == 0

@@ -19,6 +19,7 @@ PATCHES = ["--set", "data.phantom.size=48", "--set", "data.patch=[32, 32]", "--s
 PARTS = [*PATCHES, "--set", "data.test_patch=[24, 24]"]
 
 
+@pytest.mark.slow
 def test_images_in_parts_are_scored_as_a_whole(workspace: Workspace) -> None:
     for command in ("prepare", "main"):
         assert workspace(command, *PARTS).code == 0
@@ -107,6 +108,7 @@ def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
         assert gif.n_frames >= 3  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_resume_fills_in_what_is_missing(trained: Workspace) -> None:
     import shutil
 

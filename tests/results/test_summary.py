@@ -57,6 +57,7 @@ def test_uncertainty_is_of_the_files_that_were_written(trained: Workspace) -> No
     assert (folder / "sparsification.png").is_file()
 
 
+@pytest.mark.slow
 def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Workspace) -> None:
     assert trained("sample", *QUICK, "--split", "val").code == 0
     validation = newest(trained)

@@ -35,6 +35,7 @@ def test_only_what_makes_the_items_is_timed() -> None:
     assert 0.15 <= items.seconds < 0.4
 
 
+@pytest.mark.slow
 def test_scoring_is_not_drawing(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     add = DrawObjects.add
 
@@ -86,6 +87,7 @@ def test_evaluations_are_means_over_draws_and_images(trained: Workspace) -> None
     assert rows.min() > 1
 
 
+@pytest.mark.slow
 def test_a_shared_direct_mean_is_counted_once_for_all_draws(trained: Workspace) -> None:
     """Heun with 5 evaluations, the first of which is the direct mean: 4 for each of 4 draws, and 1 for all of them."""
     assert trained("main", *DIRECT).code == 0

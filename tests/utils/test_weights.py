@@ -27,6 +27,7 @@ def summary_of(name: str) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_weights_score_as_the_run_they_come_from(trained: Workspace) -> None:
     config = ["--set", "sampling.animate=false"]
     full, half = exported(trained, "--full", name="full"), exported(trained, name="half")

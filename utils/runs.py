@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: next((d.version for d in distributions(name=name)), None) for name in PACKAGES},
     }
 
 

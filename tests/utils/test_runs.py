@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+import torch
+
+from utils import runs
 from utils.runs import new_folder, newest_run
 
 
@@ -13,3 +18,11 @@ def test_newest_run_and_folders_within_a_second(tmp_path: Path) -> None:
     for folder in folders:
         (folder / "config.yaml").touch()
     assert newest_run("a", tmp_path / "runs") == folders[-1]
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples are not lost for it: environment.json is written when they are all drawn."""
+    monkeypatch.setattr(runs, "PACKAGES", ("torch", "no-such-package"))
+    found = runs.environment(torch.device("cpu"))["packages"]
+    assert found["torch"] == version("torch")
+    assert found["no-such-package"] is None

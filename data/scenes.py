@@ -64,6 +64,11 @@ class Scene:
             return None
         return self.assemble([np.stack(p.raters) for p in self.parts])
 
+    @property
+    def rater_sdfs(self) -> np.ndarray:
+        """(R, K, H, W), of each rater; R = 1 where there is a single annotation."""
+        return self.assemble([p.sdf for p in self.parts])
+
     @cached_property
     def sdf(self) -> np.ndarray:
         """(K, H, W), a mean over raters."""

@@ -8,8 +8,10 @@ distribution; so draws that are too alike lose as those do that differ too much.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtr
 
 BLOCK = 1 << 16  # pixels whose draws are sorted at a time
 
@@ -36,6 +38,15 @@ def fair_crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return scores.reshape(truth.shape)
 
 
+def gaussian_crps(error: np.ndarray, std: np.ndarray | float) -> np.ndarray:
+    """CRPS of normal distributions (Gneiting et al. 2005, eq. 5) whose means are off by `error`, of any sign; |error|
+    where std is 0. Both in one unit, of shapes that broadcast."""
+    width = np.maximum(np.asarray(std, np.float64), 1e-12)
+    z = np.abs(np.asarray(error, np.float64)) / width
+    density = np.exp(-0.5 * np.minimum(z, 40.0) ** 2) / math.sqrt(2 * math.pi)
+    return width * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+
+
 def _areas(size: int, cells: int) -> np.ndarray:
     """Weights (cells, size) of the means over equal parts of a line of pixels, which may cut through a pixel."""
     edges, pixels = np.linspace(0.0, size, cells + 1)[:, None], np.arange(size)
@@ -50,15 +61,15 @@ def pooled(sdf: np.ndarray, cells: int = 8) -> np.ndarray:
     return _areas(height, min(cells, height)) @ sdf @ _areas(width, min(cells, width)).T
 
 
-def energy_score(draws: np.ndarray, truth: np.ndarray, cells: int = 8) -> float:
+def energy_score(draws: Sequence[np.ndarray] | np.ndarray, truth: np.ndarray, cells: int = 8) -> float:
     """Fair energy score of pooled SDFs (Gneiting and Raftery 2007, eq. 22, without pairs of a draw with itself).
 
     E |x - y| - E |x - x'| / 2 over draws x != x', the norm Euclidean over all classes and cells: it sees how draws go
-    together over the image, which scores of single pixels do not. With one draw |x - y|. draws: (n, K, H, W), n >= 1.
-    truth: (K, H, W). Raises ValueError for other shapes.
+    together over the image, which scores of single pixels do not. With one draw |x - y|. draws: n >= 1 of
+    (K, H, W). truth: (K, H, W). Raises ValueError for other shapes.
     """
-    if draws.ndim != 4 or not len(draws) or draws.shape[1:] != truth.shape:
-        raise ValueError(f"draws {draws.shape} of a truth {truth.shape}: (n, K, H, W) and (K, H, W) are expected")
+    if truth.ndim != 3 or {draw.shape for draw in draws} != {truth.shape}:
+        raise ValueError(f"at least one draw of the truth's shape is expected, which is (K, H, W), not {truth.shape}")
     points = np.stack([pooled(draw, cells).ravel() for draw in draws])
     n = len(points)
     error = np.linalg.norm(points - pooled(truth, cells).ravel(), axis=1).mean()
@@ -66,14 +77,14 @@ def energy_score(draws: np.ndarray, truth: np.ndarray, cells: int = 8) -> float:
     return float(error - between / max(1, n * (n - 1)))
 
 
-def spread_skill(variance_sum: float, squared_error_sum: float, n: int) -> float | None:
+def spread_skill(variance_sum: float, squared_error_sum: float, n: float = math.inf) -> float | None:
     """Adjusted spread-skill ratio: 1 for true draws, less where they are too alike, more where they differ too much.
 
     sqrt((n + 1) / n * mean variance / mean squared error of the mean) (Fortin et al. 2014, eq. 15), which is 1 on
     average for n draws of the truth's distribution. variance_sum: of the variances with n - 1 in the denominator, over
-    pixels and images. squared_error_sum: of the squared errors of the mean of n draws, over the same. None for a single
-    draw, which has no spread, and without any error.
+    pixels and images. squared_error_sum: of the squared errors of the mean of n draws, over the same. Without n the
+    variance is that of the distribution itself. None for a single draw, which has no spread, and without any error.
     """
     if n < 2 or squared_error_sum <= 0:
         return None
-    return math.sqrt((n + 1) / n * variance_sum / squared_error_sum)
+    return math.sqrt((1 + 1 / n) * variance_sum / squared_error_sum)

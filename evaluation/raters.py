@@ -59,6 +59,17 @@ def ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
     return 2.0 * (1.0 - float(between.mean())) - diversity(own) - diversity(theirs)
 
 
+def fair_ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
+    """`ged` without pairs of a mask with itself, so that it does not depend on the number of draws on average, and
+    does not reward alike ones; a little below 0 now and then. A single draw or rater counts with diversity 0."""
+
+    def among(pairs: np.ndarray) -> float:
+        n = len(pairs)
+        return n / max(1, n - 1) * diversity(pairs)
+
+    return 2.0 * (1.0 - float(between.mean())) - among(own) - among(theirs)
+
+
 def hm_iou(between: np.ndarray) -> float:
     """Hungarian-matched IoU (Kohl et al. 2019, "A Hierarchical Probabilistic U-Net") from the IoU (S, R), in [0, 1], 1
     is best. Both sets are replicated to the least common multiple of S and R, and matched one to one for the largest

@@ -25,6 +25,7 @@ from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objec
 from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
 from evaluation.raters import consensus_dice, rater_scores
+from evaluation.spread import JITTER, SpreadRecord, measure_draws, measure_moments
 from report import figures
 from report.layers import ImageLayers
 from results.exports import write_geojson, write_labels
@@ -38,12 +39,16 @@ from utils.runs import file_hash, folders_with, new_folder, settle
 from utils.schema import Config
 from utils.sections import EvaluationConfig
 
+SCORED = 64  # draws at most whose spread is scored; fair scores do not depend on their number
+MEMORY = 1 << 27  # values of these at most, 512 MiB
+
 
 class ImageResult:
     """What is gathered of one image, draw by draw.
 
-    draw_counts: of each draw, by class. draws: only if they are to be kept (`keep`). masks: of the draws, only if
-    several raters are there to compare them with. evaluations: of the network, for all draws.
+    draw_counts: of each draw, by class. draws: only if they are to be kept (`keep`). scored: draws that do not depend
+    on each other (of antithetic pairs the first), for the scores of their spread. masks: of the draws, only if several
+    raters are there to compare them with. evaluations: of the network, for all draws.
     """
 
     def __init__(self, drawer: Drawer, scene: Scene, evaluation: EvaluationConfig, keep: bool) -> None:
@@ -52,6 +57,8 @@ class ImageResult:
         self.objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
         self.draw_counts: list[list[Counts]] = []
         self.draws: list[np.ndarray] | None = [] if keep else None
+        self.scored: list[np.ndarray] = []
+        self.dependent = 1 + drawer.antithetic
         self.masks: list[np.ndarray] | None = None if scene.raters is None else []
         self.evaluations = 0.0
 
@@ -68,6 +75,9 @@ class ImageResult:
         self._score(sdf, self.ensemble.add(sdf))
         if self.draws is not None:
             self.draws.append(sdf)
+        first = len(self.draw_counts) % self.dependent == 1 % self.dependent
+        if first and len(self.scored) < min(SCORED, max(2, MEMORY // sdf.size)):
+            self.scored.append(sdf)
 
     def set_moments(self, mmse: np.ndarray, std: np.ndarray) -> None:
         """Instead of draws: mean and standard deviation (K, H, W); the mean is scored as the one draw."""
@@ -115,6 +125,15 @@ def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _spread(result: ImageResult) -> SpreadRecord:
+    """Scores of the draws' spread; of a mean and its standard deviation where these came without draws."""
+    scene, ensemble = result.scene, result.ensemble
+    if isinstance(ensemble, Moments):
+        return measure_moments(ensemble.mmse, ensemble.std, scene.rater_sdfs)
+    raters = scene.labels[None] > 0 if scene.raters is None else scene.raters
+    return measure_draws(result.scored, scene.rater_sdfs, raters, ensemble.threshold)
+
+
 def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     """What the summary of all images needs of this one, besides scores.json."""
     scene, ensemble = result.scene, result.ensemble
@@ -124,6 +143,7 @@ def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
         "uncertainty": record.to_dict(),
         "risk": asdict(risk_curve(-mmse.min(axis=0), truth > 0, RISK_THRESHOLDS)),
         "objects": _object_details(result, labels),
+        "spread": asdict(_spread(result)),
     }
     if result.masks and scene.raters is not None:
         dice = consensus_dice(ensemble.labels > 0, scene.raters)
@@ -182,6 +202,7 @@ class Details(TypedDict):
     risk: RiskCurve
     objects: ObjectDetails
     raters: NotRequired[dict[str, float | None]]
+    spread: NotRequired[SpreadRecord]  # not in folders of before it was measured
 
 
 def read_details(folder: Path) -> Details:
@@ -195,6 +216,9 @@ def read_details(folder: Path) -> Details:
             raise ValueError(f"{len(RISK_THRESHOLDS)} thresholds of risk are expected")
         if len(objects["true_areas"]) != len(objects["drawn_areas"]) or not all(objects["drawn_areas"]):
             raise ValueError("areas in the draws are expected for each true object")
+        spread = details.get("spread")
+        if spread and (len(spread.jitter), len(spread.areas)) != (len(JITTER), spread.draws):
+            raise ValueError(f"{len(JITTER)} scores of the reference and an area in each draw are expected")
     return details
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from data.scenes import Scene
-from evaluation import calibration
+from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
-from evaluation.conformal import RiskCurve, interval_coverage, risk_control
+from evaluation.conformal import interval_coverage, risk_control
 from evaluation.metrics import Counts, mean_f1, mean_iou
 from report.calibration_figures import reliability_diagram, sparsification_curve
 from report.layers import ImageLayers
@@ -25,6 +25,8 @@ from utils.reading import read_json, read_table
 from utils.runs import folders_with
 from utils.schema import Config
 from utils.sections import NOT_OF_DRAWS
+
+SPREAD_COLUMNS = ("fair_crps", "fair_crps_band", "energy", "ged", "fair_ged")  # of metrics.csv
 
 
 def _whole(x: float) -> float | int:
@@ -96,36 +98,45 @@ def _of_draws(settings: Settings) -> dict[str, Any]:
     return {"sampling": sampling, **{name: settings.get(name) for name in ("checkpoint", "members", "seed")}}
 
 
-def _calibration_curves(folder: Path) -> list[RiskCurve] | None:
-    """Risk curves of the run's newest complete sampling of the validation images with the same draws."""
+def _validation_details(folder: Path) -> list[Details]:
+    """Of the run's newest complete sampling of the validation images with the same draws; empty where there is none."""
     own = _of_draws(read_json(folder / "settings.json", Settings))
     for other in reversed(folders_with(folder.parent, "settings.json")):
         theirs = read_json(other / "settings.json", Settings)
         if _of_draws(theirs) == own and "val data" in theirs and (other / "summary.json").is_file():
-            return [read_details(other / key)["risk"] for key in read_table(other / "metrics.csv")["image_id"]]
-    return None
+            return [read_details(other / key) for key in read_table(other / "metrics.csv")["image_id"]]
+    return []
 
 
-def risk_control_of(folder: Path, curves: Sequence[RiskCurve], missed: float) -> dict[str, Any] | None:
+def _risk_control(validation: Sequence[Details], details: Sequence[Details], missed: float) -> dict[str, Any] | None:
     """The SDF below which foreground is taken so that the expected missed share stays under `missed`, chosen on the
     validation images, and what it does on these images. None where the validation images were not sampled."""
-    validation = _calibration_curves(folder)
     if not validation:
         return None
-    achieved = risk_control(validation, curves, missed)
+    achieved = risk_control([own["risk"] for own in validation], [own["risk"] for own in details], missed)
     threshold = achieved.pop("threshold")
     return {**achieved, "sdf_below": None if threshold is None else -threshold}
 
 
-def _uncertainty(folder: Path, details: Sequence[Details], missed: float, test: bool) -> dict[str, Any]:
+def _spread(details: Sequence[Details], validation: Sequence[Details], dependent: int) -> dict[str, Any] | None:
+    """Numbers of the draws' spread; None where no image has any. dependent: as in `ImageResult`."""
+    known = [own for own in details if "spread" in own]
+    if not known:
+        return None
+    drawn = [np.array(areas[::dependent]) for own in known for areas in own["objects"]["drawn_areas"]]
+    true = [area for own in known for area in own["objects"]["true_areas"]]
+    others = [own["spread"] for own in validation if "spread" in own]
+    return spread.summary([own["spread"] for own in known], drawn, true, others)
+
+
+def _uncertainty(folder: Path, details: Sequence[Details], risk: Mapping[str, Any] | None) -> dict[str, Any]:
     """All numbers of calibration, with its curves and figures written into the folder."""
     numbers = calibration.summary(ImageRecord.from_dict(own["uncertainty"]) for own in details)
     reliability_diagram(numbers).savefig(folder / "reliability.png", dpi=100)
     sparsification_curve(numbers).savefig(folder / "sparsification.png", dpi=100)
     write_json(folder / "calibration.json", numbers)
     flat = {name: value for name, value in numbers.items() if not isinstance(value, list)}
-    curves = [own["risk"] for own in details]
-    return {**flat, "risk_control": risk_control_of(folder, curves, missed) if test else None}
+    return {**flat, "risk_control": risk}
 
 
 def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
@@ -144,6 +155,10 @@ def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str
         if config.data.classes is not None:
             by_class = zip(config.data.classes, whole, strict=True)
             rows[-1] |= {f"f1_class_{value}": counts.f1 for value, counts in by_class}
+        if "spread" in details[-1]:
+            rows[-1] |= {name: getattr(details[-1]["spread"], name) for name in SPREAD_COLUMNS}
+    validation = _validation_details(folder) if facts["split"] == "test" else []
+    risk = _risk_control(validation, details, config.evaluation.missed)
     summary: dict[str, Any] = {
         "images": len(rows),
         "draws": _whole(float(np.mean([row["draws"] for row in rows]))),
@@ -154,7 +169,8 @@ def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str
         "peak_memory_mib": max(memory),
         **facts,
         "objects": _object_summary([own["objects"] for own in details]),
-        "uncertainty": _uncertainty(folder, details, config.evaluation.missed, facts["split"] == "test"),
+        "uncertainty": _uncertainty(folder, details, risk),
+        "spread": _spread(details, validation, 1 + (config.sampling.noise == "antithetic")),
     }
     if any("raters" in own for own in details):
         summary["raters"] = _mean_known([own["raters"] for own in details if "raters" in own])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import evaluation.proper
-from evaluation.proper import energy_score, fair_crps, pooled, spread_skill
+from evaluation.proper import energy_score, fair_crps, gaussian_crps, pooled, spread_skill
 
 NUMBERS = st.floats(-100, 100)
 ENSEMBLES = st.integers(1, 6).flatmap(lambda n: arrays(np.float64, (n, 3), elements=NUMBERS))
@@ -131,6 +131,13 @@ def test_no_ratio_of_one_draw_or_without_error() -> None:
     assert spread_skill(2.0, 3.0, 2) == pytest.approx(1)
 
 
+def test_crps_of_a_normal_distribution_is_that_of_its_draws() -> None:
+    draws = 0.3 * normal(16, 40000, 1)
+    for error in (-0.4, 0.0, 0.1, 3.0):
+        assert gaussian_crps(np.array(error), 0.3) == pytest.approx(fair_crps(draws, np.array([error])), abs=0.01)
+    assert gaussian_crps(np.array([-0.4, 0.0]), np.zeros(2)) == pytest.approx([0.4, 0])
+
+
 def test_other_packages_agree() -> None:
     """scoringrules and, in its form that is not fair, properscoring."""
     draws, truth = normal(14, 6, 4, 4), normal(15, 4, 4)
@@ -140,6 +147,7 @@ def test_other_packages_agree() -> None:
     own = np.abs(draws[:, None] - draws).sum(axis=(0, 1)) / 2
     theirs = properscoring.crps_ensemble(truth, draws, axis=0)
     np.testing.assert_allclose(fair_crps(draws, truth) + own / (6 * 5) - own / 36, theirs, atol=1e-12)
+    np.testing.assert_allclose(gaussian_crps(truth, 0.3), scoringrules.crps_normal(truth, 0, 0.3), atol=1e-12)
     theirs = scoringrules.es_ensemble(truth.ravel(), draws.reshape(6, -1), estimator="fair")
     assert energy_score(draws[:, None], truth[None]) == pytest.approx(float(theirs))
 

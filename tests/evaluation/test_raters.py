@@ -12,6 +12,7 @@ from evaluation.raters import (
     consensus_dice,
     d_max,
     diversity,
+    fair_ged,
     ged,
     hm_iou,
     iou_matrices,
@@ -45,6 +46,18 @@ def test_ged_by_hand() -> None:
     # 2 (1/3 + 1/2 + 2/3 + 1) / 4 - (1 + 1) / 4 - (2/3 + 2/3) / 4
     assert ged(*iou_matrices(DRAWS, RATERS)) == pytest.approx(5 / 12)
     assert (diversity(iou_matrix(DRAWS, DRAWS)), diversity(iou_matrix(RATERS, RATERS))) == pytest.approx((1 / 2, 1 / 3))
+
+
+def test_fair_ged_by_hand_and_for_any_number_of_draws() -> None:
+    """2 E d(draw, rater) - d of the only pair of draws - d of the only pair of raters; alone they have no pair."""
+    draws, raters = rows("1100", "0000"), rows("1100", "1000")
+    assert fair_ged(*iou_matrices(draws, raters)) == pytest.approx(2 * (0 + 0.5 + 1 + 1) / 4 - 1 - 0.5)
+    assert fair_ged(*iou_matrices(draws[:1], raters[1:])) == pytest.approx(2 * 0.5)
+    many = np.random.default_rng(0).random((1600, 1, 6)) < 0.5
+    for n in (2, 8):
+        values = [fair_ged(*iou_matrices(group, many[:1])) for group in many.reshape(-1, n, 1, 6)]
+        whole = fair_ged(*iou_matrices(many, many[:1]))
+        assert abs(np.mean(values) - whole) < 4 * np.std(values) / len(values) ** 0.5
 
 
 def test_iou_of_masks_larger_than_a_block() -> None:

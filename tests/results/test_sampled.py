@@ -76,7 +76,7 @@ def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert {
         "images", "draws", "nfe_per_draw", "sampler", "threshold", "mmse", "single", "seconds_per_image",
-        "peak_memory_mib", "device", "checkpoint", "seed",
+        "peak_memory_mib", "device", "checkpoint", "seed", "spread",
     } <= summary.keys()  # fmt: skip
     assert (summary["images"], summary["draws"], summary["nfe_per_draw"], summary["sampler"]) == (3, 3, 5, "heun")
     with (folder / "metrics.csv").open(newline="") as file:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from data.dataset import load_split
+from data.scenes import scenes_of
+from evaluation.proper import energy_score, fair_crps
 from tests.helpers import Workspace, newest, sets, truth
+from utils.config import load_config
 
 QUICK = ("--set", "sampling.animate=false")
 
 
-def summary_of(folder: Path) -> dict[str, dict[str, float]]:
+def summary_of(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -64,10 +69,11 @@ def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Wo
     # What changes no draw may differ.
     same = ["evaluation.missed=0.9", "sampling.max_batch=2", "sampling.save_draws=true", "sampling.tile=32"]
     assert trained("sample", *QUICK, *sets(same)).code == 0
+    assert summary_of(newest(trained))["spread"]["jitter_of"] == "validation"
     control = summary_of(newest(trained))["uncertainty"]["risk_control"]
-    assert control["validation_images"] == 2  # type: ignore[index]
-    assert control["test_images"] == 3  # type: ignore[index]
-    below = control["sdf_below"]  # type: ignore[index]
+    assert control["validation_images"] == 2
+    assert control["test_images"] == 3
+    below = control["sdf_below"]
     missed = []
     for key in pd.read_csv(validation / "metrics.csv", dtype={"image_id": str})["image_id"]:
         mask = np.asarray(Image.open(trained.path / "prepared" / "Validation_patches" / f"{key}_mask.png")) > 0
@@ -76,6 +82,48 @@ def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Wo
     # Other draws are another prediction: nothing is promised for them.
     assert trained("sample", *QUICK, "--set", "sampling.draws=2").code == 0
     assert summary_of(newest(trained))["uncertainty"]["risk_control"] is None
+
+
+def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:
+    """Of antithetic pairs the first; folders of before are summed up without."""
+    options = ["sampling.noise=antithetic", "sampling.draws=4", "sampling.save_draws=true"]
+    assert trained("sample", *QUICK, *sets(options)).code == 0
+    folder = newest(trained)
+    spread, table = summary_of(folder)["spread"], pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
+    scenes = scenes_of(load_split(load_config("config.yaml").data, "test"))
+    for scene, row in zip(scenes, table.to_dict("records"), strict=True):
+        draws = np.load(folder / scene.key / "draws.npz")["sdf"][::2, None]
+        assert row["fair_crps"] == pytest.approx(fair_crps(draws, scene.sdf).mean(), abs=1e-6)
+        assert row["energy"] == pytest.approx(energy_score(draws, scene.sdf), abs=1e-5)
+    for name in ("fair_crps", "fair_crps_band", "energy", "ged", "fair_ged"):
+        assert spread[name] == pytest.approx(table[name].mean())
+    assert {"coverage", "expected", "crps", "ranks", "p"} <= spread["image_area"].keys() & spread["object_area"].keys()
+    assert spread["image_area"]["expected"] == pytest.approx(1 / 3)
+    assert 0 <= spread["object_area"]["lost"] <= 1
+    assert (spread["images"], spread["jitter_of"]) == (3, "these images")
+    assert spread["ssr"] > 0
+    again = ("sample", "--resume", *QUICK, *sets(options))
+    for left, scene in zip((2, 1, None), scenes, strict=True):
+        details = json.loads((folder / scene.key / "details.json").read_text())
+        del details["spread"]
+        (folder / scene.key / "details.json").write_text(json.dumps(details))
+        assert trained(*again).code == 0
+        spread = summary_of(folder)["spread"]
+        assert (spread and spread["images"]) == left
+
+
+def test_one_evaluation_with_a_std_has_a_spread_and_one_without_has_none(workspace: Workspace) -> None:
+    options = sets(["model.second_moment=true", "sde.prior_share=0.5", "sampling.sampler=mean"])
+    assert workspace("prepare").code == 0
+    assert workspace("main", *options).code == 0
+    assert workspace("sample", *QUICK, *options).code == 0
+    spread = summary_of(newest(workspace))["spread"]
+    assert spread["ssr"] > 0
+    assert [spread["energy"], spread["image_area"]["coverage"]] == [None, None]
+    assert workspace("sample", *QUICK, *options[:4], *sets(["sampling.draws=1"])).code == 0
+    spread = summary_of(newest(workspace))["spread"]
+    assert [spread["ssr"], spread["image_area"]["coverage"], spread["object_area"]["ranks"]] == [None, None, []]
+    assert spread["energy"] > 0
 
 
 def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:

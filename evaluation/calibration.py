@@ -6,6 +6,7 @@ numbers = summary(records)                                      # for the report
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,8 +182,10 @@ def _image_scores(stds: np.ndarray, f1s: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[float] | None]:
+def summary(records: Iterable[ImageRecord], draws: float = math.inf) -> dict[str, float | int | list[float] | None]:
     """All numbers of a run, one record in memory at a time. None where a number has no meaning (no error, say).
+
+    draws: number that std and mean were taken of; infinity where they are exact.
 
     Over all pixels:
       pearson, spearman      std against |MMSE - truth|: 1 together, 0 unrelated
@@ -196,7 +199,8 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[floa
       image_rank_correlation Spearman of an image's mean std with 1 - F1, _low and _high its 95 % bootstrap interval
       image_aurc             mean 1 - F1 of the surest images; image_aurc_best, image_aurc_random
     Curves (lists): sparsification_removed, _std, _oracle (empty without error; a random order stays at 1);
-    reliability_probability, _frequency, _share.
+    reliability_probability, _frequency, _share; spread_std, _error, _share (`ErrorHistogram.spread_skill`, std times
+    sqrt(1 + 1/draws), so that true draws have the same std and error; empty where std is 0).
     """
     errors, probabilities = ErrorHistogram(), ProbabilityHistogram()
     stds, f1s, own = [], [], []
@@ -209,6 +213,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[floa
     known = {name: [value for scores in own if (value := scores[name]) is not None] for name in pooled}
     by_std, by_error = errors.sparsification(REMOVED)
     diagram = vars(probabilities.reliability())
+    std, error, share = errors.spread_skill()
     return {
         "images": len(own),
         "pixels": int(probabilities.pixels.sum()),
@@ -219,4 +224,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, float | int | list[floa
         "sparsification_std": by_std.tolist(),
         "sparsification_oracle": by_error.tolist(),
         **{f"reliability_{name}": values.tolist() for name, values in diagram.items()},
+        "spread_std": (math.sqrt(1 + 1 / draws) * std).tolist(),
+        "spread_error": error.tolist(),
+        "spread_share": share.tolist(),
     }

@@ -262,6 +262,25 @@ class ErrorHistogram(ArraySums):
         scale = float(self.joint.sum() / total)
         return by_std * scale, by_error * scale
 
+    def spread_skill(self, bins: int = 12, least: float = 1e-3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Root mean square of std and of error, and share of the values, in bins of std of one width; three (M,), which
+        are empty where std is 0 everywhere. True draws have the same of both, but for the factor sqrt(1 + 1/n) and, of
+        few draws, the chance in the std itself. Bins with less than the share `least` are left out."""
+        values, counts = np.sqrt(EDGES[:-1] * EDGES[1:]), self.joint.sum(axis=1)
+        values = np.array([0.0, *values, EDGES[-1]])
+        total = max(int(counts.sum()), 1)
+        beyond = np.cumsum(counts[::-1])[::-1] >= least * total
+        top = values[np.flatnonzero(beyond)[-1]] if beyond.any() else 0.0
+        if top == 0:
+            return np.empty(0), np.empty(0), np.empty(0)
+        chosen = np.minimum((values / top * bins).astype(np.int64), bins - 1)
+        mass, *squares = (
+            np.bincount(chosen, weights, bins) for weights in (counts, counts * values**2, self.joint @ values**2)
+        )
+        kept = mass >= least * total
+        std, error = (np.sqrt(sums[kept] / mass[kept]) for sums in squares)
+        return std, error, mass[kept] / total
+
     @property
     def aurc(self) -> float | None:
         """AURC of the labels: the risk is a wrongly labelled pixel, the most uncertain pixels are left out first. An

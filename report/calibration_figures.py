@@ -1,4 +1,4 @@
-"""Figures of a run's calibration, drawn from the numbers of `calibration.summary`."""
+"""Figures of a run's calibration, drawn from the numbers of `calibration.summary` and `spread.summary`."""
 
 from __future__ import annotations
 
@@ -43,4 +43,39 @@ def sparsification_curve(numbers: Mapping[str, Any]) -> Figure:
     axes.set_title(f"AUSE {numbers['ause']:.4f}, random {numbers['ause_random']:.4f}" if known else "no error")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+    return figure
+
+
+def spread_skill_chart(numbers: Mapping[str, Any]) -> Figure:
+    """Error of the mean over the std of the draws, on the diagonal if the draws are true; a dot's area grows with its
+    share of the pixels."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    std, error = numbers["spread_std"], numbers["spread_error"]
+    top = 1.08 * max([*std, *error, 0.01])
+    axes.plot([0, top], [0, top], color="0.6", linestyle="--", linewidth=1)
+    axes.plot(std, error, color="C0", linewidth=1)
+    axes.scatter(std, error, s=[12 + 150 * share**0.5 for share in numbers["spread_share"]], color="C0", alpha=0.7)
+    axes.set(xlabel="std of the draws (SDF units)", ylabel="root mean square error", xlim=(0, top), ylim=(0, top))
+    axes.set(title="above the line: too alike" if std else "no spread", aspect="equal")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def rank_histograms(numbers: Mapping[str, Any]) -> Figure:
+    """Ranks of true areas among the draws' areas: on the dashed line if the draws are true, 95 % of the bars in the
+    shade; a valley where they are too alike."""
+    figure = Figure(figsize=(2 * SIZE[0], SIZE[1]), layout="constrained")
+    panels = zip(figure.subplots(1, 2), ("image_area", "object_area"), ("images", "objects"), strict=True)
+    for axes, key, name in panels:
+        ranks, p = numbers[key]["ranks"], numbers[key]["p"]
+        axes.set_title(f"areas of {numbers[key]['cases']} {name}: " + (f"p = {p:.2g}" if ranks else "too few"))
+        axes.set(xlabel="share of the draws below the truth", ylabel=name, xlim=(0, 1))
+        if ranks:
+            mean, width = sum(ranks) / len(ranks), 1 / len(ranks)
+            chance = 1.96 * (mean * (1 - width)) ** 0.5
+            axes.axhspan(mean - chance, mean + chance, color="0.6", alpha=0.2, linewidth=0)
+            axes.axhline(mean, color="0.4", linestyle="--", linewidth=1)
+            axes.bar([(k + 0.5) * width for k in range(len(ranks))], ranks, 0.92 * width, color="C0", alpha=0.7)
+            axes.set_ylim(0, 1.1 * max(*ranks, mean + chance))
     return figure

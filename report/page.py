@@ -23,7 +23,8 @@ IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "p
                "details.json")  # fmt: skip
 
 RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
-             "reliability.png", "sparsification.png", "trajectory.gif")  # fmt: skip
+             "rank_histograms.png", "spread_skill.png", "reliability.png", "sparsification.png",
+             "trajectory.gif")  # fmt: skip
 
 
 def filled(template: Path, **values: Any) -> str:
@@ -78,6 +79,7 @@ def render_report(
         headline=report_scores.headline(summary),
         classes=report_scores.class_scores(summary),
         class_colors=[(name, class_color(k)) for k, name in enumerate(classes)],
+        spread=report_scores.spread(summary),
         uncertainty=report_scores.uncertainty(summary),
         risk=report_scores.risk_sentence(summary),
         objects=report_scores.objects(summary),

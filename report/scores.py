@@ -68,6 +68,55 @@ def class_scores(summary: Numbers) -> list[tuple[str, str | None, str | None, st
     return [(k, number(own["f1"]), number(own["iou"]), number(single[k]["f1"])) for k, own in mmse.items()]
 
 
+def spread(summary: Numbers) -> list[Line]:
+    """Is the truth like one more draw? Empty where that was not measured."""
+    own: Numbers = summary.get("spread") or {}
+    if not own:
+        return []
+    image, objects = own["image_area"], own["object_area"]
+    usual = number(own["ged"])
+    chosen = "on the validation images" if own["jitter_of"] == "validation" else "as the best one on these images"
+
+    def inside(area: Numbers, name: str, what: str) -> Line:
+        return Line(f"true {name} areas inside the draws' range", number(area["coverage"], ".3f"),
+                    f"How often the draws' areas hold the true one, of {area['cases']} {what}. Less: the draws are too "
+                    "alike; more: they differ too much.", number(area["expected"], ".3f") or "", "",
+                    "needs several draws")  # fmt: skip
+
+    def even(area: Numbers, name: str, more: str = "") -> Line:
+        p = "< 0.0001" if area["p"] < 1e-4 else number(area["p"])
+        test = f"chi-square {area['chi_square']:.3g} with {area['degrees_of_freedom']} degrees of freedom"
+        return Line(f"evenness of the {name} areas' ranks (p)", p,
+                    f"Chance that true draws have ranks as uneven as in the chart ({test}). Below 0.05 they are hardly "
+                    f"true.{more}")  # fmt: skip
+
+    return [
+        Line("spread-skill ratio (SSR)", number(own["ssr"], ".3f"),
+             "How far the draws differ, over how far their mean is off. Below 1 they are too alike and the std map "
+             "promises too much; above 1 they differ too much.", "1", "", "one draw has no spread"),
+        inside(image, "image", "images" if image["cases"] == own["images"] else "masks of raters"),
+        inside(objects, "object", "objects"),
+        Line("lost matches", number(objects["lost"], ".3f"),
+             "Share of draws in which a true object has no match: missing, or one with its neighbour. Its area "
+             "counts as 0 there, so where many are lost the line above says little.", "0", "", "no true objects"),
+        *([even(image, "image")] if image["ranks"] else []),
+        *([even(objects, "object", " Objects of one image go together, which makes this too small.")]
+          if objects["ranks"] else []),
+        Line("fair CRPS", number(own["fair_crps"]),
+             "Error of a draw less half of how far two draws differ, per pixel, in SDF units; less is better, and on "
+             f"average nothing beats true draws. Near the border {number(own['fair_crps_band']) or '–'}.", "0"),
+        Line("energy score", number(own["energy"]),
+             "The same of whole draws: it also sees whether pixels go together as they should.", "0", "",
+             "needs draws"),
+        Line("fair GED", number(own["fair_ged"]),
+             "The same of masks, distance 1 − IoU; compares at any number of draws."
+             + (f" The usual GED, which likes alike draws: {usual}." if usual else ""), "0", "", "needs draws"),
+        Line("skill over a constant std", number(own["skill"], ".3f"),
+             f"Share of the CRPS that is saved against the same mean with a std of {own['jitter']:.2f} at every pixel, "
+             f"chosen {chosen}. Below 0 the draws know less than that.", "1", "0", "no error at all"),
+    ]  # fmt: skip
+
+
 def uncertainty(summary: Numbers) -> list[Line]:
     """Does the standard deviation say where the error is, and the probability how often?"""
     own: Numbers = summary.get("uncertainty") or {}
@@ -140,8 +189,6 @@ def objects(summary: Numbers) -> list[Line]:
     own: Numbers = summary.get("objects") or {}
     if not own:
         return []
-    interval = own.get("area_interval") or {}
-    expected = number(interval.get("expected"), ".3f")
     return [
         Line("AJI (aggregated Jaccard index)", number(own["aji"]),
              "Overlap of the objects that belong together; missed and invented objects count against it.", "1"),
@@ -153,10 +200,6 @@ def objects(summary: Numbers) -> list[Line]:
         Line("object Dice", number(own["dice"]), "Overlap object by object, large objects count more.", "1"),
         Line("object Hausdorff distance", number(own["hausdorff"], ".2f"),
              "Pixels: how far the two outlines of an object are apart at their worst place.", "0"),
-        Line("true areas inside the draws' interval", number(interval.get("coverage"), ".3f"),
-             f"Does the range of an object's area over the draws hold its true area, for {interval.get('objects', 0)} "
-             f"objects? Right would be {expected}: less means that the draws are too alike, more that they differ too "
-             "much.", expected or "", "", "no true objects"),
     ]  # fmt: skip
 
 

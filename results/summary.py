@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
 from evaluation.conformal import interval_coverage, risk_control
 from evaluation.metrics import Counts, mean_f1, mean_iou
-from report.calibration_figures import reliability_diagram, sparsification_curve
+from report.calibration_figures import rank_histograms, reliability_diagram, sparsification_curve, spread_skill_chart
 from report.layers import ImageLayers
 from report.page import render_report
 from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_scores
@@ -118,20 +119,29 @@ def _risk_control(validation: Sequence[Details], details: Sequence[Details], mis
     return {**achieved, "sdf_below": None if threshold is None else -threshold}
 
 
-def _spread(details: Sequence[Details], validation: Sequence[Details], dependent: int) -> dict[str, Any] | None:
-    """Numbers of the draws' spread; None where no image has any. dependent: as in `ImageResult`."""
+def _spread(
+    folder: Path, details: Sequence[Details], validation: Sequence[Details], dependent: int
+) -> dict[str, Any] | None:
+    """Numbers of the draws' spread, with the rank histograms written into the folder; None where no image has any.
+    dependent: as in `ImageResult`."""
     known = [own for own in details if "spread" in own]
     if not known:
         return None
     drawn = [np.array(areas[::dependent]) for own in known for areas in own["objects"]["drawn_areas"]]
     true = [area for own in known for area in own["objects"]["true_areas"]]
     others = [own["spread"] for own in validation if "spread" in own]
-    return spread.summary([own["spread"] for own in known], drawn, true, others)
+    numbers = spread.summary([own["spread"] for own in known], drawn, true, others)
+    rank_histograms(numbers).savefig(folder / "rank_histograms.png", dpi=100)
+    return numbers
 
 
-def _uncertainty(folder: Path, details: Sequence[Details], risk: Mapping[str, Any] | None) -> dict[str, Any]:
-    """All numbers of calibration, with its curves and figures written into the folder."""
-    numbers = calibration.summary(ImageRecord.from_dict(own["uncertainty"]) for own in details)
+def _uncertainty(
+    folder: Path, details: Sequence[Details], draws: float, risk: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """All numbers of calibration, with its curves and figures written into the folder. draws: mean over images."""
+    records = (ImageRecord.from_dict(own["uncertainty"]) for own in details)
+    numbers = calibration.summary(records, draws if draws > 1 else math.inf)
+    spread_skill_chart(numbers).savefig(folder / "spread_skill.png", dpi=100)
     reliability_diagram(numbers).savefig(folder / "reliability.png", dpi=100)
     sparsification_curve(numbers).savefig(folder / "sparsification.png", dpi=100)
     write_json(folder / "calibration.json", numbers)
@@ -169,8 +179,8 @@ def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str
         "peak_memory_mib": max(memory),
         **facts,
         "objects": _object_summary([own["objects"] for own in details]),
-        "uncertainty": _uncertainty(folder, details, risk),
-        "spread": _spread(details, validation, 1 + (config.sampling.noise == "antithetic")),
+        "uncertainty": _uncertainty(folder, details, float(np.mean([row["draws"] for row in rows])), risk),
+        "spread": _spread(folder, details, validation, 1 + (config.sampling.noise == "antithetic")),
     }
     if any("raters" in own for own in details):
         summary["raters"] = _mean_known([own["raters"] for own in details if "raters" in own])

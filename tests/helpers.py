@@ -470,6 +470,16 @@ def row_of(name: str, layers: ImageLayers) -> dict[str, Any]:
             "aji": scores["aji"], "pq": scores["pq"], "objects": 1, "true_objects": 1}  # fmt: skip
 
 
+SPREAD: dict[str, Any] = {
+    "images": 3, "ssr": 0.61, "fair_crps": 0.0617, "fair_crps_band": 0.0821, "energy": 0.613, "ged": 0.144,
+    "fair_ged": 0.131, "skill": 0.043, "jitter": 0.0858, "jitter_of": "validation",
+    "image_area": {"cases": 60, "coverage": 0.4, "expected": 0.778, "crps": 0.011,
+                   "ranks": [20, 6, 4, 2, 0, 4, 1, 7, 16], "chi_square": 56.7, "degrees_of_freedom": 8, "p": 2e-9},
+    "object_area": {"cases": 3, "coverage": 0.55, "expected": 0.778, "crps": 33.2, "ranks": [], "chi_square": None,
+                    "degrees_of_freedom": None, "p": None, "lost": 0.08},
+}  # fmt: skip
+
+
 def example(folder: Path, names: list[str], layers: Callable[[int], ImageLayers] = disc_layers, **changes: Any) -> str:
     """A page of these images, and the files that it links to in `folder`; changes of the summary."""
     images = {name: layers(seed) for seed, name in enumerate(names)}
@@ -481,7 +491,7 @@ def example(folder: Path, names: list[str], layers: Callable[[int], ImageLayers]
         assert own.probability is not None
         std = np.zeros_like(own.mmse) if own.std is None else own.std
         records.append(calibration.measure(own.mmse, std, own.truth_sdf, own.probability, own.labels, own.truth))
-    numbers = calibration.summary(records)
+    numbers = calibration.summary(records, 6)
     (folder / "calibration.json").write_text(json.dumps(numbers))
     for name in names:
         (folder / name).mkdir()
@@ -494,6 +504,7 @@ def example(folder: Path, names: list[str], layers: Callable[[int], ImageLayers]
         "device": "cpu", "checkpoint": "runs/x/best.pt", "seed": 0,
         "objects": {"aji": 0.8, "pq": 0.7, "dq": 0.9, "sq": 0.78, "f1": 0.9, "dice": 0.85, "hausdorff": 2.5,
                     "area_interval": {"objects": 3, "level": 0.9, "coverage": 0.6, "expected": 0.71, "width": 0.1}},
+        "spread": SPREAD,
         "uncertainty": {k: v for k, v in numbers.items() if not isinstance(v, list)} | {"risk_control": None},
     }  # fmt: skip
     return render_report("tiny: images", summary | changes, rows, images.__getitem__, folder, "name: tiny\n")

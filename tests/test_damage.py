@@ -103,7 +103,7 @@ def test_damaged_weights_are_refused_or_the_same(trained: Workspace, kind: str) 
 def sampling(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished sampling; its summary can be made again without pictures."""
     assert trained("sample").code == 0
-    for name in ("reliability_diagram", "sparsification_curve"):
+    for name in ("reliability_diagram", "sparsification_curve", "spread_skill_chart", "rank_histograms"):
         monkeypatch.setattr(summary, name, lambda numbers: type("Figure", (), {"savefig": lambda *_, **__: None}))
     monkeypatch.setattr(summary, "render_report", lambda *_: "")
     return newest(trained)

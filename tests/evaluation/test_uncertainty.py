@@ -290,3 +290,27 @@ def test_interval_is_about_fishers() -> None:
     expected = np.tanh([np.arctanh(rho) - half, np.arctanh(rho) + half])
     assert [low, high] == pytest.approx(list(expected), abs=0.03)
     assert rank_correlation(a, 0.62 * a + np.sqrt(1 - 0.62**2) * b) == (rho, low, high)
+
+
+# Spread against skill
+
+
+def test_error_is_as_large_as_the_std_where_it_should_be() -> None:
+    random = np.random.default_rng(3)
+    std = random.uniform(0.05, 0.5, (200, 200))
+    error = std * random.standard_normal(std.shape)
+    spread, skill, share = histogram(std, error).spread_skill()
+    assert len(spread) > 8
+    assert skill == pytest.approx(spread, rel=0.1)
+    assert share.sum() == pytest.approx(1, abs=0.02)
+    _, twice, _ = histogram(std / 2, error).spread_skill()
+    assert twice == pytest.approx(skill, rel=0.02)
+    assert [a.size for a in histogram(np.zeros((4, 4)), np.ones((4, 4))).spread_skill()] == [0, 0, 0]
+
+
+def test_spread_and_skill_by_hand() -> None:
+    std, error = np.array([[0.1, 0.1, 0.4, 0.4]]), np.array([[0.3, -0.4, 0.0, 0.2]])
+    spread, skill, share = histogram(std, error).spread_skill(bins=2)
+    assert spread == pytest.approx([0.1, 0.4], rel=0.02)
+    assert skill == pytest.approx([np.sqrt(0.25 / 2), np.sqrt(0.04 / 2)], rel=0.02)
+    assert share.tolist() == [0.5, 0.5]

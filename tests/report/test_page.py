@@ -102,8 +102,21 @@ def test_no_error_at_all_is_a_dash_with_its_reason(tmp_path: Path) -> None:
 
     page = Page(example(tmp_path, ["a", "b"], perfect))
     assert "– the MMSE has no error at all" in page.text
-    assert len(page.all("figure")) == 1  # reliability; there is no error to remove, and two images are no cloud
+    # Ranks, spread and reliability; there is no error to remove, and two images are no cloud.
+    assert len(page.all("figure")) == 3
     assert "nan" not in page.text.lower().split("const")[0]
+
+
+def test_draws_have_a_section_of_their_own_where_they_were_scored(tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    page, bare = Page(example(tmp_path / "with", ["a"])), Page(example(tmp_path / "without", ["a"], spread=None))
+    assert "Are the draws true?" in page.text
+    assert [tag["height"] for tag in page.all("rect", "dot")][:2] == ["200.0", "60.0"]  # 20 and 6 of at most 20
+    labels = [str(tag["aria-label"]) for tag in page.all("svg") if "aria-label" in tag]
+    assert labels[:2] == ["Rank histogram of image areas", "Error over standard deviation"]  # too few objects
+    assert "Are the draws true?" not in bare.text
+    assert not bare.all("rect", "dot")
 
 
 def test_classes_have_their_contours_and_scores(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from report.scores import objects, raters, risk_sentence, uncertainty
+from report.scores import objects, raters, risk_sentence, spread, uncertainty
+from tests.helpers import SPREAD
 
 
 def test_risk_control_is_one_plain_sentence() -> None:
@@ -31,3 +32,18 @@ def test_lines_of_scores() -> None:
     random = uncertainty({"draws": 8, "uncertainty": {"pearson": 0.1, "ause": 0.2, "ause_random": 0.9}})
     ause = next(line for line in random if line.name == "AUSE")
     assert (ause.value, ause.best, ause.guess) == ("0.2000", "0", "0.9000")
+
+
+def test_lines_of_the_draws() -> None:
+    assert spread({}) == spread({"spread": None}) == []
+    lines = {line.name: line for line in spread({"spread": SPREAD})}
+    assert lines["spread-skill ratio (SSR)"].value == "0.610"
+    inside = lines["true image areas inside the draws' range"]
+    assert (inside.value, inside.best) == ("0.400", "0.778")
+    assert "60 masks of raters" in inside.hint  # of three images
+    assert lines["evenness of the image areas' ranks (p)"].value == "< 0.0001"
+    assert "evenness of the object areas' ranks (p)" not in lines
+    assert "on the validation images" in lines["skill over a constant std"].hint
+    assert "0.1440" in lines["fair GED"].hint
+    nothing = {**SPREAD, "ssr": None, "energy": None, "ged": None, "fair_ged": None, "skill": None}
+    assert sum(line.value is None for line in spread({"spread": nothing})) == 4

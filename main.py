@@ -26,7 +26,7 @@ from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from training.losses import loss_of, rms_of_images
 from training.recorder import Recorder
-from training.state import TrainingState, checked_resume, save_state
+from training.state import TrainingState, checked_resume, save_state, start_from
 from training.validation import validate
 from utils.cli import common_parser, log_to_console, read_config
 from utils.config import dump_config
@@ -62,7 +62,10 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     binary = config.data.representation == "binary"
     sigma_data = config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5)
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
-    model = placed(denoiser_of(config, sigma_data, sigma_image), device, config.training.channels_last)
+    model = denoiser_of(config, sigma_data, sigma_image)
+    if config.training.start_from:
+        start_from(model, Path(config.training.start_from))
+    model = placed(model, device, config.training.channels_last)
     images = on_device(image_array(patches), device)
     batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data)
     target = read_description(Path(config.data.root)).get("stain_target")
@@ -76,7 +79,8 @@ def training_step(
     """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
     finite; nothing is updated then."""
     images, sdf, indices = state.batches.next()
-    losses, t = loss_of(state.model, (images, representation_of(sdf, data)), state.generators, sde, settings)
+    batch = images, representation_of(sdf, data)
+    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -113,12 +117,17 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
         due = validation and (last or state.step % settings.validate_every == 0)
         improved = False
         if due:
-            scores, pictures = validate(config, cast(Denoiser, state.average.module), validation)
+            denoiser = cast(Denoiser, state.average.module)
+            scores, pictures = validate(config, denoiser, validation)
             recorder.write_validation(state.step, scores)
             writer.add_image("validation", make_grid(pictures, nrow=3), state.step)
-            improved = scores["val_f1"] > state.best_f1
-            state.best_f1 = max(state.best_f1, scores["val_f1"])
-            log.info("step %d: validation F1 %.4f%s", state.step, scores["val_f1"], " (best)" if improved else "")
+            state.model.spread.copy_(denoiser.spread)
+            by_f1 = config.evaluation.choose_by == "f1" or (config.evaluation.choose_by is None and config.is_one_pass)
+            score = -scores["val_f1"] if by_f1 else scores["val_energy"]
+            if improved := score < state.best:
+                state.best, state.best_f1 = score, scores["val_f1"]
+            log.info("step %d: validation F1 %.4f, energy score %.4f%s", state.step, scores["val_f1"],
+                     scores["val_energy"], " (best)" if improved else "")  # fmt: skip
         if due or last or state.step % settings.checkpoint_every == 0:
             save_state(state, config, checkpoints, best=improved or (last and not validation))
     if stop():

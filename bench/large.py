@@ -1,8 +1,8 @@
 """Time and memory of one large image, by tiles.
 
-    python -m bench.large --config cfg/quickstart.yaml --size 5000 --set sampling.draws=2 --set sampling.steps=2
+    python -m bench.large --config cfg/quickstart.yaml --size 5000 --set sampling.draws=2
     python -m bench.large --config cfg/quickstart.yaml --size 5000 \\
-        --set model.second_moment=true --set sampling.sampler=mean --set sampling.grid=null
+        --set sde.objective=mean --set model.second_moment=true --set sampling.sampler=mean
 
 A mosaic of phantom tissue and untrained weights: the arithmetic is that of a trained network. The maps are written as
 TIFF to a temporary folder.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.latent import latent_channels, latent_of
 from models.rrdb import RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import Process
@@ -75,6 +76,11 @@ def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Te
     raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(B,) as float32 factors of (B, C, H, W)."""
+    return x.float().view(-1, 1, 1, 1)
+
+
 def batch_times(t: Tensor, z: Tensor) -> Tensor:
     """t, a scalar or (B,), as (B,) on z's device; in float64 for the time algebra, but for MPS, which has none."""
     wide = torch.float32 if z.device.type == "mps" else torch.float64
@@ -96,14 +102,18 @@ class Draw(NamedTuple):
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
+    With `distribution` it also gives draws of p(m | z_t, x), D(z, t, xi | x), by a second noise xi.
+
     mask_channels: K, the SDF channels of m, one for each class.
     sigma_data: root mean square of m over the training data; kept in the state dict.
     limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
     direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
     second_moment: the network has K more outputs, which at t_max are the variance of m given x.
+    distribution: draws of an image are evaluated with xi, those at t_max as c + spread (m - c) about the direct mean c.
     """
 
     sigma_data: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -117,12 +127,14 @@ class Denoiser(nn.Module):
         *,
         direct: bool = False,
         second_moment: bool = False,
+        distribution: bool = False,
     ) -> None:
         super().__init__()
         self.process, self.prediction, self.mask_channels, self.limit = process, prediction, mask_channels, limit
         self.encoder, self.network = encoder, network
-        self.direct, self.second_moment = direct, second_moment
+        self.direct, self.second_moment, self.distribution = direct, second_moment, distribution
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
+        self.register_buffer("spread", torch.tensor(1.0), persistent=distribution)
 
     @property
     def shared(self) -> int:
@@ -132,7 +144,9 @@ class Denoiser(nn.Module):
     @property
     def floats_per_pixel(self) -> float:
         """Of an image, in what `encode` gives."""
-        return sum(w / 4**i for i, w in enumerate(self.network.trunk.widths)) + self.shared * self.mask_channels
+        trunk, mean = self.network.trunk, self.shared * self.mask_channels
+        blocks = trunk.blocks if self.distribution else 0
+        return (1 + blocks) * sum(w / 4**i for i, w in enumerate(trunk.widths)) + mean
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
@@ -141,20 +155,25 @@ class Denoiser(nn.Module):
     def encode(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
 
-        The features; then, when draws are made, the direct mean (B, K, H, W), which is their value at t_max.
+        The features; then, when draws are made, what they share at t_max: the way down where xi makes them differ, and
+        the direct mean (B, K, H, W).
         """
-        features = self.features(image)
+        features, size = self.features(image), image.shape[-2:]
         if self.direct and not self.training:
-            features = [*features, self.direct_moments(features, image.shape[-2:])[0]]
+            if self.distribution:
+                z, t = self._at_end(features, size)
+                skips = self._down(z, t, features)
+                return [*features, *skips, self._up(skips, z, t)]
+            features = [*features, self.direct_moments(features, size)[0]]
         return features
 
     def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """The features (B, ...) of a batch of draws, which here do not depend on which draws they are."""
-        return features
+        """The features (B, ...) of a batch of draws; with xi, and which draws they are as integers (B, 4)."""
+        return [*features, torch.tensor(draws)] if self.distribution else features
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
         """E[m | z_t, x] at a scalar t where `encode` has found it already, whatever z_t is."""
-        has_mean = self.direct and len(features) > len(self.network.trunk.widths)
+        has_mean = self.direct and len(features) > len(self.network.trunk.widths) and features[-1].is_floating_point()
         return features[-1] if has_mean and t.ndim == 0 and self.process.at_end(t) else None
 
     def direct_moments(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -164,31 +183,75 @@ class Denoiser(nn.Module):
         """
         if not self.direct:
             raise ValueError("this denoiser has not learned the direct mean")
+        return self.moments(*self._at_end(features, size), features)
+
+    def _at_end(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
         z = features[0].new_zeros((len(features[0]), self.mask_channels, *size), dtype=torch.float32)
-        t = torch.full((len(z),), self.process.t_max, device=z.device)
-        return self.moments(z, t, features)
+        return z, torch.full((len(z),), self.process.t_max, device=z.device)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """E[m | z_t = z, x], (B, K, H, W) float32, for z (B, K, H, W) and t a scalar or (B,)."""
+        """E[m | z_t = z, x], or a draw where `of_draws` says of which; (B, K, H, W) float32.
+
+        z: (B, K, H, W); t: a scalar or, for means, (B,).
+        """
         known = self.known(t, features)
-        return self.moments(z, t, features)[0] if known is None else known
+        if known is not None:
+            return known
+        if not self.distribution or features[-1].is_floating_point():
+            return self.moments(z, t, features)[0]
+        return self._draw(z, t, features[:-1], [Draw(*row) for row in features[-1].tolist()])
 
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
-        t = batch_times(t, z)
-        c = scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
-        inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
-        if self.direct:
-            z = z.masked_fill(self.process.at_end(t).view(-1, 1, 1, 1), 0.0)
-        raw = self.network(inp * z, c.noise.float(), features).float()
+        z, c = self._scaled(z, t)
+        raw = self.network(_rows(c.inp) * z, c.noise.float(), features).float()
         variance = None
         if self.second_moment:
             raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
             variance = self.sigma_data**2 * F.softplus(spread)
+        return self._mask(raw, z, c), variance
+
+    def evaluate(
+        self, z: Tensor, t: Tensor, features: Sequence[Tensor], latents: Sequence[Sequence[Tensor] | None]
+    ) -> list[Tensor]:
+        """Draws of p(m | z_t = z, x), one for each xi (`models/latent.py`), or the mean for None; see `forward`."""
+        skips = self._down(z, t, features)
+        return [self._up(skips, z, t, latent) for latent in latents]
+
+    def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
+        levels = len(self.network.trunk.widths)
+        at_end, shared = bool(self.process.at_end(t)), list(features[levels:])
+        skips = shared[:-1] if at_end and shared else self._down(z, t, features[:levels])
+        corners = [(draw.top, draw.left) for draw in draws]
+        padded = features[0].shape[-2:]
+        latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
+        m = self._up(skips, z, t, [level.to(z.device) for level in latent])
+        if not at_end or float(self.spread) == 1.0:
+            return m
+        centre = shared[-1] if shared else self._up(skips, z, t)
+        return centre + self.spread * (m - centre)
+
+    def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:
+        """z, which is 0 for the direct mean, and the coefficients."""
+        t = batch_times(t, z)
+        if self.direct:
+            z = z.masked_fill(self.process.at_end(t).view(-1, 1, 1, 1), 0.0)
+        return z, scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))
+
+    def _down(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        z, c = self._scaled(z, t)
+        return self.network.down(_rows(c.inp) * z, c.noise.float(), features)
+
+    def _up(self, skips: Sequence[Tensor], z: Tensor, t: Tensor, latent: Sequence[Tensor] | None = None) -> Tensor:
+        z, c = self._scaled(z, t)
+        return self._mask(self.network.up(skips, c.noise.float(), z.shape[-2:], latent).float(), z, c)
+
+    def _mask(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
+        """m from the network's output."""
         if c.out_eps is None:
-            return skip * z + out * self._bounded(raw), variance
+            return _rows(c.skip) * z + _rows(c.out) * self._bounded(raw)
         raw, eps = raw.chunk(2, dim=1)
-        return skip * z + out * self._bounded(raw) + c.out_eps.float().view(-1, 1, 1, 1) * eps, variance
+        return _rows(c.skip) * z + _rows(c.out) * self._bounded(raw) + _rows(c.out_eps) * eps
 
     def _bounded(self, raw: Tensor) -> Tensor:
         if self.limit is None:
@@ -206,6 +269,7 @@ def build_denoiser(
     *,
     encoder_kind: str = "unet",
     second_moment: bool = False,
+    distribution: bool = False,
     **options: Any,
 ) -> Denoiser:
     """A denoiser; `options` are those of `Denoiser`.
@@ -213,11 +277,13 @@ def build_denoiser(
     encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
     """
     width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
-    trunk = Trunk(mask_channels, sizes, embedding=width)
+    latent = latent_channels(len(sizes.multipliers)) if distribution else []
+    trunk = Trunk(mask_channels, sizes, embedding=width, latent=latent)
     encoder: nn.Module
     if encoder_kind == "rrdb":
         encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk.widths)
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels)
-    return Denoiser(process, prediction, encoder, network, mask_channels, second_moment=second_moment, **options)
+    options |= {"second_moment": second_moment, "distribution": distribution}
+    return Denoiser(process, prediction, encoder, network, mask_channels, **options)

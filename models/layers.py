@@ -24,6 +24,12 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+def small_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start with a tenth of the standard deviation of the input: noise that enters so changes little at first."""
+    nn.init.normal_(layer.weight, std=0.1 / math.sqrt(layer.weight[0].numel()))
+    return layer
+
+
 class FourierEmbedding(nn.Module):
     """Noise conditions (B,) or (B, conditions) to features (B, width): sines and cosines of each, two dense layers.
 

@@ -2,6 +2,7 @@
 
 `ImageEncoder` runs the trunk on the image once and hands its feature pyramid to `ConditionalUNet`, which runs the
 trunk on the noisy mask at every evaluation. The expensive part of a sampling run is thereby paid once per image.
+A second noise, if any, enters on the way up, so that draws of one noisy mask share the way down.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import RESCALE, FourierEmbedding, ResidualBlock, SelfAttention, group_norm, zero_init
+from models.layers import RESCALE, FourierEmbedding, ResidualBlock, SelfAttention, group_norm, small_init, zero_init
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,19 @@ class Level(nn.Module):
 class Trunk(nn.Module):
     """A U-Net from (B, in_channels, H, W) to one feature map per resolution, finest first.
 
-    embedding: width of the time embedding, 0 for none.
+    embedding: width of the time embedding, 0 for none. latent: channels of the second noise at each level, if any.
     """
 
-    def __init__(self, in_channels: int, sizes: Sizes, embedding: int = 0) -> None:
+    def __init__(self, in_channels: int, sizes: Sizes, embedding: int = 0, latent: Sequence[int] = ()) -> None:
         super().__init__()
-        self.widths, blocks = [sizes.channels * m for m in sizes.multipliers], sizes.blocks
+        self.widths, self.blocks = [sizes.channels * m for m in sizes.multipliers], sizes.blocks
         self.entry = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
 
-        def block(c_in: int, c_out: int, resample: str | None = None) -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=sizes.dropout)
+        def block(c_in: int, c_out: int, resample: str | None = None, dropout: float = sizes.dropout) -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=dropout)
+
+        # Units dropped after the second noise would make draws differ in training only.
+        late = 0.0 if latent else sizes.dropout
 
         self.levels = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -62,36 +66,52 @@ class Trunk(nn.Module):
             attends = 2**i in sizes.attention
             self.levels.append(
                 Level(
-                    nn.ModuleList(block(width, width) for _ in range(blocks)),
-                    nn.ModuleList(block(2 * width, width) for _ in range(blocks)),
-                    nn.ModuleList(SelfAttention(width) if attends else nn.Identity() for _ in range(2 * blocks)),
+                    nn.ModuleList(block(width, width) for _ in range(self.blocks)),
+                    nn.ModuleList(block(2 * width, width, dropout=late) for _ in range(self.blocks)),
+                    nn.ModuleList(SelfAttention(width) if attends else nn.Identity() for _ in range(2 * self.blocks)),
                 )
             )
             if i + 1 < len(self.widths):
                 self.shrink.append(block(width, self.widths[i + 1], "down"))
-                self.grow.append(block(self.widths[i + 1], width, "up"))
+                self.grow.append(block(self.widths[i + 1], width, "up", late))
+        self.inject = nn.ModuleList(
+            small_init(nn.Conv2d(channels, width, 1, bias=False))
+            for channels, width in zip(latent, self.widths, strict=False)
+        )
 
     def forward(
         self, x: Tensor, embedding: Tensor | None = None, features: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """features: one map per level with the level's shape, added on the way down."""
+        return self.up(self.down(x, embedding, features), embedding)
+
+    def down(self, x: Tensor, embedding: Tensor | None, features: Sequence[Tensor] | None) -> list[Tensor]:
+        """What the way up needs of the way down, finest first, as many maps per level as it has blocks."""
         h = self.entry(x)
-        skips: list[list[Tensor]] = []
+        skips: list[Tensor] = []
         for i, module in enumerate(self.levels):
             level = cast(Level, module)
             if features is not None:
                 h = (h + features[i]) * RESCALE
-            skips.append([])
             for block, attention in zip(level.down, level.attention[: len(level.down)], strict=True):
                 h = attention(block(h, embedding))
-                skips[-1].append(h)
+                skips.append(h)
             if i < len(self.shrink):
                 h = self.shrink[i](h, embedding)
+        return skips
+
+    def up(
+        self, skips: Sequence[Tensor], embedding: Tensor | None, latent: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """latent: the second noise at each level, (B, channels, h, w), finest first; None is 0 everywhere."""
+        h, skips = skips[-1], list(skips)
         maps: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
             level = cast(Level, self.levels[i])
+            if latent is not None:
+                h = h + self.inject[i](latent[i])
             for block, attention in zip(level.up, level.attention[len(level.down) :], strict=True):
-                h = attention(block(torch.cat([h, self._skip(i, skips[i].pop(), h)], dim=1), embedding))
+                h = attention(block(torch.cat([h, self._skip(i, skips.pop(), h)], dim=1), embedding))
             maps.append(h)
             if i > 0:
                 h = self.grow[i - 1](h, embedding)
@@ -144,12 +164,25 @@ class ConditionalUNet(nn.Module):
         )
 
     def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:
-        height, width = z.shape[-2:]
+        return self.up(self.down(z, noise_condition, features), noise_condition, z.shape[-2:])
+
+    def down(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The half of an evaluation that all draws of z share."""
         if features:
             # They are those of the padded image: they set the size.
             rows, columns = features[0].shape[-2:]
-            z = F.pad(z, (0, columns - width, 0, rows - height), mode="replicate")
+            z = F.pad(z, (0, columns - z.shape[-1], 0, rows - z.shape[-2]), mode="replicate")
         else:
             z = pad_to_multiple(z, 2 ** (len(self.trunk.widths) - 1))
-        maps = self.trunk(z, self.embedding(noise_condition), features or None)
-        return self.head(maps[0])[..., :height, :width]
+        return self.trunk.down(z, self.embedding(noise_condition), features or None)
+
+    def up(
+        self,
+        skips: Sequence[Tensor],
+        noise_condition: Tensor,
+        size: Sequence[int],
+        latent: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The other half, (B, out_channels, H, W); size: (H, W). latent: see `Trunk.up`."""
+        maps = self.trunk.up(skips, self.embedding(noise_condition), latent)
+        return self.head(maps[0])[..., : size[0], : size[1]]

@@ -8,7 +8,7 @@ import torch
 
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
-from models.uncertainty import DeepEnsemble, DropoutDraws
+from models.uncertainty import DeepEnsemble, DropoutDraws, PooledDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
 from utils.errors import UsageError
@@ -19,13 +19,13 @@ from utils.weights import Images
 
 # Config keys that decide what the weights mean: a run's must be those of its training.
 MEANING = ("sde.process", "sde.sigma_min", "sde.sigma_max", "sde.beta_min", "sde.beta_max", "sde.input_scale",
-           "sde.prediction", "sde.prior_share",
+           "sde.prediction", "sde.prior_share", "sde.objective",
            "data.color", "data.truncation", "data.sdf_scale", "data.classes", "data.representation")  # fmt: skip
 
 
 def load_denoiser(config: Config, path: Path, device: torch.device) -> Denoiser:
     """The averaged weights of a checkpoint in the network of the config, as the config's sampler needs it: with
-    dropout for mc_dropout, together with its sampling.members for ensemble.
+    dropout for mc_dropout, together with its sampling.members if there are any.
 
     Raises CheckpointError or UsageError if they do not belong together.
     """
@@ -51,15 +51,33 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
                 raise UsageError(f"{path}: trained with {key}: {old!r}; the config says {new!r}")
         return placed(model, device, config.training.channels_last).eval(), state.get("images", {})
 
+    sampling = config.sampling
     model, images = trained(path)
-    if config.sampling.sampler not in ONE_PASS and "size" in images:
+    members = [model, *(trained(other)[0] for other in member_checkpoints(sampling, path))]
+    for member in members:
+        set_draws(member, sampling)
+    if sampling.sampler not in ONE_PASS and "size" in images:
         warn_of_prior(model, images["size"])
-    if config.sampling.sampler == "mc_dropout":
+    if sampling.sampler == "mc_dropout":
         return DropoutDraws(model), images
-    if config.sampling.sampler == "ensemble":
-        others = member_checkpoints(config.sampling, path)
-        return DeepEnsemble([model, *(trained(other)[0] for other in others)]), images
+    if len(members) > 1:
+        return (DeepEnsemble if sampling.sampler == "ensemble" else PooledDraws)(members), images
     return model, images
+
+
+def draw_steps(sampling: SamplingConfig) -> int:
+    """Evaluations of a distributional denoiser for a draw."""
+    return sampling.steps if sampling.sampler == "ancestral" else 1
+
+
+def set_draws(model: Denoiser, sampling: SamplingConfig) -> None:
+    """Whether a distributional denoiser gives draws or their mean, and with which spread: 1 for several evaluations,
+    the first of which is no draw yet."""
+    model.distribution &= sampling.sampler not in ONE_PASS
+    if draw_steps(sampling) > 1:
+        model.spread.fill_(1.0)
+    elif sampling.spread != "auto":
+        model.spread.fill_(sampling.spread)
 
 
 def member_checkpoints(sampling: SamplingConfig, path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ class FieldNoise:
     """Standard normal noise of a window, a field of its own for each draw.
 
     What a pixel gets depends on the seed, the draw, the pixel's place in the image and the number of the call, not on
-    the window: overlapping windows agree. Blocks of 128 x 128 pixels have a generator each.
+    the window: overlapping windows agree. Blocks of `block` x `block` pixels have a generator each.
 
     draws: (image_id, draw index) of every element of the batch. window: top, left, height, width in the image.
     antithetic: as in `DrawNoise`.
@@ -31,15 +31,17 @@ class FieldNoise:
         window: tuple[int, int, int, int],
         device: torch.device | str = "cpu",
         antithetic: bool = False,
+        block: int = BLOCK,
     ) -> None:
         self._seed, self.draws, self._channels, self._window = seed, list(draws), channels, window
+        self._block = block
         self._device = torch.device(device)
         self._mirrored = antithetic  # until the first noise is made
         top, left, height, width = window
         self._blocks = [
             (row, column)
-            for row in range(top // BLOCK, (top + height - 1) // BLOCK + 1)
-            for column in range(left // BLOCK, (left + width - 1) // BLOCK + 1)
+            for row in range(top // block, (top + height - 1) // block + 1)
+            for column in range(left // block, (left + width - 1) // block + 1)
         ]
         self._generators = [self._start(image_id, draw) for image_id, draw in self.draws]
 
@@ -60,13 +62,13 @@ class FieldNoise:
 
     def _fill(self, out: Tensor, generators: Sequence[torch.Generator]) -> None:
         """One field's numbers of the window into out (channels, height, width): whole blocks, and what lies within."""
-        top, left, height, width = self._window
-        block = torch.empty(self._channels, BLOCK, BLOCK)
+        (top, left, height, width), side = self._window, self._block
+        block = torch.empty(self._channels, side, side)
         for (row, column), generator in zip(self._blocks, generators, strict=True):
             block.normal_(generator=generator)
-            y, x = row * BLOCK - top, column * BLOCK - left  # of the block's corner in the window
-            rows = slice(max(0, y), min(height, y + BLOCK))
-            columns = slice(max(0, x), min(width, x + BLOCK))
+            y, x = row * side - top, column * side - left  # of the block's corner in the window
+            rows = slice(max(0, y), min(height, y + side))
+            columns = slice(max(0, x), min(width, x + side))
             out[:, rows, columns] = block[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
 
 

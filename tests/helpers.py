@@ -313,7 +313,7 @@ def small_baseline(kind: str, *, image_channels: int = 1, mask_channels: int = 1
 class Pixelwise(Denoiser):
     """m ~ N(x, spread^2) at every pixel on its own, x being the image in [-1, 1]: the denoiser is known."""
 
-    mask_channels, floats_per_pixel, spread = 1, 1.0, 0.3
+    mask_channels, floats_per_pixel, std = 1, 1.0, 0.3
 
     def __init__(self) -> None:
         super().__init__(VE(0.01, 5.0), "x", nn.Identity(), nn.Identity(), second_moment=True)  # type: ignore[arg-type]
@@ -323,10 +323,10 @@ class Pixelwise(Denoiser):
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         variance = self.process.sigma(t).item() ** 2
-        return features[0] + self.spread**2 / (self.spread**2 + variance) * (z - features[0])
+        return features[0] + self.std**2 / (self.std**2 + variance) * (z - features[0])
 
     def direct_moments(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return features[0], torch.full_like(features[0], self.spread**2)
+        return features[0], torch.full_like(features[0], self.std**2)
 
 
 def tiled(model: Denoiser, draws: int, sampler: Sampler | None = None, **changes: object) -> TiledDrawer:

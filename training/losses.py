@@ -15,7 +15,8 @@ from models.baselines import Baseline, dice_cross_entropy
 from models.build import use_bfloat16
 from models.denoiser import Denoiser
 from models.joint import JointDenoiser
-from sde.loss import Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
+from models.latent import random_latent
+from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
 from sde.process import Process
 from utils.sections import SDEConfig, TrainingConfig
 
@@ -81,9 +82,15 @@ def joint_losses(
     return torch.stack(losses)[~clean], t[~clean]
 
 
-def loss_of(model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig) -> Losses:
+def loss_of(
+    model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig, step: int = 0
+) -> Losses:
     """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
-    `baseline_losses` for other kinds of models."""
+    `baseline_losses` for other kinds of models.
+
+    step: of the training; with sde.objective: distribution, two draws are scored besides the mean from
+    sde.mean_first on.
+    """
     if isinstance(model, JointDenoiser):
         return joint_losses(model, batch, generators, sde, training)
     if isinstance(model, Baseline):
@@ -96,8 +103,17 @@ def loss_of(model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfi
         # Several noise levels share the features of an image.
         features = model.encode(network_image(images, training.channels_last))
         features = [f.repeat_interleave(training.noises, dim=0) for f in features]
-        mean, variance = model.moments(perturbed(model.process, m, t, eps), t, features)
-    losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data)
+        z = perturbed(model.process, m, t, eps)
+        if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
+            levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
+            latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
+            mean, one, two = model.evaluate(z, t, features, [None, *latents])
+            weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
+            variance, extra = None, weight * energy_loss(one, two, m)
+        else:
+            mean, variance = model.moments(z, t, features)
+            extra = torch.zeros(())
+    losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data) + extra
     if variance is not None:
         losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
     return losses, t

@@ -20,7 +20,7 @@ TIME_BINS = 8
 # loss_ti: mean loss over t in [i, i + 1) / TIME_BINS since the last row, a curve per noise level.
 CURVES = [f"loss_t{i}" for i in range(TIME_BINS)]
 COLUMNS = ["step", "loss", "learning_rate", "grad_norm", "images_per_second", *CURVES]
-VALIDATION = ["val_f1", "val_iou", "val_single_f1"]
+VALIDATION = ["val_f1", "val_iou", "val_single_f1", "val_energy"]
 
 
 class MetricsFile:

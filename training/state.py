@@ -22,6 +22,7 @@ from utils.checkpoint import Dense, Weights, check_weights, link_checkpoint, loa
 from utils.config import load_config
 from utils.errors import CheckpointError, UsageError
 from utils.reading import damaged, read_json
+from utils.runs import checkpoint_path
 from utils.schema import Config
 from utils.sections import EMAConfig, TrainingConfig
 from utils.weights import Images
@@ -62,6 +63,7 @@ class Saved(Weights):
     """A checkpoint to go on from, see `TrainingState.state_dict`. since_row: absent in old ones."""
 
     model: dict[str, Dense]
+    best: NotRequired[float]
     best_f1: float
     averaged: int
     optimizer: dict[str, Any]
@@ -90,7 +92,8 @@ class TrainingState:
         device = next(model.parameters()).device
         self.generators = Generators(torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed))
         self.step = 0
-        self.best_f1 = -1.0
+        self.best = math.inf  # least is best
+        self.best_f1 = -1.0  # of the best checkpoint
         self.since_row: Counter[str] = Counter()
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ class TrainingState:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "step": self.step,
+            "best": self.best,
             "best_f1": self.best_f1,
             "images": self.images,
             "model": self.model.state_dict(),
@@ -118,6 +122,7 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; weights of another architecture must have been refused before."""
         self.step, self.best_f1 = state["step"], state["best_f1"]
+        self.best = state.get("best", -self.best_f1)
         self.since_row = Counter(state.get("since_row"))
         self.model.load_state_dict(state["model"])
         self.average.module.load_state_dict(state["ema"])
@@ -134,6 +139,19 @@ class TrainingState:
         torch.set_rng_state(generators["torch"])
         if generators["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(generators["cuda"])
+
+
+def start_from(model: Denoiser, path: Path) -> None:
+    """Take over weights; what only a distributional denoiser has keeps its own where they are of a mean.
+
+    path: see training.start_from. Raises CheckpointError if they are of another architecture.
+    """
+    file = checkpoint_path(path, "best") if path.is_dir() else path
+    own, weights = model.state_dict(), load_checkpoint(file)["ema"]
+    new = {key: value for key, value in own.items() if key == "spread" or key.startswith("network.trunk.inject.")}
+    weights = {**(new if model.distribution else {}), **weights}
+    check_weights(own, weights, file)
+    model.load_state_dict(weights)
 
 
 def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool) -> None:

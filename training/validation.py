@@ -8,46 +8,81 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batches import representation_of
 from data.dataset import Patch
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
+from evaluation.proper import energy_score, pooled
 from models.denoiser import Denoiser
 from sampling.drawer import drawer_of, image_tensor
+from sampling.loading import draw_steps
+from sampling.sampler import Sampler
 from sde.grids import logsnr_grid
-from sde.samplers import ancestral, posterior_mean
+from sde.samplers import ancestral, dpm_solver, posterior_mean
+from utils.data_schema import DataConfig
 from utils.schema import Config
+
+SPREADS = np.arange(0.0, 4.01, 0.125)  # that are tried
+
+
+def quick_sampler(config: Config) -> Sampler:
+    """Draws in few evaluations whose spread is right, or the direct mean."""
+    if config.is_one_pass:
+        return posterior_mean
+    if config.sde.objective == "distribution":
+        return partial(ancestral, steps=draw_steps(config.sampling), grid=logsnr_grid)
+    return partial(dpm_solver, steps=config.evaluation.steps, stochastic=True)
+
+
+def _energy(draws: np.ndarray, patch: Patch, data: DataConfig) -> float:
+    """Fair energy score of draws (n, K, H, W), which may be pooled already; a mean over raters."""
+    truth = representation_of(torch.from_numpy(patch.sdf), data).numpy() / data.sdf_scale
+    return float(np.mean([energy_score(draws, pooled(one)) for one in truth]))
 
 
 def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[dict[str, float], Tensor]:
-    """Mean F1 and IoU of the MMSE masks and mean F1 of single draws, over evenly chosen validation images.
+    """Scores of a few draws of evenly chosen validation images; the spread of one-evaluation draws is chosen by them.
 
-    Second result: image, truth and MMSE of up to four of them, (3 n, 3, H, W) in [0, 1]. The draws use their own
+    val_f1, val_iou: of the MMSE masks. val_single_f1: of draws. val_energy: fair energy score (evaluation/proper.py).
+    Second result: image, truth and MMSE of up to four images, (3 n, 3, H, W) in [0, 1]. The draws use their own
     generators, so that validating changes nothing in the training.
     """
     settings = config.evaluation
     chosen = [patches[i] for i in np.linspace(0, len(patches) - 1, min(settings.images, len(patches))).astype(int)]
     was_training = denoiser.training
     denoiser.eval()
-    regression = config.is_one_pass
-    quick = posterior_mean if regression else partial(ancestral, steps=settings.steps, grid=logsnr_grid)
-    drawer = drawer_of(config, denoiser, quick)
-    f1, iou, single, pictures = [], [], [], []
-    for patch in chosen:
+    denoiser.spread.fill_(1.0)
+    drawer = drawer_of(config, denoiser, quick_sampler(config))
+    count = 1 if config.is_one_pass else settings.draws
+    drawn = [np.stack([sdf.numpy() for _, sdf in drawer(image_tensor([p]), [p.key], count)]) for p in chosen]
+    if denoiser.distribution and draw_steps(config.sampling) == 1:
+        # About the direct mean, which does not depend on the draws: about their own they would be coupled.
+        means = [drawer.encode(image_tensor([p]))[-1].float().cpu().numpy() / drawer.sdf_scale for p in chosen]
+        energies = [
+            [_energy(pooled(c) + s * pooled(draws - c), patch, config.data) for s in SPREADS]
+            for draws, c, patch in zip(drawn, means, chosen, strict=True)
+        ]
+        spread = float(SPREADS[np.sum(energies, axis=0).argmin()])
+        drawn = [c + spread * (draws - c) for draws, c in zip(drawn, means, strict=True)]
+        denoiser.spread.fill_(spread)
+    f1, iou, single, energy, pictures = [], [], [], [], []
+    for patch, draws in zip(chosen, drawn, strict=True):
         classes = patch.sdf.shape[1]
         ensemble = Ensemble((classes, *patch.labels.shape), drawer.threshold)
-        for _, draw in drawer(image_tensor([patch]), [patch.key], 1 if regression else settings.draws):
-            single.append(mean_f1(count_classes(ensemble.add(draw.numpy()), patch.labels, classes)))
+        for draw in draws:
+            single.append(mean_f1(count_classes(ensemble.add(draw), patch.labels, classes)))
         counts = count_classes(ensemble.labels, patch.labels, classes)
         f1.append(mean_f1(counts))
         iou.append(mean_iou(counts))
+        energy.append(_energy(pooled(draws), patch, config.data))
         if len(f1) <= 4:
             pictures.append(_pictures(patch, ensemble.mmse))
     denoiser.train(was_training)
-    scores = {"val_f1": np.mean(f1), "val_iou": np.mean(iou), "val_single_f1": np.mean(single)}
+    scores = {"val_f1": f1, "val_iou": iou, "val_single_f1": single, "val_energy": energy}
     height = min(picture.shape[-2] for picture in pictures)
     width = min(picture.shape[-1] for picture in pictures)
     grid = torch.cat([picture[..., :height, :width] for picture in pictures])
-    return {name: float(value) for name, value in scores.items()}, grid
+    return {name: float(np.mean(values)) for name, values in scores.items()}, grid
 
 
 def _pictures(patch: Patch, mmse: np.ndarray) -> Tensor:

@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("data.stain", ("macenko", "vahadane"), "data.stain_target"),
     ("data.color", ("rgb",), "data.augment.stain"),
     ("model.kind", DENOISERS, "sde data.sdf_scale training.noises"),
-    ("model.kind", ("conditional",), "model.encoder model.second_moment sde.prior_share sde.tanh"),
+    ("model.kind", ("conditional",), "model.encoder model.second_moment sde.prior_share sde.tanh sde.objective"),
     ("model.kind", ("joint",), "sde.clean_share"),
     ("model.kind", TRUNKS, "model.blocks model.attention"),
     ("model.kind", (*TRUNKS, *LIBRARIES), "model.channels model.multipliers"),
@@ -44,6 +44,8 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("sde.process", ("vp",), "sde.beta_min sde.beta_max"),
     ("sde.process", SCHEDULES, "sde.input_scale"),
     ("sde.prediction", ("x", "both"), "sde.tanh"),
+    ("sde.objective", ("mean",), "model.second_moment sampling.noise"),
+    ("sde.objective", ("distribution",), "sde.mean_first sampling.spread"),
     ("sde.weighting", ("sigmoid",), "sde.sigmoid_shift"),
     ("training.optimizer", ("adamw",), "training.weight_decay"),
     ("training.ema.kind", ("constant",), "training.ema.decay"),
@@ -53,12 +55,13 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("sampling.sampler", ("ancestral",), "sampling.variance"),
     ("sampling.sampler", ("dpm_solver",), "sampling.order sampling.stochastic"),
     ("sampling.sampler", ("adaptive",), "sampling.tolerance"),
-    ("sampling.sampler", ("ensemble",), "sampling.members"),
+    ("sampling.sampler", ("ensemble", *FROM_NOISE, "adaptive"), "sampling.members"),
     ("sampling.sampler", FROM_NOISE, "sampling.steps"),
     ("sampling.sampler", (*FROM_NOISE, *ONE_PASS), "sampling.max_batch"),
     ("sampling.sampler", (*FROM_NOISE, "adaptive"), "sampling.noise"),
     ("sampling.sampler", (*FROM_NOISE, "adaptive", "mc_dropout"), "sampling.draws"),
     ("sampling.sampler", ON_A_GRID, "sampling.grid"),
+    ("sampling.steps", (1,), "sampling.spread"),
     ("sampling.used_grid", ("rho",), "sampling.rho"),
     ("sampling.draws", ("auto",), "sampling.standard_error sampling.most_draws"),
 )
@@ -67,7 +70,10 @@ DECIDED_BY = {"sampling.used_grid": ("sampling.sampler", "sampling.grid")}  # al
 # Which values of a key need which values of another.
 NEEDS: tuple[tuple[str, tuple[object, ...], str, tuple[object, ...]], ...] = (
     ("sampling.sampler", ("flowsdf_released",), "sde.process", ("flow",)),
+    ("sde.objective", ("distribution",), "sampling.sampler", ("ancestral", *ONE_PASS)),
+    ("sde.objective", ("distribution",), "sampling.variance", ("small",)),
     ("sde.prediction", ("velocity",), "sde.process", ("ve", "vp", "flow")),  # the others stand still at t = 0
+    ("model.kind", ("joint",), "sampling.members", ((),)),
     ("model.kind", ("joint",), "sde.prediction", tuple(name for name in PREDICTIONS if name != "both")),
     ("model.kind", BASELINES, "sampling.sampler", ONE_PASS),
     ("model.kind", BASELINES, "data.representation", ("binary",)),
@@ -119,6 +125,7 @@ def check_sections(sections: Mapping[str, Any]) -> None:
                 f"{other}: {yaml_text(actual)} does not go with {key}: {value}, which needs {_one_of(allowed)}"
             )
     kind, sampler, direct = sections["model"].kind, sections["sampling"].sampler, sections["sde"].prior_share
+    draws = sections["sde"].objective == "distribution"
     message, untrained = "", "needs the direct mean, which sde.prior_share: 0 does not train"
     if sampler == "mc_dropout" and sections["model"].dropout == 0:
         message = "sampling.sampler: mc_dropout drops units at the rate of model.dropout, which is 0; train with more"
@@ -130,7 +137,11 @@ def check_sections(sections: Mapping[str, Any]) -> None:
         message = f"sampling.sampler: {sampler} {untrained}"
     elif kind == "conditional" and direct == 0 and sections["model"].second_moment:
         message = f"model.second_moment: {untrained}"
-    elif kind == "conditional" and direct == 1 and sampler not in ONE_PASS:
+    elif draws and direct == 0:
+        message = f"sde.objective: distribution {untrained}"
+    elif draws and direct == 1 and sampler == "ancestral" and sections["sampling"].steps > 1:
+        message = f"sampling.steps: {sections['sampling'].steps} must be 1, as sde.prior_share: 1 trains draws in one"
+    elif kind == "conditional" and direct == 1 and not draws and sampler not in ONE_PASS:
         message = f"sde.prior_share: 1 trains the direct mean only; use sampling.sampler: {_one_of(ONE_PASS)}"
     if message:
         raise ValueError(message)

@@ -38,6 +38,8 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
     for key, usual in (("raw", f"raw/{source}"), ("root", f"prepared/{name}")):
         if data[key] is not None and Path(data[key]).is_absolute():
             data[key] = usual
+    if (start := config["training"]["start_from"]) is not None:
+        config["training"]["start_from"] = Path(start).name
     if data["stain_target"] is not None:
         data["stain_target"] = Path(data["stain_target"]).name
     return override_config({**config, "name": name, "data": data}, path, overrides)

@@ -38,4 +38,4 @@ class Config(Section):
     @property
     def is_one_pass(self) -> bool:
         """Whether there is nothing to draw from but the direct mean."""
-        return self.model.is_baseline or self.sde.prior_share == 1
+        return self.model.is_baseline or (self.sde.prior_share == 1 and self.sde.objective == "mean")

@@ -106,7 +106,19 @@ class SDEConfig(Section):
     sigmoid_shift: Float = Field(4.0, ge=-100, le=100, description="weighting sigmoid: k of sigmoid(log-SNR - k)")
     per_logsnr: bool = Field(False, description="weighting times -d log-SNR / dt: the same for any schedule")
     prior_share: Float = Field(
-        0.0, ge=0, le=1, description="share of a batch at t = 1 without noise, the direct mean; 1 is plain regression"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a batch at t = 1 without noise, the direct mean; 1 is plain regression, or, for "
+        "objective: distribution, draws in one evaluation",
+    )
+    objective: Literal["mean", "distribution"] = Field(
+        "mean",
+        description="what an evaluation gives: E[m | z_t, x]; or draws of p(m | z_t, x), by a second noise and a "
+        "proper score (models/latent.py), and the mean as well",
+    )
+    mean_first: Float = Field(
+        0.0, ge=0, lt=1, description="objective distribution: share of the steps, the first, that learn the mean only"
     )
     clean_share: Float = Field(
         0.0, ge=0, le=0.5, description="kind joint: share trained with a clean image, and as many with a clean mask"
@@ -137,6 +149,11 @@ class TrainingConfig(Section):
     steps: Int = Field(100_000, ge=1, le=10**9, description="optimiser steps")
     batch: Int = Field(16, ge=1, le=10**5, description="images per step")
     noises: Int = Field(1, ge=1, le=256, description="noise levels per image and step, on shared image features")
+    start_from: Text | None = Field(
+        None,
+        description="averaged weights of the same network to begin with, of a regression say: a run folder, of which "
+        "best.pt is taken, a checkpoint, or weights (.safetensors)",
+    )
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or AdamW with decoupled decay")
     learning_rate: Float = Field(1e-4, gt=0, le=1, description="peak learning rate")
     weight_decay: Float = Field(0.0, ge=0, le=10, description="of AdamW")
@@ -161,7 +178,8 @@ class SamplingConfig(Section):
         "with dropout; ensemble: that of several runs (models/uncertainty.py)",
     )
     members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
-        (), description="ensemble: run folders whose networks make a draw each, besides the sampled run's own"
+        (),
+        description="run folders whose networks make draws besides the run's own: ensemble: one each, others: in turn",
     )
     steps: Count = Field(400, description="evaluations per draw; pc: K (1 + corrector_steps); not for adaptive, mean")
     corrector_steps: Int = Field(1, ge=0, le=1000, description="pc: J, corrector steps per predictor step")
@@ -176,6 +194,11 @@ class SamplingConfig(Section):
         None,
         description="what is even between steps; null: rho for heun and euler, time for ddim, logsnr for ancestral, "
         "dpm_solver and euler_maruyama; pc has time",
+    )
+    spread: Annotated[Float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        "auto",
+        description="draws in one evaluation: their distance from the direct mean times this; auto: what the "
+        "checkpoint's validation chose, kept in it",
     )
     rho: Float = Field(7.0, ge=1, le=100, description="grid rho: exponent of the noise")
     noise: Literal["independent", "antithetic"] = Field(
@@ -230,8 +253,15 @@ class EvaluationConfig(Section):
     """Quick validation draws during training; what is reported of samples."""
 
     images: Int = Field(16, ge=1, description="validation images drawn at each validation")
-    draws: Count = Field(2, description="draws per validation image")
-    steps: Count = Field(9, description="evaluations per validation draw, ancestral and even in log-SNR")
+    draws: Count = Field(4, description="draws per validation image")
+    steps: Count = Field(
+        10, description="evaluations per validation draw of objective: mean, by dpm_solver with stochastic: true"
+    )
+    choose_by: Literal["energy", "f1"] | None = Field(
+        None,
+        description="what the best checkpoint has: the least fair energy score of draws, or the largest F1 of their "
+        "mean; null: energy, and f1 where there are no draws",
+    )
     object_depth: Float = Field(
         0.1, ge=0, description="SDF units; objects whose minima lie this far below their pass are told apart, 0: never"
     )

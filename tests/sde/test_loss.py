@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.loss import Weighting, denoising_loss, perturbed, sample_times, second_moment_loss
+from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.helpers import noise, small_denoiser
 from utils.sections import WEIGHTINGS
@@ -135,3 +135,25 @@ def test_at_the_end_the_loss_is_the_plain_one_for_every_weighting() -> None:
     for name in ("score", "sigmoid", "min_snr", "uniform"):
         found = denoising_loss(guess, VE(), m, t, Weighting(name), 0.5)
         torch.testing.assert_close(found, m.square().flatten(1).mean(1) / 0.25)
+
+
+def test_the_energy_loss_is_least_for_the_true_law() -> None:
+    """Images with a shared part: draws of the truth's law beat narrower and wider ones, and ones without that part."""
+    generator = torch.Generator().manual_seed(0)
+
+    def field(shared: float, scale: float = 1.0, count: int = 6000) -> Tensor:
+        whole, own = (torch.randn(count, 1, *size, generator=generator) for size in ((1, 1), (16, 16)))
+        return scale * (math.sqrt(shared) * whole + math.sqrt(1 - shared) * own)
+
+    def loss(shared: float, scale: float = 1.0) -> float:
+        return energy_loss(field(shared, scale), field(shared, scale), field(0.5)).mean().item()
+
+    true = loss(0.5)
+    for other in (loss(0.5, 0.6), loss(0.5, 1.5), loss(0.0), loss(1.0)):
+        assert other > true + 0.005
+
+
+def test_the_energy_loss_by_hand() -> None:
+    """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same."""
+    one, two, m = (torch.full((1, 1, 8, 8), value) for value in (1.0, 3.0, 0.0))
+    assert energy_loss(one, two, m).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)

@@ -168,7 +168,7 @@ def test_a_kill_between_best_and_last_does_not_leave_an_old_best(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every validation is better than the one before; the process dies before the second name of step 6."""
-    link, scores, done = checkpoint.link_checkpoint, iter((0.1, 0.2, 0.2)), list[Path]()
+    link, scores, done = checkpoint.link_checkpoint, iter((0.2, 0.1, 0.1)), list[Path]()
 
     def dying(source: Path, path: Path) -> None:
         if source.name == "step_00000006.pt" and done:
@@ -177,7 +177,7 @@ def test_a_kill_between_best_and_last_does_not_leave_an_old_best(
         link(source, path)
 
     def validated(*_: object) -> tuple[dict[str, float], Tensor]:
-        return dict.fromkeys(("val_f1", "val_iou", "val_single_f1"), next(scores)), torch.zeros(3, 3, 8, 8)
+        return dict.fromkeys(("val_f1", "val_energy"), next(scores)), torch.zeros(3, 3, 8, 8)
 
     monkeypatch.setattr(main, "validate", validated)
     with monkeypatch.context() as patch:

@@ -1,0 +1,81 @@
+"""The second noise xi of a distributional denoiser: white noise in cells of several sizes, at every level of a trunk.
+
+Fine cells let an edge vary, coarse ones a whole object or the whole image. What a pixel sees follows from the draw and
+the pixel's place in the image, so that tiles which overlap agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from sde.field import BLOCK, FieldNoise
+
+CELLS = (1, 4, 16, 64, 256)  # pixels a side
+CHANNELS = 2  # of each
+
+Window = tuple[int, int, int, int]  # top, left, height, width in cells
+
+
+def latent_channels(levels: int) -> list[int]:
+    """At each level of a trunk, finest first: cells smaller than its pixels are not seen there."""
+    return [CHANNELS * sum(cell >= 2**level for cell in CELLS) for level in range(levels)]
+
+
+def _at_levels(
+    field: Callable[[int, Window], Tensor], corner: tuple[int, int], size: Sequence[int], levels: int
+) -> list[Tensor]:
+    """xi of a window (H, W) at each level, (B, channels, H / 2^level, W / 2^level).
+
+    field: cell size and window of cells to (B, CHANNELS, height, width). corner: of the window in the image, in pixels.
+    """
+    parts: list[list[Tensor]] = [[] for _ in range(levels)]
+    for cell in CELLS:
+        (top, left), (bottom, right) = (
+            [place // cell for place in corner],
+            [(place + length - 1) // cell for place, length in zip(corner, size, strict=True)],
+        )
+        whole = field(cell, (top, left, bottom - top + 1, right - left + 1))
+        for level, part in enumerate(parts):
+            if cell >= 2**level:
+                rows, columns = (
+                    ((torch.arange(0, length, 2**level) + place) // cell - first).to(whole.device)
+                    for place, length, first in zip(corner, size, (top, left), strict=True)
+                )
+                part.append(whole.index_select(2, rows).index_select(3, columns))
+    return [torch.cat(part, dim=1) for part in parts]
+
+
+def random_latent(
+    count: int, size: Sequence[int], levels: int, places: Generator, noise: Generator, device: torch.device
+) -> list[Tensor]:
+    """For a training step: xi of `count` windows (H, W) at each level, all at one random place of an endless image.
+
+    places: on the host. noise: on the device.
+    """
+    top, left = torch.randint(max(CELLS), (2,), generator=places).tolist()
+
+    def field(cell: int, window: Window) -> Tensor:
+        return torch.randn((count, CHANNELS, *window[2:]), generator=noise, device=device)
+
+    return _at_levels(field, (top, left), size, levels)
+
+
+def latent_of(
+    seeds: Sequence[int], corners: Sequence[tuple[int, int]], t: float, size: Sequence[int], levels: int
+) -> list[Tensor]:
+    """For sampling: xi of the evaluation at t at each level, on the host, for draws with these seeds.
+
+    corners: of the windows (H, W) in their images, in pixels.
+    """
+
+    def one(seed: int, corner: tuple[int, int]) -> list[Tensor]:
+        def field(cell: int, window: Window) -> Tensor:
+            return FieldNoise(seed, [(f"xi {cell} {t!r}", 0)], CHANNELS, window, block=max(1, BLOCK // cell))()
+
+        return _at_levels(field, corner, size, levels)
+
+    draws = [one(seed, corner) for seed, corner in zip(seeds, corners, strict=True)]
+    return [torch.cat(level) for level in zip(*draws, strict=True)]

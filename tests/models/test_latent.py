@@ -1,0 +1,126 @@
+"""The second noise, and what a distributional denoiser makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.denoiser import Denoiser, Draw
+from models.latent import CELLS, CHANNELS, latent_channels, latent_of, random_latent
+from models.uncertainty import PooledDraws
+from sde.process import VP
+from tests.helpers import direct_denoiser, noise
+from training.losses import Generators, loss_of
+from utils.sections import SDEConfig, TrainingConfig
+
+END = torch.tensor(1.0, dtype=torch.float64)
+
+
+def distributional(seed: int = 0) -> Denoiser:
+    model = direct_denoiser(process=VP(), distribution=True)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def drawn(model: Denoiser, image: Tensor, draws: list[Draw], z: Tensor | None = None, t: Tensor = END) -> Tensor:
+    features = [x.repeat_interleave(len(draws), dim=0) for x in model.encode(image)]
+    z = noise(len(draws), 1, *image.shape[-2:]) if z is None else z
+    with torch.no_grad():
+        return model(z, t, model.of_draws(features, draws))
+
+
+def test_windows_of_a_draw_agree_and_draws_differ() -> None:
+    whole = latent_of([5], [(0, 0)], 1.0, (96, 80), 3)
+    part = latent_of([5], [(24, 12)], 1.0, (40, 32), 3)
+    for level, (one, other) in enumerate(zip(whole, part, strict=True)):
+        top, left, side = 24 >> level, 12 >> level, (40 >> level, 32 >> level)
+        assert other.shape == (1, latent_channels(3)[level], *side)
+        assert torch.equal(one[..., top : top + side[0], left : left + side[1]], other)
+    for seed, t in ((6, 1.0), (5, 0.5)):
+        assert not torch.isclose(latent_of([seed], [(0, 0)], t, (96, 80), 3)[0], whole[0]).any()
+
+
+def test_the_noise_is_normal_in_cells_of_its_sizes() -> None:
+    places, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    draws = [random_latent(64, (64, 64), 3, places, generator, torch.device("cpu")) for _ in range(8)]
+    for level in range(3):
+        x = torch.cat([draw[level] for draw in draws])
+        assert x.mean().item() == pytest.approx(0.0, abs=0.05)
+        assert x.std().item() == pytest.approx(1.0, abs=0.05)
+        sizes = [cell for cell in CELLS if cell >= 2**level]
+        changes = (x[..., 1:, :] != x[..., :-1, :]).double().mean(dim=(0, 2, 3)).view(len(sizes), CHANNELS).mean(dim=1)
+        assert changes.tolist() == pytest.approx([2**level / cell for cell in sizes], abs=0.02)
+
+
+def test_a_draw_does_not_depend_on_its_batch_nor_on_what_is_shared() -> None:
+    model, image = distributional(), noise(1, 1, 36, 44)
+    draws = [Draw(7, 0), Draw(8, 1), Draw(9, 2)]
+    together = drawn(model, image, draws)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    torch.testing.assert_close(drawn(model, image, draws[1:2]), together[1:2])
+    bare = [*(x.expand(3, -1, -1, -1) for x in model.features(image)), torch.tensor(draws)]
+    torch.testing.assert_close(model(noise(3, 1, 36, 44, seed=9), END, bare), together, atol=1e-5, rtol=1e-4)
+
+
+def test_the_mean_is_the_network_without_the_second_noise() -> None:
+    model, image = distributional(), noise(2, 1, 32, 32)
+    t, z = torch.tensor(0.4, dtype=torch.float64), noise(2, 1, 32, 32)
+    features = model.features(image)
+    expected = model.moments(z, t, features)[0]
+    torch.testing.assert_close(model.evaluate(z, t, features, [None])[0], expected)
+    torch.testing.assert_close(model(z, t, model.encode(image)), expected)
+    direct = model.encode(image)[-1]
+    torch.testing.assert_close(model(z, END, model.encode(image)), direct)
+    torch.testing.assert_close(model.direct_moments(features, (32, 32))[0], direct)
+
+
+def test_spread_moves_draws_away_from_the_direct_mean() -> None:
+    model, image, draws = distributional(), noise(1, 1, 32, 32), [Draw(7, 0), Draw(8, 1)]
+    centre, plain = model.encode(image)[-1], drawn(model, image, draws)
+    model.spread.fill_(2.5)
+    torch.testing.assert_close(drawn(model, image, draws), centre + 2.5 * (plain - centre))
+    later = torch.tensor(0.4, dtype=torch.float64)
+    z = noise(2, 1, 32, 32)
+    inner = drawn(model, image, draws, z, later)
+    model.spread.fill_(1.0)
+    torch.testing.assert_close(drawn(model, image, draws, z, later), inner)
+
+
+def test_pooled_draws_are_those_of_the_members_in_turn() -> None:
+    members = [distributional(seed) for seed in range(2)]
+    pool, image = PooledDraws(members), noise(1, 1, 32, 32)
+    draws = [Draw(20 + i, i) for i in (0, 1, 2, 5)]
+    for t in (END, torch.tensor(0.3, dtype=torch.float64)):
+        z = noise(4, 1, 32, 32)
+        own = [drawn(member, image, draws, z, t) for member in members]
+        found = drawn(pool, image, draws, z, t)
+        torch.testing.assert_close(found, torch.stack([own[i % 2][k] for k, i in enumerate((0, 1, 0, 1))]))
+    assert pool.shared == 2
+
+
+@pytest.mark.slow
+def test_training_finds_what_images_have_in_common() -> None:
+    """m is -.8 or .8 over the whole image, with equal odds, whatever the image says. So are the draws at t = 1, more or
+    less after 120 steps, and their mean is near 0; draws of single pixels would have a tenth of that between images."""
+    model = direct_denoiser(process=VP(), distribution=True).train()
+    sde = SDEConfig(process="vp", objective="distribution", prior_share=0.5, weighting="edm")
+    training = TrainingConfig(steps=1, batch=12)
+    generator = torch.Generator().manual_seed(0)
+    generators = Generators(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    model.sigma_data.fill_(0.8)
+    for _ in range(120):
+        m = 0.8 * torch.randn(12, 1, 1, 1, generator=generator).sign().expand(-1, -1, 8, 8)
+        loss = loss_of(model, (torch.full((12, 1, 8, 8), 127.5), m), generators, sde, training)[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        draws = drawn(model, torch.zeros(1, 1, 8, 8), [Draw(i, i) for i in range(100)])
+    level = draws.mean(dim=(1, 2, 3))
+    assert 0.5 < level.std() < 1.1
+    assert level.var() > 0.5 * draws.var()
+    assert abs(level.mean()) < 0.3

@@ -15,6 +15,14 @@ import pandas as pd
 from scipy.stats import bootstrap, wilcoxon
 
 SCORES = {"f1": "F1", "iou": "IoU", "single_f1": "F1 of single draws", "single_iou": "IoU of single draws"}
+LEAST = {"fair_crps": "fair CRPS", "energy": "energy score"}  # less is better; of runs that have them
+SPREAD = {
+    "ssr": "SSR",
+    "image_coverage": "image areas inside",
+    "object_coverage": "object areas inside",
+    "expected": "expected",
+    "fair_ged": "fair GED",
+}
 COSTS = {"draws": "draws", "nfe_per_draw": "NFE a draw", "seconds_per_image": "s an image"}
 RESAMPLES = 9999
 SAME = 1e-9  # scores that differ by less are equal: a CSV file does not keep the last bit
@@ -24,8 +32,9 @@ SAME = 1e-9  # scores that differ by less are equal: a CSV file does not keep th
 class Run:
     """One sampling of a test set.
 
-    rows: its metrics.csv, with image_id and the columns of SCORES, fractions in [0, 1], larger is better.
-    summary: its summary.json; draws, nfe_per_draw, seconds_per_image and device are read if they are there.
+    rows: its metrics.csv, with image_id and the columns of SCORES, fractions in [0, 1], larger is better; and those of
+    LEAST if they are there.
+    summary: its summary.json; draws, nfe_per_draw, seconds_per_image, device and spread are read if they are there.
     """
 
     name: str
@@ -49,20 +58,24 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """names (K); means and costs by run; differences of the runs after the first, by score; images: a table indexed
-    by image_id with columns (score, name), NaN where a run lacks the image."""
+    """names (K); scores: those of SCORES and LEAST that all runs have, with their titles; means, spread and costs by
+    run; differences of the runs after the first, by score; images: a table indexed by image_id with columns (score,
+    name), NaN where a run lacks the image."""
 
     names: list[str]
+    scores: dict[str, str]
     counts: list[int]  # images of each run
     means: list[dict[str, float]]  # by score, over all images of the run
+    spread: list[dict[str, float | None]]  # by name of SPREAD; empty where no summary has any
     costs: list[dict[str, Any]]  # by cost, None where the summary has none
     differences: list[dict[str, Difference]]  # K - 1, by score
     images: pd.DataFrame
     notes: list[str]  # what a reader must know, a sentence each
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
+def paired_difference(first: np.ndarray, second: np.ndarray, least: bool = False) -> Difference:
     """second - first, scores (N,) of the same N >= 1 images. Raises ValueError for other shapes or non-finite scores.
+    least: less is better.
 
     The interval is the bias-corrected and accelerated bootstrap over images (Efron 1987), with a fixed seed. Equal
     images are ranked and then dropped in the Wilcoxon test (Pratt 1959); with ties scipy takes all sign changes of up
@@ -76,6 +89,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     change = np.where(np.abs(change) < SAME, 0.0, change)
     mean = float(change.mean())
     better, worse, equal = (float(images.mean()) for images in (change > 0, change < 0, change == 0))
+    if least:
+        better, worse = worse, better
     if change.size == 1:
         return Difference(1, mean, None, None, better, worse, equal, None)
     low, high, p = mean, mean, 1.0
@@ -89,7 +104,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
 
 
 def _scores_of(run: Run) -> pd.DataFrame:
-    """The scores of a run, indexed by image_id as text. Raises ValueError if its rows are no good."""
+    """The scores of a run, indexed by image_id as text; of LEAST those that are there for all images. Raises ValueError
+    if its rows are no good."""
     missing = [column for column in ("image_id", *SCORES) if column not in run.rows]
     if missing:
         raise ValueError(f"{run.name}: its metrics have no column {', '.join(missing)}")
@@ -102,7 +118,25 @@ def _scores_of(run: Run) -> pd.DataFrame:
     for image, row in zip(scores.index, np.isfinite(scores.to_numpy()), strict=True):
         if not row.all():
             raise ValueError(f"{run.name}: image {image} has no {scores.columns[row.argmin()]}")
+    for name in set(LEAST) & set(run.rows):
+        values = pd.to_numeric(run.rows[name], errors="coerce").to_numpy(np.float64)
+        if np.isfinite(values).all():
+            scores[name] = values
     return scores
+
+
+def _spread_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What SPREAD names; empty where a summary has none."""
+    own = summary.get("spread")
+    if not own:
+        return {}
+    image, objects = own.get("image_area", {}), own.get("object_area", {})
+    known = {
+        "image_coverage": image.get("coverage"),
+        "object_coverage": objects.get("coverage"),
+        "expected": image.get("expected"),
+    }
+    return {name: known[name] if name in known else own.get(name) for name in SPREAD}
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -117,6 +151,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(set(names)) < len(names):
         raise ValueError(f"two runs have the same name: {', '.join(names)}")
     tables = [_scores_of(run) for run in runs]
+    scores = {name: title for name, title in (SCORES | LEAST).items() if all(name in table for table in tables)}
+    spreads = [_spread_of(run.summary) for run in runs]
     differences, notes = [], []
     for run, table in zip(runs[1:], tables[1:], strict=True):
         shared = tables[0].index.intersection(table.index)
@@ -127,16 +163,20 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                 f"{run.name} has {len(table)} images and {runs[0].name} has {len(tables[0])}; "
                 f"{len(shared)} are in both, and differences are over those. The means are over all images of each run."
             )
-        pairs = {score: (tables[0].loc[shared, score], table.loc[shared, score]) for score in SCORES}
-        differences.append({score: paired_difference(a.to_numpy(), b.to_numpy()) for score, (a, b) in pairs.items()})
+        pairs = {score: (tables[0].loc[shared, score], table.loc[shared, score]) for score in scores}
+        differences.append(
+            {score: paired_difference(a.to_numpy(), b.to_numpy(), score in LEAST) for score, (a, b) in pairs.items()}
+        )
     devices = list(dict.fromkeys(str(run.summary["device"]) for run in runs if "device" in run.summary))
     if len(devices) > 1:
         notes.append(f"Seconds were taken on different devices and do not compare: {'; '.join(devices)}.")
     images = pd.concat(dict(zip(names, tables, strict=True)), axis=1, names=["run", "score"]).swaplevel(axis=1)
     return Comparison(
         names=names,
+        scores=scores,
         counts=[len(table) for table in tables],
-        means=[{score: float(table[score].mean()) for score in SCORES} for table in tables],
+        means=[{score: float(table[score].mean()) for score in scores} for table in tables],
+        spread=[{name: own.get(name) for name in SPREAD} if any(spreads) else {} for own in spreads],
         costs=[{cost: run.summary.get(cost) for cost in COSTS} for run in runs],
         differences=differences,
         images=images,

@@ -9,13 +9,24 @@ from typing import Any
 import pandas as pd
 from typing_extensions import TypedDict
 
-from evaluation.comparison import COSTS, RESAMPLES, SCORES, Comparison, Run, compare_runs
+from evaluation.comparison import COSTS, LEAST, RESAMPLES, SCORES, SPREAD, Comparison, Run, compare_runs
 from report.page import TEMPLATES, filled
 from results.sampled import Settings
 from utils.errors import UsageError
 from utils.files import write_text
 from utils.reading import read_json, read_table
 from utils.runs import folders_with, new_folder
+
+Area = TypedDict("Area", {"coverage": float | None, "expected": float | None}, total=False)  # noqa: UP013
+
+
+class Spread(TypedDict, total=False):
+    """What is read here of its `spread`."""
+
+    ssr: float | None
+    image_area: Area
+    object_area: Area
+    fair_ged: float | None
 
 
 class Summary(TypedDict, total=False):
@@ -26,6 +37,7 @@ class Summary(TypedDict, total=False):
     draws: int | float
     nfe_per_draw: int | float
     seconds_per_image: float
+    spread: Spread | None
 
 
 def sampled_folder(name: str) -> Path:
@@ -80,6 +92,7 @@ def to_csv(comparison: Comparison) -> str:
     rows: list[dict[str, Any]] = []
     for k, name in enumerate(comparison.names):
         rows.append({"run": name, "images": comparison.counts[k], **comparison.costs[k], **comparison.means[k]})
+        rows[-1] |= comparison.spread[k]
         for score, difference in comparison.differences[k - 1].items() if k else ():
             rows[-1] |= {f"difference_{score}_{what}": value for what, value in vars(difference).items()}
     return pd.DataFrame(rows).to_csv(index=False)
@@ -109,29 +122,32 @@ def _p(value: float | None) -> str:
 
 def to_text(comparison: Comparison) -> str:
     """Two aligned tables for the terminal, and the notes."""
-    runs = [["run", "images", *COSTS.values(), *SCORES.values()]]
-    columns = comparison.names, comparison.counts, comparison.costs, comparison.means
-    for name, count, costs, means in zip(*columns, strict=True):
+    titles = [SPREAD[name] for name in comparison.spread[0]]
+    runs = [["run", "images", *COSTS.values(), *comparison.scores.values(), *titles]]
+    columns = comparison.names, comparison.counts, comparison.costs, comparison.means, comparison.spread
+    for name, count, costs, means, spread in zip(*columns, strict=True):
         cells = [_cost(*item) for item in costs.items()] + [f"{mean:.4f}" for mean in means.values()]
-        runs.append([name, str(count), *cells])
+        runs.append([name, str(count), *cells, *(_number(value, ".3f") for value in spread.values())])
     pairs = [[f"minus {comparison.names[0]}", "score", "mean", "95 % from", "to", "better", "worse", "equal", "p"]]
     for name, differences in zip(comparison.names[1:], comparison.differences, strict=True):
         for score, d in differences.items():
             interval = [_number(value, "+.4f") for value in (d.mean, d.low, d.high)]
             shares = [f"{share:.0%}" for share in (d.better, d.worse, d.equal)]
-            pairs.append([name, SCORES[score], *interval, *shares, _p(d.p)])
+            pairs.append([name, comparison.scores[score], *interval, *shares, _p(d.p)])
     return "\n\n".join([_aligned(runs, 1), _aligned(pairs, 2), *comparison.notes])
 
 
 def _intervals(comparison: Comparison) -> list[dict[str, Any]]:
-    """Lines of the page's table of differences; start, end and point are percent of the width of its little chart."""
+    """Lines of the page's table of differences; start, end and point are percent of the width of its little chart.
+    good: the sign of a difference that is better."""
     lines = []
-    for score, title in SCORES.items():
+    for score, title in comparison.scores.items():
         column = [differences[score] for differences in comparison.differences]
         reach = max(abs(x) for d in column for x in (d.mean, d.low, d.high) if x is not None) or 1.0
         for k, d in enumerate(column, start=2):
             start, point, end = (50.0 + 48.0 * (d.mean if x is None else x) / reach for x in (d.low, d.mean, d.high))
-            lines.append({"run": k, "score": title, "start": start, "point": point, "end": end, **vars(d)})
+            chart = {"start": start, "point": point, "end": end, "good": -1 if score in LEAST else 1}
+            lines.append({"run": k, "score": title, **chart, **vars(d)})
     return lines
 
 
@@ -139,10 +155,10 @@ def render_comparison(comparison: Comparison, title: str = "Comparison of runs")
     """A self-contained HTML page: runs, differences with their intervals, and every image."""
     images = comparison.images.astype(object).where(comparison.images.notna(), None)
     rows = [
-        (image, {score: [images.loc[image, (score, name)] for name in comparison.names] for score in SCORES})
+        (image, {score: [images.loc[image, (score, name)] for name in comparison.names] for score in comparison.scores})
         for image in images.index
     ]
     return filled(
-        TEMPLATES / "compare.html", title=title, comparison=comparison, scores=SCORES, costs=COSTS, cost=_cost, p=_p,
-        lines=_intervals(comparison), rows=rows, resamples=RESAMPLES,
+        TEMPLATES / "compare.html", title=title, comparison=comparison, scores=comparison.scores, spread=SPREAD,
+        costs=COSTS, cost=_cost, p=_p, lines=_intervals(comparison), rows=rows, resamples=RESAMPLES,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation.comparison import Run, compare_runs, paired_difference
-from tests.helpers import SUMMARY, scored_run
+from tests.helpers import SPREAD, SUMMARY, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 
@@ -136,3 +136,20 @@ def test_what_cannot_be_compared_is_refused() -> None:
     holes = Run("holes", FIRST.rows.assign(iou=[0.1, np.nan, 0.2, 0.3]), {})
     with pytest.raises(ValueError, match="holes: image b has no iou"):
         compare_runs([FIRST, holes])
+
+
+def test_scores_of_draws_are_compared_where_all_runs_have_them_and_less_is_better() -> None:
+    first, second = (
+        Run(run.name, run.rows.assign(fair_crps=run.rows["f1"] / 10, energy=crps), {**SUMMARY, "spread": SPREAD})
+        for run, crps in ((FIRST, 0.3), (SECOND, [0.3, np.nan, 0.2, 0.1]))
+    )
+    comparison = compare_runs([first, second])
+    assert list(comparison.scores) == ["f1", "iou", "single_f1", "single_iou", "fair_crps"]  # an energy is missing
+    d = comparison.differences[0]["fair_crps"]
+    assert [d.mean, d.better, d.worse, d.equal] == pytest.approx([0.01, 0.25, 0.5, 0.25])
+    assert comparison.spread[0] == {"ssr": 0.61, "image_coverage": 0.4, "object_coverage": 0.55, "expected": 0.778,
+                                    "fair_ged": 0.131}  # fmt: skip
+    old = compare_runs([first, SECOND])  # a sampling of before
+    assert "fair_crps" not in old.scores
+    assert (old.spread[0]["ssr"], old.spread[1]["ssr"]) == (0.61, None)
+    assert compare_runs([FIRST, SECOND]).spread == [{}, {}]

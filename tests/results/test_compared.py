@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from evaluation.comparison import compare_runs
+from evaluation.comparison import Run, compare_runs
 from results.compared import render_comparison, to_csv, to_text
-from tests.helpers import SUMMARY, Workspace, newest, scored_run
+from tests.helpers import SPREAD, SUMMARY, Workspace, newest, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 
@@ -90,6 +91,24 @@ def test_page_shows_runs_differences_and_images() -> None:
     for table, buttons in zip((runs, differences, images), parsed.buttons, strict=True):
         assert len(set(buttons)) == len(buttons)  # every title sorts a column of its own
         assert {len(row) for row in table} == {max(buttons) + 1}
+
+
+def test_less_crps_is_better_on_the_page() -> None:
+    first, second = (
+        Run(name, FIRST.rows.assign(fair_crps=crps), {**SUMMARY, "spread": SPREAD})
+        for name, crps in (("first", 0.3), ("second", [0.2, 0.2, 0.1, 0.1]))
+    )
+    comparison = compare_runs([first, second])
+    page = render_comparison(comparison)
+    (row,) = re.findall(r"<tr><td[^>]*>fair CRPS</td>.*?</tr>", page, re.DOTALL)
+    assert '<td class=" better"' in row
+    assert '<div class="chart better">' in row
+    assert "worse" not in row
+    runs, differences, _ = ([row for row in table if row] for table in Tables(page).tables)
+    assert runs[0][-6:] == ["0.3000", "0.610", "0.400", "0.550", "0.778", "0.131"]
+    assert differences[-1][-4:-1] == ["100\xa0%", "0\xa0%", "0\xa0%"]
+    assert to_text(comparison).splitlines()[1].split()[-6:] == runs[0][-6:]
+    assert next(csv.DictReader(io.StringIO(to_csv(comparison))))["object_coverage"] == "0.55"
 
 
 QUICK = ("--set", "sampling.animate=false")

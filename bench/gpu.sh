@@ -17,8 +17,8 @@ shift "$(($# < 2 ? $# : 2))"
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$folder"
 
-run=glas128-VP_recommended-0
-case " $* " in *" --small "*) run=glas128_small-VP_recommended-0 ;;
+run=glas128-recommended-0
+case " $* " in *" --small "*) run=glas128_small-recommended-0 ;;
 *)
     for root in prepared/glas128 prepared/glas_small; do
         [ -d "$root" ] || { echo "error: $root is missing; see the first lines of bench/gpu.sh" >&2; exit 2; }
@@ -39,7 +39,7 @@ cat "$folder"/speed.txt "$folder"/speed.part 2>/dev/null || true
 left=$((limit - SECONDS))
 status=0
 "$python" -m bench.table --protocol glas128 --output "$folder/glas128" --seconds "$((left > 0 ? left : 0))" \
-    --only "VP recommended" "VP direct mean" "VE paper" U-Net regression "$@" >"$folder/table.txt" 2>"$folder/table.err" \
+    --only recommended "recommended direct mean" "VE paper" U-Net regression "$@" >"$folder/table.txt" 2>"$folder/table.err" \
     || status=$?
 
 best=$(ls -d "runs/$run"/*/checkpoints/best.pt 2>/dev/null | tail -n 1 || true)

@@ -32,6 +32,7 @@ class System(Entry):
     config: str | None = None  # instead of the protocol's
     sample_once: list[str] | None = None  # the only way it samples
     network: str | None = None
+    small: list[str] = []  # with --small, besides the protocol's
     members: int = Field(1, ge=1, le=20)  # with `network`: so many, with seeds of their own, are a deep ensemble
 
     @model_validator(mode="after")
@@ -129,12 +130,15 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
     for override in extra:
         if override.split("=")[0].strip() in ("name", "seed"):
             raise UsageError(f"--set {override}: the protocol decides on name and seed")
-    last = (*(protocol.small if small else []), *extra)
+
+    def last(system: System) -> tuple[str, ...]:
+        return (*((*protocol.small, *system.small) if small else ()), *extra)
 
     def training(system: System, seed: int) -> Training:
         name = f"{stem}-{system.name.replace(' ', '_').replace('+', 'plus')}-{seed}"
         return Training(
-            system.config or protocol.config, (*protocol.set, *system.set, *last, f"name={name}", f"seed={seed}")
+            system.config or protocol.config,
+            (*protocol.set, *system.set, *last(system), f"name={name}", f"seed={seed}"),
         )
 
     for seed in protocol.seeds:
@@ -144,4 +148,4 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
             source = protocol.trained(system)
             others = [training(source, seed + MEMBER_SEEDS * k) for k in range(1, system.members)]
             for way in ways:
-                yield Job(system.name, seed, way.name, training(source, seed), (*way.set, *last), tuple(others))
+                yield Job(system.name, seed, way.name, training(source, seed), (*way.set, *last(source)), tuple(others))

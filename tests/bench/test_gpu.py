@@ -19,15 +19,8 @@ def test_the_gpu_script_goes_on_and_leaves_weights(tmp_path: Path) -> None:
     rooms = [path.parent for path in ROOT.glob("*/__init__.py")]
     for path in (*rooms, ROOT / "cfg", ROOT / "main.py", ROOT / "sample.py"):
         (tmp_path / path.name).symlink_to(path)
-    tiny = [
-        "training.steps=2",
-        "sampling.steps=2",
-        "data.phantom.size=32",
-        "data.phantom.train=4",
-        "data.phantom.test=2",
-        "data.workers=1",
-    ]
-    two = {"VP recommended", "VP direct mean"}  # of one training; the script's own choice trains four
+    tiny = ["training.steps=2", "data.phantom.size=32", "data.phantom.train=4", "data.phantom.test=2", "data.workers=1"]
+    two = {"recommended", "recommended direct mean"}  # of one training; the script's own choice trains four
     options = [*sets(tiny), "--only", *two]
     settings = {"PYTHON": sys.executable, "SPEED": "--no-such-option", "OMP_NUM_THREADS": "1"}
 

@@ -143,7 +143,8 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary.json that a table shows; None for what is not defined."""
-    uncertainty, draws = summary["uncertainty"], summary["draws"]
+    uncertainty, draws, spread = summary["uncertainty"], summary["draws"], summary.get("spread") or {}
+    image, objects = spread.get("image_area", {}), spread.get("object_area", {})
     return {
         **{name: summary["mmse"][name] for name in ("f1", "iou")},
         **{f"single_{name}": summary["single"][name] for name in ("f1", "iou")},
@@ -151,6 +152,11 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
         # One draw has a std of 0 everywhere.
         **{name: uncertainty[name] if draws > 1 else None for name in ("ause", "ece")},
         "ged": summary.get("raters", {}).get(f"ged_{draws}"),
+        **{name: spread.get(name) for name in ("ssr", "fair_crps", "energy", "fair_ged", "skill")},
+        "image_coverage": image.get("coverage"),
+        "object_coverage": objects.get("coverage"),
+        "expected": image.get("expected"),
+        "lost": objects.get("lost"),
         "draws": draws,
         "nfe": summary["nfe_per_draw"],
         **{name: summary[name] for name in ("seconds_per_image", "images", "threshold")},

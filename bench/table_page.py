@@ -14,13 +14,18 @@ from bench.charts import f1_over_nfe, f1_over_seconds, markdown
 from bench.protocol import Protocol
 from utils.files import write_text
 
-MEANS = ("f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "draws", "nfe", "seconds_per_image",
+MEANS = ("f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "ssr", "image_coverage", "object_coverage",
+         "expected", "lost", "fair_crps", "energy", "fair_ged", "skill", "draws", "nfe", "seconds_per_image",
          "training_seconds")  # fmt: skip
 LEGEND = """
 F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. PQ: panoptic quality of
 the objects. AUSE: area between the sparsification curves by std and by true error, ECE: expected calibration error of
 the share of draws that call a pixel foreground; both need draws. GED: squared, at all draws, IoU of two empty masks 1,
-diagonal pairs included. NFE: evaluations of the network per draw; one that all
+diagonal pairs included. SSR: adjusted ratio of the draws' spread to the error of their mean, 1 is right. Images inside,
+objects inside: share of true areas within the range of the draws', and what is right; lost: share of objects and draws
+without a match, whose area counts as 0. Fair CRPS (SDF, per pixel), energy score (SDF in 8 x 8 means) and fair GED do
+not depend on the number of draws and are least for true draws; of a single draw they are its error. Skill: share of
+the CRPS saved against the same mean with one std at all pixels. NFE: evaluations of the network per draw; one that all
 draws share counts once. Seconds per image are of all draws, on a machine that other work shared; training time is that
 of the optimiser's steps."""
 
@@ -43,7 +48,9 @@ def images_of(source: str, split: str, ids: Sequence[str]) -> str:
 
 
 def combined(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and the standard deviation of F1 where there are several."""
+    """Means over seeds, and the standard deviation of F1 where there are several. Rows of before some column was
+    measured have none there."""
+    table = table.reindex(columns=[*table.columns, *(name for name in MEANS if name not in table)])
     groups = table.groupby(["system", "sampling"], sort=False)
     result = groups[list(MEANS)].mean().assign(parameters=groups["parameters"].first(), seeds=groups.size())
     result["f1_std"] = groups["f1"].std()
@@ -65,12 +72,22 @@ def cells_of(row: dict[str, Any]) -> dict[str, str]:
     def known(name: str) -> str:
         return "" if pd.isna(row[name]) else f"{row[name]:.3f}"
 
+    def inside(name: str) -> str:
+        return "" if pd.isna(row[name]) else f"{row[name]:.2f} ({row['expected']:.2f})"
+
     return {
         "system": row["system"],
         "sampling": row["sampling"],
         "F1 / IoU of the mean": _pair(row["f1"], row["iou"]) + f1,
         "of single draws": _pair(row["single_f1"], row["single_iou"]) if row["draws"] > 1 else "",
-        **{name.upper(): known(name) for name in ("pq", "ause", "ece", "ged")},
+        **{name.upper(): known(name) for name in ("pq", "ause", "ece", "ged", "ssr")},
+        "images inside": inside("image_coverage"),
+        "objects inside": inside("object_coverage"),
+        "lost": known("lost"),
+        "fair CRPS": known("fair_crps"),
+        "energy": known("energy"),
+        "fair GED": known("fair_ged"),
+        "skill": known("skill"),
         "draws x NFE": f"{row['draws']:.4g} x {row['nfe']:.4g}",
         "s per image": f"{row['seconds_per_image']:.2f}",
         "parameters": f"{row['parameters'] / 1e6:.1f} M",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from bench import table_page
+from bench.table import scores_of
+from tests.helpers import SPREAD
 
 
 def test_a_page_says_which_test_images_there_were() -> None:
@@ -42,3 +44,23 @@ def test_a_table_of_several_seeds_has_means_and_spread() -> None:
         == "| a | 0.800 / 0.500 ± 0.100 | 0.400 / 0.300 | 0.200 | 0.100 | 0.100 | 4 x 5 | 1.00 | 1.6 M | 1.7 h | 3 |"
     )
     assert lines[3] == "| b | 0.600 / 0.500 |  | 0.200 |  |  | 1 x 5 | 1.00 | 1.6 M | 1.7 h | 1 |"
+
+
+def test_spread_of_rows_that_have_it() -> None:
+    summary = {"uncertainty": {"ause": 0.1, "ece": 0.2}, "draws": 8, "mmse": {"f1": 0.8, "iou": 0.7},
+               "single": {"f1": 0.7, "iou": 0.6}, "objects": {"pq": 0.5}, "nfe_per_draw": 1, "seconds_per_image": 1.0,
+               "images": 3, "threshold": 0.1}  # fmt: skip
+    more = {"sampling": "its own", "parameters": 1_600_000, "training_seconds": 60.0}
+    new = {"system": "new", **scores_of({**summary, "spread": SPREAD}), **more}
+    unscored = {"system": "old", **scores_of(summary), **more}
+    # Of a CSV file from before these columns.
+    old = {name: value for name, value in unscored.items() if name not in ("ssr", "energy", "image_coverage", "lost")}
+    lines = table_page.markdown_table(table_page.combined(pd.DataFrame([new, old])))
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    names = ["SSR", "images inside", "objects inside", "lost", "fair CRPS", "energy", "fair GED", "skill"]
+    shown = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+    assert [shown[0][name] for name in names] == ["0.610", "0.40 (0.78)", "0.55 (0.78)", "0.080", "0.062", "0.613",
+                                                  "0.131", "0.043"]  # fmt: skip
+    assert [shown[1][name] for name in names] == [""] * 8
+    bare = table_page.markdown_table(table_page.combined(pd.DataFrame([old])))
+    assert "SSR" not in bare[0]

@@ -113,7 +113,7 @@ class VP(Process):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    t_min: float = 1e-3
+    t_min: float = 1e-4
     t_max: float = 1.0
 
     def _integral(self, t: Tensor) -> Tensor:

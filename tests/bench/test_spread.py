@@ -18,18 +18,23 @@ from utils.schema import Config
 from utils.sections import SamplingConfig
 
 
-def sampled_by(steps: int, **keys: object) -> Config:
-    sampling = SamplingConfig(**{"sampler": "ancestral", **keys}, steps=steps)
-    return load_config(ROOT / "cfg" / "quickstart.yaml").model_copy(update={"sampling": sampling})
+def sampled_by(steps: int, objective: str = "mean") -> Config:
+    """quickstart, by ancestral steps."""
+    config = load_config(ROOT / "cfg" / "quickstart.yaml")
+    sampling, sde = (
+        SamplingConfig(sampler="ancestral", steps=steps),
+        config.sde.model_copy(update={"objective": objective}),
+    )
+    return config.model_copy(update={"sampling": sampling, "sde": sde})
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_ancestral_steps_of_a_perfect_distributional_denoiser_are_exact_in_law(steps: int) -> None:
-    config = sampled_by(steps)
-    ratios, means = spread_of(config, 4096, distributional=True)
+    config = sampled_by(steps, "distribution")
+    ratios, means = spread_of(config, 4096)
     assert ratios == pytest.approx([1.0] * len(ratios), abs=0.05)
     assert means[0] == pytest.approx(1, abs=0.02)
-    law = law_of(config, 2000, distributional=True)
+    law = law_of(config, 2000)
     assert law["share"] == pytest.approx(SHARE, abs=0.04)
     assert (law["within"], law["all"]) == pytest.approx((1, 1), abs=0.05)
     assert law["distance"] < 0.05  # .03 by chance in one of twenty

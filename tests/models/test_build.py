@@ -59,7 +59,7 @@ def test_the_papers_threshold_is_an_option(tmp_path: Path) -> None:
     assert threshold() == 0.25
     assert threshold(paper) == pytest.approx(3e-3)
     assert threshold(paper, "data.sdf_scale=0.2") == pytest.approx(3e-3 / 0.2)
-    assert threshold(paper, "sde.process=vp") == pytest.approx(3 * 0.0105, rel=0.02)
+    assert threshold(paper, "sde.process=vp") == pytest.approx(3 * 0.0032, rel=0.02)
     assert threshold("data.truncation=1000") == pytest.approx(3e-3)  # no less than what the noise needs
     assert threshold("sampling.threshold=0.1") == 0.1
     assert threshold("data.representation=binary") == threshold("data.representation=binary", paper) == 0

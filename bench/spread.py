@@ -113,69 +113,73 @@ class Toy:
         return math.log(self.share / (1 - self.share)) + (2 * offset / variance * rest).sum(dim=-1, keepdim=True)
 
 
-def toy_of(config: Config, modes: Tensor, apart: float = 0.0) -> Toy:
-    """What is not known of shapes in an image of the config's size.
+@dataclass(frozen=True)
+class Known:
+    """A config's sampler on a posterior that is known."""
 
-    The image's mean has a std of 8 % of the root mean square (30 % for a joint model, which draws without an image),
-    and higher modes one that falls with a power of the frequency, as in GlaS's masks warped by 2 pixels, down to
-    single pixels. The two kinds differ in the lowest 64 modes.
-    """
-    size = side_of(config.data) * rms_of(config.data)
-    falling = (1 + modes) ** (-1.0 if config.data.representation == "binary" else -1.25)
-    signs = torch.randn((len(modes), 2), generator=torch.Generator().manual_seed(0)).sign().T
-    signs[:, 0] = 1.0  # background outweighs objects, and the first kind has the less of them
-    std = (0.3 if config.model.kind == "joint" else 0.08) * size
-    towards = torch.where(torch.arange(len(modes)) < 64, signs[0] * falling, 0.0)
-    return Toy(0.5 * size * signs[1] * falling, std * falling, apart * std * towards / towards.norm())
+    config: Config
 
+    def toy(self, modes: Tensor, apart: float = 0.0) -> Toy:
+        """What is not known of shapes in an image of the config's size.
 
-def draws_of(config: Config, toy: Toy, count: int) -> Tensor:
-    """(count, n) by the config's sampler and a perfect denoiser of its objective."""
-    distributional = config.sde.objective == "distribution"
-    process, generator = process_of(config.sde), torch.Generator().manual_seed(0)
-    denoise = toy.denoiser(process, generator if distributional else None)
-    shape = (count, 1, 1, len(toy.std))
-    return sampler_of(config.sampling)(denoise, process, lambda: torch.randn(shape, generator=generator))[:, 0, 0]
+        The image's mean has a std of 8 % of the root mean square (30 % for a joint model, which has no image),
+        and higher modes one that falls with a power of the frequency, as in GlaS's masks warped by 2 pixels, down to
+        single pixels. The two kinds differ in the lowest 64 modes.
+        """
+        size = side_of(self.config.data) * rms_of(self.config.data)
+        falling = (1 + modes) ** (-1.0 if self.config.data.representation == "binary" else -1.25)
+        signs = torch.randn((len(modes), 2), generator=torch.Generator().manual_seed(0)).sign().T
+        signs[:, 0] = 1.0  # background outweighs objects, and the first kind has the less of them
+        std = (0.3 if self.config.model.kind == "joint" else 0.08) * size
+        towards = torch.where(torch.arange(len(modes)) < 64, signs[0] * falling, 0.0)
+        return Toy(0.5 * size * signs[1] * falling, std * falling, apart * std * towards / towards.norm())
 
+    def draws(self, toy: Toy, count: int) -> Tensor:
+        """(count, n) by the config's sampler and a perfect denoiser of its objective."""
+        distributional = self.config.sde.objective == "distribution"
+        process, generator = process_of(self.config.sde), torch.Generator().manual_seed(0)
+        denoise = toy.denoiser(process, generator if distributional else None)
+        shape = (count, 1, 1, len(toy.std))
+        sampler = sampler_of(self.config.sampling)
+        return sampler(denoise, process, lambda: torch.randn(shape, generator=generator))[:, 0, 0]
 
-def spread_of(config: Config, samples: int) -> tuple[list[float], list[float]]:
-    """The draws' std over the right one, and their mean over the right one, of each band of modes.
+    def spread(self, samples: int) -> tuple[list[float], list[float]]:
+        """The draws' std over the right one, and their mean over the right one, of each band of modes.
 
-    samples: numbers for each band at least. Modes of small bands are repeated for it, as far as the corrector's norms
-    over the whole image hardly notice: it has 4 % more modes at most.
-    """
-    modes = modes_of(side_of(config.data))
-    copies = (len(modes) / 128 / torch.bincount(bands_of(modes))).ceil().long()
-    modes = modes.repeat_interleave(copies[bands_of(modes)])
-    bands, toy = bands_of(modes), toy_of(config, modes)
-    draws = draws_of(config, toy, math.ceil(128 * samples / side_of(config.data) ** 2) + 1)
-    power, mean = draws.var(dim=0) / toy.std**2, draws.mean(dim=0) / toy.mean
-    each = [bands == band for band in bands.unique()]
-    return [power[band].mean().sqrt().item() for band in each], [mean[band].mean().item() for band in each]
+        samples: numbers for each band at least. Modes of small bands are repeated for it, as far as the corrector's
+        norms over the whole image hardly notice: it has 4 % more modes at most.
+        """
+        modes = modes_of(side_of(self.config.data))
+        copies = (len(modes) / 128 / torch.bincount(bands_of(modes))).ceil().long()
+        modes = modes.repeat_interleave(copies[bands_of(modes)])
+        bands, toy = bands_of(modes), self.toy(modes)
+        draws = self.draws(toy, math.ceil(128 * samples / side_of(self.config.data) ** 2) + 1)
+        power, mean = draws.var(dim=0) / toy.std**2, draws.mean(dim=0) / toy.mean
+        each = [bands == band for band in bands.unique()]
+        return [power[band].mean().sqrt().item() for band in each], [mean[band].mean().item() for band in each]
 
-
-def law_of(config: Config, count: int) -> dict[str, float]:
-    """Of draws of two kinds of masks: the share of the first, the std within a kind and of all over the right ones,
-    and the Kolmogorov-Smirnov distance from the right law, all along the line between the kinds."""
-    modes = modes_of(side_of(config.data))
-    modes = torch.cat([modes[:64], modes[64 :: max(1, len(modes) // 1024)]])
-    toy = toy_of(config, modes, APART)
-    rest = draws_of(config, toy, count) - toy.mean
-    first = toy.log_odds(rest, toy.offset, toy.std**2)[:, 0] > 0
-    apart = float(toy.offset.norm())
-    along = toy.offset / apart
-    own, x = float((along * toy.std).norm()), (rest @ along).double()
-    kinds = [kind - kind.mean() for kind in (x[first], x[~first]) if len(kind)]
-    whole = math.sqrt(4 * SHARE * (1 - SHARE) * apart**2 + own**2)
-    distance = kstest(
-        x.numpy(), lambda v: SHARE * ndtr((v - apart) / own) + (1 - SHARE) * ndtr((v + apart) / own)
-    ).statistic
-    return {
-        "share": first.double().mean().item(),
-        "within": torch.cat(kinds).std().item() / own,
-        "all": x.std().item() / whole,
-        "distance": float(distance),
-    }
+    def law(self, count: int) -> dict[str, float]:
+        """Of draws of two kinds of masks: the share of the first, the std within a kind and of all over the right ones,
+        and the Kolmogorov-Smirnov distance from the right law, all along the line between the kinds."""
+        modes = modes_of(side_of(self.config.data))
+        modes = torch.cat([modes[:64], modes[64 :: max(1, len(modes) // 1024)]])
+        toy = self.toy(modes, APART)
+        rest = self.draws(toy, count) - toy.mean
+        first = toy.log_odds(rest, toy.offset, toy.std**2)[:, 0] > 0
+        apart = float(toy.offset.norm())
+        along = toy.offset / apart
+        own, x = float((along * toy.std).norm()), (rest @ along).double()
+        kinds = [kind - kind.mean() for kind in (x[first], x[~first]) if len(kind)]
+        whole = math.sqrt(4 * SHARE * (1 - SHARE) * apart**2 + own**2)
+        distance = kstest(
+            x.numpy(), lambda v: SHARE * ndtr((v - apart) / own) + (1 - SHARE) * ndtr((v + apart) / own)
+        ).statistic
+        return {
+            "share": first.double().mean().item(),
+            "within": torch.cat(kinds).std().item() / own,
+            "all": x.std().item() / whole,
+            "distance": float(distance),
+        }
 
 
 def configs_of(paths: Sequence[Path]) -> list[Config]:
@@ -184,7 +188,7 @@ def configs_of(paths: Sequence[Path]) -> list[Config]:
     drawn = [config for config in found if not config.is_one_pass and config.sampling.sampler not in ONE_PASS]
     if paths and len(drawn) < len(found):
         names = ", ".join(config.name for config in found if config not in drawn)
-        raise UsageError(f"--config: {names}: draws do not start from noise, there is no sampler to measure")
+        raise UsageError(f"--configs: {names}: draws do not start from noise, there is no sampler to measure")
     return drawn
 
 
@@ -210,7 +214,7 @@ def chart(spreads: dict[str, list[float]], samplers: dict[str, list[tuple[float,
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Measure the spread of draws where the right one is known.")
-    parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="default: all of cfg/")
+    parser.add_argument("--configs", nargs="+", type=Path, default=[], metavar="YAML", help="default: all of cfg/")
     parser.add_argument("--samples", type=int, default=16384, metavar="N", help="numbers for each band of modes")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="where to draw it; default: nowhere")
     args = parser.parse_args(argv)
@@ -218,17 +222,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"--samples {args.samples}: 2 or more are expected")
     if args.picture and (args.picture.suffix != ".png" or not args.picture.parent.is_dir()):
         raise UsageError(f"--picture {args.picture}: a .png file in a folder that is there is expected")
-    configs = configs_of(args.config)
+    configs = configs_of(args.configs)
 
     bands = ["mean", *(f"< {edge}" for edge in EDGES[1:]), f">= {EDGES[-1]}"]
     spreads, rows, laws = {}, [], []
     for config in configs:
-        spreads[config.name], means = spread_of(config, args.samples)
+        spreads[config.name], means = Known(config).spread(args.samples)
         ratios = spreads[config.name]
         own = {"config": config.name, "sampler": f"{config.sampling.sampler} {config.sampling.steps}"}
         cells = [f"{ratio:.2f}" for ratio in ratios] + [""] * (len(bands) - len(ratios))
         rows.append({**own, **dict(zip(bands, cells, strict=True)), "mean / right": f"{means[0]:.2f}"})
-        laws.append({**own, **{name: f"{v:.2f}" for name, v in law_of(config, args.samples // 8).items()}})
+        laws.append({**own, **{name: f"{v:.2f}" for name, v in Known(config).law(args.samples // 8).items()}})
     print("\n".join(markdown(rows)), end="\n\n")
     print("\n".join(markdown(laws)), end="\n\n")
 
@@ -240,8 +244,8 @@ def main(argv: list[str] | None = None) -> None:
         for nfe in NFE:
             sde = shown.sde.model_copy(update={"objective": "distribution" if "distributional" in name else "mean"})
             config = shown.model_copy(update={"sde": sde, "sampling": SamplingConfig(**keys, steps=nfe)})
-            ratios = spread_of(config, args.samples // 4)[0]
-            law = law_of(config, args.samples // 8)
+            ratios = Known(config).spread(args.samples // 4)[0]
+            law = Known(config).law(args.samples // 8)
             samplers[name].append((min(ratios), max(ratios)))
             cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}; {law['share']:.2f}")
         rows.append({f"{shown.name}: sampler": name, **dict(zip(map(str, NFE), cells, strict=True))})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import spread
-from bench.spread import SHARE, Toy, law_of, spread_of
+from bench.spread import SHARE, Known, Toy
 from sde.process import VP
 from tests.helpers import ROOT
 from utils.config import load_config
@@ -31,20 +31,20 @@ def sampled_by(steps: int, objective: str = "mean") -> Config:
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_ancestral_steps_of_a_perfect_distributional_denoiser_are_exact_in_law(steps: int) -> None:
     config = sampled_by(steps, "distribution")
-    ratios, means = spread_of(config, 4096)
+    ratios, means = Known(config).spread(4096)
     assert ratios == pytest.approx([1.0] * len(ratios), abs=0.05)
     assert means[0] == pytest.approx(1, abs=0.02)
-    law = law_of(config, 2000)
+    law = Known(config).law(2000)
     assert law["share"] == pytest.approx(SHARE, abs=0.04)
     assert (law["within"], law["all"]) == pytest.approx((1, 1), abs=0.05)
     assert law["distance"] < 0.05  # .03 by chance in one of twenty
 
 
 def test_few_ancestral_steps_of_a_mean_are_too_narrow() -> None:
-    ratios, _ = spread_of(sampled_by(5), 4096)
+    ratios, _ = Known(sampled_by(5)).spread(4096)
     assert max(ratios) < 0.55
-    assert law_of(sampled_by(5), 1000)["distance"] > 0.15
-    assert min(spread_of(sampled_by(200), 2048)[0]) > 0.95
+    assert Known(sampled_by(5)).law(1000)["distance"] > 0.15
+    assert min(Known(sampled_by(200)).spread(2048)[0]) > 0.95
 
 
 def test_the_toys_denoiser_is_the_mean_of_its_posterior() -> None:
@@ -65,7 +65,7 @@ def test_the_toys_denoiser_is_the_mean_of_its_posterior() -> None:
 @pytest.mark.slow
 def test_tables_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "spread.png"
-    options = ["--config", str(ROOT / "cfg" / "joint_phantom.yaml"), "--samples", "200", "--picture", str(picture)]
+    options = ["--configs", str(ROOT / "cfg" / "joint_phantom.yaml"), "--samples", "200", "--picture", str(picture)]
     assert run_command(lambda: spread.main(options)) == 0
     out = capsys.readouterr().out
     assert out.count("| joint_phantom | dpm_solver 14 |") == 2
@@ -76,8 +76,8 @@ def test_tables_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--config", str(ROOT / "cfg" / "baseline_unet.yaml")], "baseline_unet: draws do not start from noise"),
+        (["--configs", "nowhere.yaml"], "nowhere.yaml"),
+        (["--configs", str(ROOT / "cfg" / "baseline_unet.yaml")], "baseline_unet: draws do not start from noise"),
         (["--samples", "1"], "--samples 1: 2 or more"),
         (["--picture", "nowhere/spread.png"], "--picture nowhere/spread.png: a .png file"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.spread import SHARE, law_of, rms_of, spread_of
+from bench.spread import SHARE, Known, rms_of
 from models.build import process_of
 from models.denoiser import scaling
 from sde.grids import logsnr_grid
@@ -46,7 +46,7 @@ SHARES = {
 )
 def test_draws_are_as_wide_as_they_should_be(path: Path) -> None:
     """Mode by mode, from the mean of an image to single pixels, with a perfect denoiser; and their mean is right."""
-    ratios, means = spread_of(load_config(path), 2048)
+    ratios, means = Known(load_config(path)).spread(2048)
     least, most, _ = OUTSIDE.get(path.stem, (0.9, 1.1, ""))
     if path.stem in OUTSIDE:
         assert (min(ratios), max(ratios)) == pytest.approx((least, most), rel=0.1, abs=0.01)
@@ -59,7 +59,7 @@ def test_draws_are_as_wide_as_they_should_be(path: Path) -> None:
     "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in SHIPPED]
 )
 def test_two_kinds_of_masks_are_drawn_in_their_shares(path: Path) -> None:
-    law = law_of(load_config(path), 256 if path.stem in LONG else 1024)
+    law = Known(load_config(path)).law(256 if path.stem in LONG else 1024)
     share, _ = SHARES.get(path.stem, (SHARE, ""))
     assert law["share"] == pytest.approx(share, abs=0.05 if path.stem in SHARES else 0.08)
     if "flowsdf" not in path.stem:

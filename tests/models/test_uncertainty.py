@@ -142,3 +142,19 @@ def test_a_member_of_another_kind_is_refused(trained: Workspace) -> None:
     line = trained.fails("sample", *sets([*REGRESSION, *members]))
     assert str(other) in line
     assert "sde.prior_share" in line
+
+
+@pytest.mark.slow
+def test_draws_of_several_runs_are_taken_in_turn(trained: Workspace) -> None:
+    first = trained.run_folder()
+    other = first.with_name(f"{first.name}-71")
+    shutil.copytree(first, other)
+    shake_checkpoint(other, seed=1)
+    found = []
+    for run, more in ((first, []), (other, []), (first, [f"sampling.members=[{other}]"])):
+        result = trained("sample", *sets(["sampling.save_draws=true", *more]), "--run", str(run))
+        assert result.code == 0, result.err
+        found.append(np.load(newest(run) / "phantom_0010" / "draws.npz")["sdf"])
+    one, two, pooled = found
+    assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_allclose(pooled, [one[0], two[1], one[2]], atol=1e-5)

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from data.dataset import Patch
 from main import build_state, training_step
 from models.denoiser import Denoiser
-from models.uncertainty import DeepEnsemble, DropoutDraws
+from models.uncertainty import DeepEnsemble, DropoutDraws, PooledDraws
 from sampling.drawer import drawer_of, image_tensor
+from sampling.loading import set_draws
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
@@ -96,11 +97,21 @@ def brought_together(tree: dict[str, Any]) -> dict[str, Any]:
     if kind in ("conditional", "joint"):
         if sde.get("process") not in ("ve", "vp", "flow") and sde.get("prediction") == "velocity":
             sde["prediction"] = "v"
-        if kind == "conditional" and (sampler in ONE_PASS or sde.get("prior_share") == 1):
+        if kind == "conditional" and sde.get("objective") == "distribution":
+            sde["prior_share"] = sde.get("prior_share") or 1.0
+            sampling["sampler"] = sampler if sampler in ONE_PASS else "ancestral"
+            sampling["steps"] = 1 if sde["prior_share"] == 1 else sampling["steps"]
+            for key in ("variance", "noise"):
+                sampling.pop(key, None)
+        elif kind == "conditional" and (sampler in ONE_PASS or sde.get("prior_share") == 1):
             sde["prior_share"], sampling["sampler"] = 1.0, sampler if sampler in ONE_PASS else "mean"
         if sampler == "mc_dropout":
             model["dropout"] = 0.3
-        model["second_moment"] = model.get("second_moment", False) and sde.get("prior_share", 0) > 0
+        model["second_moment"] = (
+            model.get("second_moment", False)
+            and sde.get("prior_share", 0) > 0
+            and sde.get("objective") != "distribution"
+        )
         model["encoder"]["multipliers"] = model["multipliers"]
         return tree
     data["representation"] = "binary"
@@ -130,9 +141,13 @@ def patches_of(data: DataConfig) -> list[Patch]:
 
 def drawing(config: Config, trained: Denoiser) -> Denoiser:
     """As sampling.loading makes it of checkpoints."""
+    set_draws(trained, config.sampling)
     if config.sampling.sampler == "mc_dropout":
         return DropoutDraws(trained)
-    return DeepEnsemble([trained, *[trained] * len(config.sampling.members)]) if config.sampling.members else trained
+    if not config.sampling.members:
+        return trained
+    kind = DeepEnsemble if config.sampling.sampler == "ensemble" else PooledDraws
+    return kind([trained, *[trained] * len(config.sampling.members)])
 
 
 def one_step_and_one_draw(tree: dict[str, Any]) -> None:

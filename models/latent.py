@@ -68,10 +68,14 @@ def latent_of(
 ) -> list[Tensor]:
     """For sampling: xi of the evaluation at t at each level, on the host, for draws with these seeds.
 
-    corners: of the windows (H, W) in their images, in pixels.
+    corners: of the windows (H, W) in their images, in pixels. Each draw's cells begin elsewhere, as in training: at one
+    place for all, their borders would show in the standard deviation.
     """
 
     def one(seed: int, corner: tuple[int, int]) -> list[Tensor]:
+        shift = divmod(seed % max(CELLS) ** 2, max(CELLS))
+        corner = corner[0] + shift[0], corner[1] + shift[1]
+
         def field(cell: int, window: Window) -> Tensor:
             return FieldNoise(seed, [(f"xi {cell} {t!r}", 0)], CHANNELS, window, block=max(1, BLOCK // cell))()
 

@@ -38,6 +38,9 @@ def test_windows_of_a_draw_agree_and_draws_differ() -> None:
         top, left, side = 24 >> level, 12 >> level, (40 >> level, 32 >> level)
         assert other.shape == (1, latent_channels(3)[level], *side)
         assert torch.equal(one[..., top : top + side[0], left : left + side[1]], other)
+    borders = torch.cat([latent_of([seed], [(0, 0)], 1.0, (96, 80), 1)[0] for seed in range(2**8, 2**16, 2**10)])
+    changes = (borders[:, 4, 1:] != borders[:, 4, :-1]).double().mean(dim=(0, 2))  # between rows, of 16-pixel cells
+    assert changes.max() < 0.3  # nowhere in all draws
     for seed, t in ((6, 1.0), (5, 0.5)):
         assert not torch.isclose(latent_of([seed], [(0, 0)], t, (96, 80), 3)[0], whole[0]).any()
 

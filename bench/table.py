@@ -26,6 +26,7 @@ import pandas as pd
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
 from bench.table_page import images_of, write_page
 from data.description import data_hash
+from evaluation.comparison import spread_of
 from models.build import denoiser_of
 from results.sampled import settings_of
 from utils.cli import Parser
@@ -143,8 +144,7 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary.json that a table shows; None for what is not defined."""
-    uncertainty, draws, spread = summary["uncertainty"], summary["draws"], summary.get("spread") or {}
-    image, objects = spread.get("image_area", {}), spread.get("object_area", {})
+    uncertainty, draws = summary["uncertainty"], summary["draws"]
     return {
         **{name: summary["mmse"][name] for name in ("f1", "iou")},
         **{f"single_{name}": summary["single"][name] for name in ("f1", "iou")},
@@ -152,11 +152,7 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
         # One draw has a std of 0 everywhere.
         **{name: uncertainty[name] if draws > 1 else None for name in ("ause", "ece")},
         "ged": summary.get("raters", {}).get(f"ged_{draws}"),
-        **{name: spread.get(name) for name in ("ssr", "fair_crps", "energy", "fair_ged", "skill")},
-        "image_coverage": image.get("coverage"),
-        "object_coverage": objects.get("coverage"),
-        "expected": image.get("expected"),
-        "lost": objects.get("lost"),
+        **spread_of(summary),
         "draws": draws,
         "nfe": summary["nfe_per_draw"],
         **{name: summary[name] for name in ("seconds_per_image", "images", "threshold")},

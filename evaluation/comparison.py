@@ -125,18 +125,17 @@ def _scores_of(run: Run) -> pd.DataFrame:
     return scores
 
 
-def _spread_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """What SPREAD names; empty where a summary has none."""
-    own = summary.get("spread")
-    if not own:
-        return {}
+def spread_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """The `spread` of a summary.json in one level, None for what is not known."""
+    own = summary.get("spread") or {}
     image, objects = own.get("image_area", {}), own.get("object_area", {})
-    known = {
+    return {
+        **{name: own.get(name) for name in ("ssr", "fair_crps", "energy", "fair_ged", "skill")},
         "image_coverage": image.get("coverage"),
         "object_coverage": objects.get("coverage"),
         "expected": image.get("expected"),
+        "lost": objects.get("lost"),
     }
-    return {name: known[name] if name in known else own.get(name) for name in SPREAD}
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -152,7 +151,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         raise ValueError(f"two runs have the same name: {', '.join(names)}")
     tables = [_scores_of(run) for run in runs]
     scores = {name: title for name, title in (SCORES | LEAST).items() if all(name in table for table in tables)}
-    spreads = [_spread_of(run.summary) for run in runs]
+    measured = any(run.summary.get("spread") for run in runs)
     differences, notes = [], []
     for run, table in zip(runs[1:], tables[1:], strict=True):
         shared = tables[0].index.intersection(table.index)
@@ -176,7 +175,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         scores=scores,
         counts=[len(table) for table in tables],
         means=[{score: float(table[score].mean()) for score in scores} for table in tables],
-        spread=[{name: own.get(name) for name in SPREAD} if any(spreads) else {} for own in spreads],
+        spread=[{name: spread_of(run.summary)[name] for name in SPREAD} if measured else {} for run in runs],
         costs=[{cost: run.summary.get(cost) for cost in COSTS} for run in runs],
         differences=differences,
         images=images,

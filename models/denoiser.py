@@ -76,7 +76,7 @@ def scaling(prediction: str, process: Process, t: Tensor, sigma_data: float | Te
     raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """(B,) as float32 factors of (B, C, H, W)."""
     return x.float().view(-1, 1, 1, 1)
 
@@ -204,7 +204,7 @@ class Denoiser(nn.Module):
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
         z, c = self._scaled(z, t)
-        raw = self.network(_rows(c.inp) * z, c.noise.float(), features).float()
+        raw = self.network(rows(c.inp) * z, c.noise.float(), features).float()
         variance = None
         if self.second_moment:
             raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
@@ -240,7 +240,7 @@ class Denoiser(nn.Module):
 
     def _down(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         z, c = self._scaled(z, t)
-        return self.network.down(_rows(c.inp) * z, c.noise.float(), features)
+        return self.network.down(rows(c.inp) * z, c.noise.float(), features)
 
     def _up(self, skips: Sequence[Tensor], z: Tensor, t: Tensor, latent: Sequence[Tensor] | None = None) -> Tensor:
         z, c = self._scaled(z, t)
@@ -249,9 +249,9 @@ class Denoiser(nn.Module):
     def _mask(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
         """m from the network's output."""
         if c.out_eps is None:
-            return _rows(c.skip) * z + _rows(c.out) * self._bounded(raw)
+            return rows(c.skip) * z + rows(c.out) * self._bounded(raw)
         raw, eps = raw.chunk(2, dim=1)
-        return _rows(c.skip) * z + _rows(c.out) * self._bounded(raw) + _rows(c.out_eps) * eps
+        return rows(c.skip) * z + rows(c.out) * self._bounded(raw) + rows(c.out_eps) * eps
 
     def _bounded(self, raw: Tensor) -> Tensor:
         if self.limit is None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.denoiser import Denoiser, batch_times, scaling
+from models.denoiser import Denoiser, batch_times, rows, scaling
 from models.unet import ConditionalUNet, Sizes, Trunk
 from sde.process import Process
 
@@ -51,10 +51,9 @@ class JointDenoiser(Denoiser):
         for z, t, sigma in ((z_m, t_m, self.sigma_data), (z_x, t_x, self.sigma_image)):
             t = batch_times(t, z)
             c = scaling(self.prediction, self.process, t, sigma.to(t.dtype))
-            inp, skip, out = (x.float().view(-1, 1, 1, 1) for x in (c.inp, c.skip, c.out))
-            inputs.append(inp * z)
-            skips.append(skip * z)
-            outs.append(out)
+            inputs.append(rows(c.inp) * z)
+            skips.append(rows(c.skip) * z)
+            outs.append(rows(c.out))
             noises.append(c.noise.float())
         raw = self.network(torch.cat(inputs, dim=1), torch.stack(noises, dim=1), []).float()
         raw_m, raw_x = raw.split([z_m.shape[1], z_x.shape[1]], dim=1)

@@ -34,10 +34,14 @@ def quick_sampler(config: Config) -> Sampler:
     return partial(dpm_solver, steps=config.evaluation.steps, stochastic=True)
 
 
-def _energy(draws: np.ndarray, patch: Patch, data: DataConfig) -> float:
-    """Fair energy score of draws (n, K, H, W), which may be pooled already; a mean over raters."""
-    truth = representation_of(torch.from_numpy(patch.sdf), data).numpy() / data.sdf_scale
-    return float(np.mean([energy_score(draws, pooled(one)) for one in truth]))
+def _pooled_truth(patch: Patch, data: DataConfig) -> np.ndarray:
+    """What draws are scored against, (R, K, h, w) in SDF units, of R raters."""
+    return pooled(representation_of(torch.from_numpy(patch.sdf), data).numpy() / data.sdf_scale)
+
+
+def _energy(draws: np.ndarray, truths: np.ndarray) -> float:
+    """Fair energy score of draws (n, K, h, w), pooled as the truths (R, K, h, w) are; a mean over raters."""
+    return float(np.mean([energy_score(draws, truth) for truth in truths]))
 
 
 def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[dict[str, float], Tensor]:
@@ -54,19 +58,25 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     denoiser.spread.fill_(1.0)
     drawer = drawer_of(config, denoiser, quick_sampler(config))
     count = 1 if config.is_one_pass else settings.draws
-    drawn = [np.stack([sdf.numpy() for _, sdf in drawer(image_tensor([p]), [p.key], count)]) for p in chosen]
-    if denoiser.distribution and draw_steps(config.sampling) == 1:
-        # About the direct mean, which does not depend on the draws: about their own they would be coupled.
-        means = [drawer.encode(image_tensor([p]))[-1].float().cpu().numpy() / drawer.sdf_scale for p in chosen]
+    spreads = denoiser.distribution and draw_steps(config.sampling) == 1
+    drawn, means, truths = [], [], [_pooled_truth(patch, config.data) for patch in chosen]
+    for patch in chosen:
+        features = drawer.encode(image_tensor([patch]))
+        pairs = [(0, d) for d in range(count)]
+        own = drawer.draw(features, [patch.key], pairs, patch.labels.shape)
+        drawn.append(np.stack([sdf.numpy() for _, sdf in own]))
+        if spreads:  # about the direct mean, which does not depend on the draws: about their own they would be coupled
+            means.append(features[-1].float().cpu().numpy() / drawer.sdf_scale)
+    if spreads:
         energies = [
-            [_energy(pooled(c) + s * pooled(draws - c), patch, config.data) for s in SPREADS]
-            for draws, c, patch in zip(drawn, means, chosen, strict=True)
+            [_energy(pooled(c) + s * pooled(draws - c), truth) for s in SPREADS]
+            for draws, c, truth in zip(drawn, means, truths, strict=True)
         ]
         spread = float(SPREADS[np.sum(energies, axis=0).argmin()])
         drawn = [c + spread * (draws - c) for draws, c in zip(drawn, means, strict=True)]
         denoiser.spread.fill_(spread)
     f1, iou, single, energy, pictures = [], [], [], [], []
-    for patch, draws in zip(chosen, drawn, strict=True):
+    for patch, draws, truth in zip(chosen, drawn, truths, strict=True):
         classes = patch.sdf.shape[1]
         ensemble = Ensemble((classes, *patch.labels.shape), drawer.threshold)
         for draw in draws:
@@ -74,7 +84,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
         counts = count_classes(ensemble.labels, patch.labels, classes)
         f1.append(mean_f1(counts))
         iou.append(mean_iou(counts))
-        energy.append(_energy(pooled(draws), patch, config.data))
+        energy.append(_energy(pooled(draws), truth))
         if len(f1) <= 4:
             pictures.append(_pictures(patch, ensemble.mmse))
     denoiser.train(was_training)

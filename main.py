@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +21,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, on_device, representation_of
-from data.dataset import Patch, data_state, hold_out, image_array, load_split, same_size, sdf_array, unchanged
+from data.dataset import (
+    Patch,
+    data_state,
+    hold_out,
+    image_array,
+    load_split,
+    rater_counts,
+    same_size,
+    sdf_array,
+    unchanged,
+)
 from data.description import read_description
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
@@ -58,16 +69,19 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
     torch.manual_seed(config.seed)
-    sdfs = sdf_array(patches) * config.data.sdf_scale
+    sdfs, counts = sdf_array(patches) * config.data.sdf_scale, rater_counts(patches)
+    known = np.arange(sdfs.shape[1]) < counts[:, None]
     binary = config.data.representation == "binary"
-    sigma_data = config.data.sdf_scale if binary else float((sdfs.astype("float64") ** 2).mean() ** 0.5)
+    own = sdfs if known.all() else sdfs[known]
+    sigma_data = config.data.sdf_scale if binary else float((own.astype("float64") ** 2).mean() ** 0.5)
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
     model = denoiser_of(config, sigma_data, sigma_image)
     if config.training.start_from:
         start_from(model, Path(config.training.start_from))
     model = placed(model, device, config.training.channels_last)
     images = on_device(image_array(patches), device)
-    batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data)
+    batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data,
+                      torch.from_numpy(counts))  # fmt: skip
     target = read_description(Path(config.data.root)).get("stain_target")
     known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
     return TrainingState(model, config.training, batches, config.seed, known)
@@ -80,7 +94,8 @@ def training_step(
     finite; nothing is updated then."""
     images, sdf, indices = state.batches.next()
     batch = images, representation_of(sdf, data)
-    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
+    shares = state.batches.shares(indices)
+    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step, shares)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()

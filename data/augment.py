@@ -31,7 +31,7 @@ class Augmentation:
 
     def __call__(self, image: Tensor, sdf: Tensor, generator: Generator) -> Pair:
         """Changed copies of image (B, C, H, W) in [0, 255], as float32 unless nothing but symmetries is asked for,
-        and sdf (B, K, H, W). generator: on the host."""
+        and sdf (B, K, H, W), or (B, R, K, H, W) of R raters, who are changed alike. generator: on the host."""
         data, most = self.data, self.data.augment
         image, sdf = random_symmetry(image, sdf, generator, flips=data.flips, rotations=data.rotations)
         if most.scale or most.rotate or most.elastic:
@@ -44,7 +44,9 @@ class Augmentation:
         most, truncation = self.data.augment, self.data.truncation
         grid, zoom = random_grid(image, generator, scale=most.scale, rotate=most.rotate, elastic=most.elastic)
         step = self.data.sdf_scale / truncation  # SDF of one pixel
-        return _warp(image, grid), deform_sdf(sdf / step, grid, zoom, truncation) * step
+        maps = sdf.reshape(-1, *sdf.shape[-3:]) / step
+        places, zooms = (x.repeat_interleave(len(maps) // len(image), dim=0) for x in (grid, zoom))
+        return _warp(image, grid), deform_sdf(maps, places, zooms, truncation).view(sdf.shape) * step
 
     def _intensity(self, image: Tensor, generator: Generator) -> Tensor:
         most, count, device = self.data.augment, image.shape[0], image.device
@@ -71,7 +73,7 @@ class Augmentation:
 def random_symmetry(image: Tensor, sdf: Tensor, generator: Generator, *, flips: bool, rotations: bool) -> Pair:
     """Random flips and 90-degree turns, each pair alike: they are exact for an SDF.
 
-    image (B, C, H, W) and sdf (B, K, H, W); generator on the host. Turns by 90 degrees need H = W; other pictures are
+    image (B, C, H, W) and sdf (B, ..., H, W); generator on the host. Turns by 90 degrees need H = W; other pictures are
     turned by 180.
     """
     moves: list[Callable[[Tensor], Tensor]] = []
@@ -82,8 +84,8 @@ def random_symmetry(image: Tensor, sdf: Tensor, generator: Generator, *, flips: 
     if rotations:
         moves += [lambda x: x.rot90(2, (-2, -1))]
     for move in moves:
-        flag = (torch.rand(len(image), generator=generator) < 0.5).to(image.device).view(-1, 1, 1, 1)
-        image, sdf = torch.where(flag, move(image), image), torch.where(flag, move(sdf), sdf)
+        flag = (torch.rand(len(image), generator=generator) < 0.5).to(image.device)
+        image, sdf = (torch.where(flag.view(-1, *[1] * (x.ndim - 1)), move(x), x) for x in (image, sdf))
     return image, sdf
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from data.augment import Augmentation
 from utils.data_schema import DataConfig
+from utils.errors import UsageError
+
+ORDERS = ("order", "empty")  # what is left of an epoch, in a checkpoint; empty: of images without foreground
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -24,31 +27,71 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 class Batches:
     """Endless batches: every image once per epoch, in an order drawn anew for each.
 
-    images (N, C, H, W) uint8, sdfs (N, R, K, H, W) float32 of R raters and K classes; one rater is drawn for each
-    image of a batch, augmented as `data` says, and with data.crop a window. Batches come on `device`; one that spans
-    two epochs is filled from both.
+    images (N, C, H, W) uint8, sdfs (N, R, K, H, W) float32 of R raters and K classes; counts (N,): how many of the R
+    an image has, None for all. One rater is drawn for each image of a batch, or all are shown (data.raters), augmented
+    as `data` says, and with data.crop a window. Batches come on `device`; one that spans two epochs is filled from
+    both.
+
+    With data.foreground_share, images with foreground of some rater and those without have epochs of their own, and
+    after any number of batches the images with foreground are that share of all, to less than one.
+    Raises UsageError where the images are all of one kind and the share asks for both.
     """
 
     def __init__(
-        self, images: Tensor, sdfs: Tensor, batch: int, seed: int, device: torch.device, data: DataConfig
-    ) -> None:
+        self, images: Tensor, sdfs: Tensor, batch: int, seed: int, device: torch.device, data: DataConfig,
+        counts: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.images, self.sdfs, self.batch, self.device = images, sdfs, batch, device
-        self.augment, self.crop = Augmentation(data), data.crop
+        self.augment, self.crop, self.every_rater = Augmentation(data), data.crop, data.raters == "all"
+        self.counts = torch.full((len(sdfs),), sdfs.shape[1]) if counts is None else counts
         self.generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.int64)
+        self.share = data.foreground_share
+        self.kinds = [torch.arange(len(images))] if self.share is None else self._by_foreground(self.share)
+        self._orders = [torch.empty(0, dtype=torch.int64) for _ in self.kinds]
+        self._given = 0  # batches, of those with a share of foreground
 
-    def _next_indices(self) -> Tensor:
-        while len(self._order) < self.batch:
-            self._order = torch.cat([self._order, torch.randperm(len(self.images), generator=self.generator)])
-        indices, self._order = self._order[: self.batch], self._order[self.batch :]
+    def _by_foreground(self, share: float) -> list[Tensor]:
+        """Which images have foreground, and which have none."""
+        marked = (self.sdfs.flatten(1).amin(dim=1) <= 0).cpu()
+        kinds = [marked.nonzero()[:, 0], (~marked).nonzero()[:, 0]]
+        for kind, what, part in zip(kinds, ("has", "lacks"), (share, 1 - share), strict=True):
+            if part > 0 and not len(kind):
+                raise UsageError(f"data.foreground_share: {share:g}, but no training patch {what} foreground")
+        return kinds
+
+    def _next_of(self, kind: int, count: int) -> Tensor:
+        images, order = self.kinds[kind], self._orders[kind]
+        while len(order) < count:
+            order = torch.cat([order, images[torch.randperm(len(images), generator=self.generator)]])
+        indices, self._orders[kind] = order[:count], order[count:]
         return indices
 
-    def _one_rater(self, where: Tensor) -> Tensor:
+    def _next_indices(self) -> Tensor:
+        if self.share is None:
+            return self._next_of(0, self.batch)
+        before, after = (int((self._given + i) * self.batch * self.share + 0.5) for i in (0, 1))
+        self._given += 1
+        return torch.cat([self._next_of(0, after - before), self._next_of(1, self.batch - (after - before))])
+
+    def _shown(self, where: Tensor) -> Tensor:
+        """(B, R, K, H, W) of all raters, or (B, K, H, W) of one of each image."""
         raters = self.sdfs.shape[1]
+        if self.every_rater:
+            return self.sdfs[where]
         if raters == 1:
             return self.sdfs[where, 0]
         chosen = torch.randint(raters, (len(where),), generator=self.generator)
+        if not (self.counts == raters).all():  # each of an image's own alike
+            chosen = torch.randint(2**62, (len(where),), generator=self.generator) % self.counts[where.cpu()]
         return self.sdfs[where, chosen.to(where.device)]
+
+    def shares(self, indices: list[int]) -> Tensor | None:
+        """With data.raters: all, what each rater counts in these images, (B, R): equal shares, 0 for those that an
+        image lacks. Else None."""
+        if not self.every_rater:
+            return None
+        counts = self.counts[indices][:, None]
+        return ((torch.arange(self.sdfs.shape[1]) < counts) / counts).to(self.device)
 
     def _crop(self, image: Tensor, sdf: Tensor) -> tuple[Tensor, Tensor]:
         if self.crop is None:
@@ -59,26 +102,30 @@ class Batches:
 
         def cut(x: Tensor) -> Tensor:
             parts = zip(x, tops, lefts, strict=True)
-            return torch.stack([part[:, top : top + height, left : left + width] for part, top, left in parts])
+            return torch.stack([part[..., top : top + height, left : left + width] for part, top, left in parts])
 
         return cut(image), cut(sdf)
 
     def next(self) -> tuple[Tensor, Tensor, list[int]]:
-        """Images (B, C, H, W) in [0, 255], SDFs (B, K, H, W), and which images they are."""
+        """Images (B, C, H, W) in [0, 255], SDFs (B, K, H, W) or (B, R, K, H, W), and which images they are."""
         indices = self._next_indices()
         where = indices.to(self.images.device)
         image = self.images[where].to(self.device, non_blocking=True)
-        sdf = self._one_rater(indices.to(self.sdfs.device)).to(self.device, non_blocking=True)
+        sdf = self._shown(indices.to(self.sdfs.device)).to(self.device, non_blocking=True)
         image, sdf = self._crop(*self.augment(image, sdf, self.generator))
         return image, sdf, indices.tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self._order.clone(), "generator": self.generator.get_state()}
+        orders = {name: order.clone() for name, order in zip(ORDERS, self._orders, strict=False)}
+        given = {} if self.share is None else {"given": torch.tensor(self._given)}
+        return {**orders, **given, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._order = state["order"]
-        if self._order.dtype != torch.int64 or not ((self._order >= 0) & (self._order < len(self.images))).all():
-            raise ValueError(f"an order of {len(self.images)} images is expected")
+        self._orders = [state[name] for name, _ in zip(ORDERS, self.kinds, strict=False)]
+        for order, images in zip(self._orders, self.kinds, strict=True):
+            if order.dtype != torch.int64 or not torch.isin(order, images).all():
+                raise ValueError(f"an order of {len(images)} images is expected")
+        self._given = 0 if self.share is None else int(state["given"])
         self.generator.set_state(state["generator"])
 
 

@@ -24,6 +24,7 @@ from utils.data_schema import DataConfig
 from utils.errors import DataError, cut
 
 PUBLISHED_SCALE = 0.2  # the published code divides its VE distances by 5 once more
+GROUPS = ("patient", "group")  # columns of what stays on one side of a split
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Patch:
     raters: (H, W) bool for each rater, empty where there is a single annotation.
     corner: (top, left) in the image, where the table says it.
     instances: (H, W) integers, the object of each pixel, 0 = background; None where not known or not read.
+    owner: the patient, or whatever images stay together, of the table's column patient or group; "" where neither is.
     """
 
     key: str
@@ -50,6 +52,12 @@ class Patch:
     raters: tuple[np.ndarray, ...] = ()
     corner: tuple[int, int] | None = None
     instances: np.ndarray | None = None
+    owner: str = ""
+
+    @property
+    def group(self) -> str:
+        """What stays together in a split."""
+        return self.owner or self.image_id
 
     @property
     def mask(self) -> np.ndarray:
@@ -171,7 +179,8 @@ def _read_row(row: dict[str, str], key: str, where: str, data: DataConfig, insta
         corner = _corner(row)
     except (OSError, ValueError, RuntimeError) as error:  # of names, too: too long, a NUL, a circle of links
         raise DataError(f"{where}: {cut(error, 400)}") from None
-    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects)
+    owner = next((row[column] for column in GROUPS if row.get(column)), "")
+    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects, owner)
 
 
 def _read_table(root: Path, split: str) -> list[dict[str, str]]:
@@ -252,7 +261,7 @@ def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_
 
 
 def same_size(patches: list[Patch], what: str) -> tuple[int, int]:
-    """The common (H, W). Raises DataError naming the first patch that differs in size or number of raters."""
+    """The common (H, W). Raises DataError naming the first patch that differs."""
     first = patches[0]
     for patch in patches:
         if patch.labels.shape != first.labels.shape:
@@ -260,8 +269,6 @@ def same_size(patches: list[Patch], what: str) -> tuple[int, int]:
                 f"{what}: {patch.filename} is {patch.labels.shape}, the first patch {first.labels.shape}; "
                 "patches to train on must all have one size: set data.size or data.patch"
             )
-        if len(patch.sdf) != len(first.sdf):
-            raise DataError(f"{what}: {patch.filename} has {len(patch.sdf)} raters, the first patch {len(first.sdf)}")
     height, width = first.labels.shape
     return height, width
 
@@ -272,9 +279,19 @@ def image_array(patches: list[Patch]) -> np.ndarray:
     return np.ascontiguousarray(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))
 
 
+def rater_counts(patches: list[Patch]) -> np.ndarray:
+    """How many annotations each patch has, (N,)."""
+    return np.array([len(patch.sdf) for patch in patches])
+
+
 def sdf_array(patches: list[Patch]) -> np.ndarray:
-    """(N, R, K, H, W) float32 of patches of one size: R raters, K classes."""
-    return np.stack([patch.sdf for patch in patches])
+    """(N, R, K, H, W) float32 of patches of one size: R raters, K classes. A patch with fewer raters than another has
+    maps of 1, where nothing is marked, behind its own (`rater_counts`)."""
+    most = max(rater_counts(patches))
+    sdfs = np.ones((len(patches), most, *patches[0].sdf.shape[1:]), np.float32)
+    for own, patch in zip(sdfs, patches, strict=True):
+        own[: len(patch.sdf)] = patch.sdf
+    return sdfs
 
 
 class DataState(TypedDict, total=False):
@@ -320,8 +337,8 @@ def data_change(before: DataState, now: DataState) -> str | None:
 
 
 def hold_out(patches: list[Patch], fraction: float, seed: int) -> tuple[list[Patch], list[Patch]]:
-    """Training and validation patches, cut by image, for folders without a val.csv."""
-    ids = sorted({patch.image_id for patch in patches})
+    """Training and validation patches, cut by patient, group or image, for folders without a val.csv."""
+    ids = sorted({patch.group for patch in patches})
     count = min(len(ids) - 1, max(1, round(fraction * len(ids)))) if fraction else 0
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
-    return [p for p in patches if p.image_id not in chosen], [p for p in patches if p.image_id in chosen]
+    return [p for p in patches if p.group not in chosen], [p for p in patches if p.group in chosen]

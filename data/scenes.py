@@ -76,8 +76,9 @@ class Scene:
 
 
 def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
-    """Where the parts lie, moved to start at 0; None unless they are equal in size and leave no gap."""
-    if any(part.corner is None or part.labels.shape != parts[0].labels.shape for part in parts):
+    """Where the parts lie, moved to start at 0; None unless they are equal in size and raters and
+    leave no gap."""
+    if any(part.corner is None or part.sdf.shape != parts[0].sdf.shape for part in parts):
         return None
     corners = [part.corner for part in parts if part.corner is not None]
     top, left = (min(corner[i] for corner in corners) for i in (0, 1))

@@ -98,19 +98,23 @@ ALPHA = 0.95  # of the almost fair CRPS
 CELLS = 8  # a side, of the pooled SDFs in the energy score
 
 
-def energy_loss(one: Tensor, two: Tensor, m: Tensor) -> Tensor:
+def energy_loss(one: Tensor, two: Tensor, m: Tensor, shares: Tensor | None = None) -> Tensor:
     """How well two draws stand for the law of m: a strictly proper score, a mean over scales for each element, (B,).
 
     The almost fair CRPS (Lang et al. 2024, eq. 4) of pixels and of means over 2x2, 4x4, ... up to all pixels, and the
     energy score of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square. The fair form does
     not reward draws for being alike; a little of the other keeps it from being blind to two equal errors.
-    one, two, m: (B, K, H, W).
+    one, two, m: (B, K, H, W). shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score,
+    being linear in the truth's law, the mean of their scores by these shares, which add up to 1.
     """
     share = 1.0 - (1.0 - ALPHA) / 2
+    truths = [m] if shares is None else list(m.unbind(dim=1))
 
     def score(distance: Callable[[Tensor, Tensor], Tensor], parts: list[Tensor]) -> Tensor:
-        a, b, truth = parts
-        return 0.5 * (distance(a, truth) + distance(b, truth)) - 0.5 * share * distance(a, b)
+        a, b, *each = parts
+        apart = torch.stack([distance(a, truth) + distance(b, truth) for truth in each], dim=1)
+        apart = apart.sum(dim=1) if shares is None else (apart * shares).sum(dim=1)
+        return 0.5 * apart - 0.5 * share * distance(a, b)
 
     def absolute(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten(1).mean(dim=1)
@@ -118,7 +122,7 @@ def energy_loss(one: Tensor, two: Tensor, m: Tensor) -> Tensor:
     def norm(a: Tensor, b: Tensor) -> Tensor:
         return ((a - b).square().flatten(1).mean(dim=1) + 1e-8).sqrt()
 
-    scales = [[one, two, m]]
+    scales = [[one, two, *truths]]
     while max(scales[-1][0].shape[-2:]) > 1:
         scales.append([F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in scales[-1]])
     scores = [score(absolute, parts) for parts in scales]

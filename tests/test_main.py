@@ -45,6 +45,21 @@ def test_one_rater_at_a_time_is_learned(workspace: Workspace) -> None:
         np.testing.assert_array_equal(sdf[0], signed_distance(rater, 6))
 
 
+@pytest.mark.slow
+def test_all_raters_of_sparse_patches_go_on_as_one_run(workspace: Workspace) -> None:
+    data = ["raters=all", "foreground_share=0.6", "patch=[8,8]", "phantom.objects=nuclei", "phantom.raters=3"]
+    draws = ["sde.prior_share=1", "sde.objective=distribution", "sampling.sampler=ancestral", "sampling.steps=1"]
+    options = sets([*(f"data.{option}" for option in data), *draws])
+    assert workspace("prepare", *options).code == 0
+    assert workspace("main", *options, "--set", "training.steps=3").code == 0
+    run = workspace.run_folder()
+    assert workspace("main", *options, "--resume", str(run)).code == 0
+    assert workspace("main", *options).code == 0
+    same_state(run / "checkpoints" / "last.pt", workspace.run_folder() / "checkpoints" / "last.pt")
+    one = ["--set", "data.raters=one"]
+    assert "data.raters was 'all'" in workspace.fails("main", *options, *one, "--resume", str(run))
+
+
 def test_an_absent_library_is_named(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     runs = set((trained.path / "runs" / "tiny").iterdir())

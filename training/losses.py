@@ -28,7 +28,7 @@ class Generators(NamedTuple):
     noise: Generator
 
 
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W)
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W), or (B, R, K, H, W) of all raters
 Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
 
 
@@ -83,13 +83,16 @@ def joint_losses(
 
 
 def loss_of(
-    model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig, step: int = 0
-) -> Losses:
+    model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig, step: int = 0,
+    shares: Tensor | None = None,
+) -> Losses:  # fmt: skip
     """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
     `baseline_losses` for other kinds of models.
 
     step: of the training; with sde.objective: distribution, two draws are scored besides the mean from
     sde.mean_first on.
+    shares: (B, R), of the raters of each image where the batch has all of them; then sde.prior_share must be 1, as z_t
+    at other times is made of one rater. The mean is that of the raters' maps, the draws are scored against each map.
     """
     if isinstance(model, JointDenoiser):
         return joint_losses(model, batch, generators, sde, training)
@@ -97,6 +100,10 @@ def loss_of(
         return baseline_losses(model, batch, training)
     images, m = batch
     m = m.repeat_interleave(training.noises, dim=0)
+    truths = m
+    if shares is not None:
+        shares = shares.repeat_interleave(training.noises, dim=0)
+        m = torch.einsum("brkhw,br->bkhw", truths, shares)
     t = _moved(sample_times(len(m), model.process, generators.times, sde.prior_share), m.device)
     eps = torch.randn(m.shape, generator=generators.noise, device=m.device)
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
@@ -109,12 +116,14 @@ def loss_of(
             latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
             mean, one, two = model.evaluate(z, t, features, [None, *latents])
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
-            variance, extra = None, weight * energy_loss(one, two, m)
+            variance, extra = None, weight * energy_loss(one, two, truths, shares)
         else:
             mean, variance = model.moments(z, t, features)
             extra = torch.zeros(())
     losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data) + extra
     if variance is not None:
+        if shares is not None:  # the squared residual is that of the raters' mean, and their variance
+            variance = variance - torch.einsum("brkhw,br->bkhw", (truths - m[:, None]).square(), shares)
         losses = losses + model.process.at_end(t) * second_moment_loss(variance, mean, m, model.sigma_data)
     return losses, t
 

@@ -73,6 +73,8 @@ NEEDS: tuple[tuple[str, tuple[object, ...], str, tuple[object, ...]], ...] = (
     ("sde.objective", ("distribution",), "sampling.sampler", ("ancestral", *ONE_PASS)),
     ("sde.objective", ("distribution",), "sampling.variance", ("small",)),
     ("sde.prediction", ("velocity",), "sde.process", ("ve", "vp", "flow")),  # the others stand still at t = 0
+    ("data.raters", ("all",), "model.kind", ("conditional",)),
+    ("data.raters", ("all",), "sde.prior_share", (1,)),  # z_t at other times is one rater's, who is to be scored alone
     ("model.kind", ("joint",), "sampling.members", ((),)),
     ("model.kind", ("joint",), "sde.prediction", tuple(name for name in PREDICTIONS if name != "both")),
     ("model.kind", BASELINES, "sampling.sampler", ONE_PASS),

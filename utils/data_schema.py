@@ -121,6 +121,18 @@ class DataConfig(Section):
     split_seed: Int = Field(0, ge=0, lt=2**63, description="seed of the splits")
     allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")
     workers: Int = Field(0, ge=0, le=1000, description="processes for preparation, 0 for all cores")
+    raters: Literal["one", "all"] = Field(
+        "one",
+        description="which raters of an image a training step shows: one, drawn at random; or all, for prior_share: 1, "
+        "with less noise in the gradient",
+    )
+    foreground_share: Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of each batch's patches that have foreground of some rater, for sparse objects; null: as in "
+        "the data",
+    )
     flips: bool = Field(True, description="random horizontal and vertical flips in training")
     rotations: bool = Field(False, description="random 90-degree turns in training")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="random changes in training")
@@ -153,6 +165,8 @@ class DataConfig(Section):
             raise ValueError(f"stride: {list(self.stride)} needs data.patch")
         if self.crop is not None and self.test_patch is not None:
             raise ValueError("test_patch: does not go with data.crop, which cuts test images already")
+        if self.crop is not None and self.foreground_share is not None:
+            raise ValueError("foreground_share: does not go with data.crop, whose windows may miss the foreground")
         for inner, outer in (("patch", "size"), ("test_patch", "size"), ("crop", "size"), ("crop", "patch")):
             small, large = getattr(self, inner), getattr(self, outer)
             if small and large and (small[0] > large[0] or small[1] > large[1]):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.dataset import hold_out, load_split
+from data.dataset import hold_out, load_split, rater_counts, sdf_array
 from data.images import read_table
 from data.scenes import scenes_of
 from data.sdf import signed_distance
@@ -190,6 +190,25 @@ def test_hold_out_is_by_image(folder: Path) -> None:
     train, val = hold_out(load_split(section(root=folder, truncation=3), "train"), 0.3, seed=0)
     assert (len(train), len(val)) == (14, 6)
     assert not {p.image_id for p in train} & {p.image_id for p in val}
+
+
+@pytest.mark.parametrize("column", ["patient", "group"])
+def test_hold_out_keeps_patients_and_groups_together(folder: Path, column: str) -> None:
+    rows = "".join(f"i0.png,m0.png,image{i},{'abcde'[i // 4]}\n" for i in range(20))
+    (folder / "train.csv").write_text(f"filename,maskname,image_id,{column}\n{rows}")
+    train, val = hold_out(load_split(section(root=folder, truncation=3), "train"), 0.4, seed=0)
+    assert (len(train), len(val)) == (12, 8)
+    assert not {p.owner for p in train} & {p.owner for p in val}
+
+
+def test_an_unequal_number_of_raters(folder: Path) -> None:
+    (folder / "train.csv").write_text("filename,maskname,raternames\ni0.png,m0.png,m0.png;m1.png\ni1.png,m1.png,\n")
+    patches = load_split(section(root=folder, truncation=3), "train")
+    assert rater_counts(patches).tolist() == [2, 1]
+    sdfs = sdf_array(patches)
+    assert sdfs.shape == (2, 2, 1, 8, 8)
+    np.testing.assert_array_equal(sdfs[1, 0], patches[1].sdf[0])
+    assert (sdfs[1, 1] == 1).all()
 
 
 @pytest.mark.slow

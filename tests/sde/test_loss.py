@@ -157,3 +157,16 @@ def test_the_energy_loss_by_hand() -> None:
     """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same."""
     one, two, m = (torch.full((1, 1, 8, 8), value) for value in (1.0, 3.0, 0.0))
     assert energy_loss(one, two, m).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
+
+
+def test_several_truths_are_scored_as_each_by_itself() -> None:
+    """The score is linear in the truth's law: a mean by shares over raters, of values and of gradients."""
+    one, two, truths = noise(2, 1, 12, 12, seed=1).requires_grad_(), noise(2, 1, 12, 12, seed=2), noise(2, 3, 1, 12, 12)
+    shares = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]])
+    together = energy_loss(one, two, truths, shares)
+    apart = torch.stack([energy_loss(one, two, truths[:, k]) for k in range(3)], dim=1)
+    torch.testing.assert_close(together, (apart * shares).sum(dim=1))
+    gradients = [torch.autograd.grad(loss.sum(), one)[0] for loss in (together, (apart * shares).sum(dim=1))]
+    torch.testing.assert_close(*gradients)
+    same = energy_loss(one, two, truths[:, :1], torch.ones(2, 1))
+    assert torch.equal(same, energy_loss(one, two, truths[:, 0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,3 +92,28 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(share: float) -> None:
     cosine = torch.cosine_similarity(gradients[0], gradients[1], dim=0)
     assert cosine > 0.995
     assert gradients[1].norm().item() == pytest.approx(gradients[0].norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"second_moment": True}, {"distribution": True}], ids=str)
+def test_all_raters_at_once_give_the_mean_gradient_of_one_at_a_time(options: dict[str, Any]) -> None:
+    """By the same random numbers, over the raters of each image; the image with two raters has one of no weight."""
+    model = small_denoiser(VP(), direct=True, **options).train()
+    shake(model)
+    images = torch.randint(0, 256, (2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    truths = noise(2, 3, 1, 4, 4).repeat_interleave(8, dim=3).repeat_interleave(8, dim=4).clamp(-1, 1)
+    shares = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]])
+    sde = SDEConfig(weighting="edm", prior_share=1, objective="distribution" if options.get("distribution") else "mean")
+    settings = TrainingConfig(noises=2, channels_last=False)
+
+    def gradient(m: Tensor, weights: Tensor, shares: Tensor | None = None) -> Tensor:
+        generators = Generators(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+        losses, _ = loss_of(model, (images, m), generators, sde, settings, 0, shares)
+        model.zero_grad()
+        (losses * weights.repeat_interleave(2)).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    together = gradient(truths, torch.ones(2), shares)
+    apart = torch.stack([gradient(truths[:, k], shares[:, k]) for k in range(3)])
+    assert (apart[0] - 0.5 * together).norm() > 0.05 * together.norm()  # raters do differ
+    expected = apart.sum(dim=0)
+    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -24,6 +24,7 @@ from results.sampled import ImageResult, open_folder, settings_of, write_image
 from results.summary import finish
 from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
 from sampling.loading import load_denoiser
+from sampling.sampler import draws_of
 from sampling.segmenter import Segmenter
 from utils.cli import common_parser, log_to_console, read_config, shown
 from utils.config import dump_config, override_config
@@ -71,7 +72,7 @@ def sample_group(
         for result, (mmse, std) in zip(results, drawn, strict=True):
             result.set_moments(mmse, std)
     else:
-        drawn = Timed(whole_draws(drawer, scenes, sampling.draws_per_image, sure, ROUND if auto else None))
+        drawn = Timed(whole_draws(drawer, scenes, draws_of(sampling, drawer.denoiser), sure, ROUND if auto else None))
         for i, sdf, evaluations in drawn:
             results[i].add(sdf, evaluations)
             if auto:
@@ -146,7 +147,7 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
     with open_folder(run, settings_of(config, path, args.split), args.resume) as folder:
         log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
         bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
-        at_once = ROUND if config.sampling.draws == "auto" else config.sampling.draws_per_image
+        at_once = ROUND if config.sampling.draws == "auto" else draws_of(config.sampling, drawer.denoiser)
         for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
             stop.raise_if_set()
             if not all((folder / scene.key / "scores.json").is_file() for scene in group):

@@ -27,6 +27,7 @@ from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged, iou_matrices
 from sampling.drawer import Drawer, Timed, drawer_of, scene_groups, whole_draws
+from sampling.sampler import draws_of
 from utils.errors import UsageError
 from utils.sections import SamplingConfig
 
@@ -105,12 +106,13 @@ def main(argv: list[str] | None = None) -> None:
         settings = settings_of(name, nfe, config.sampling)
         if settings is None:
             continue
-        key = {"sampler": name, "nfe": nfe, "draws": settings.draws_per_image, "images": len(scenes)}
+        draws = draws_of(settings, denoiser)
+        key = {"sampler": name, "nfe": nfe, "draws": draws, "images": len(scenes)}
         if (table[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
         drawer = drawer_of(config.model_copy(update={"sampling": settings}), denoiser)
         drawer.before_evaluation = stop.raise_if_set
-        row = score(drawer, scenes, settings.draws_per_image)
+        row = score(drawer, scenes, draws)
         line = pd.DataFrame([{**key, **row}])
         table = pd.concat([table, line], ignore_index=True) if len(table) else line
         table.to_csv(path, index=False)

@@ -99,6 +99,18 @@ class Draw(NamedTuple):
     left: int = 0
 
 
+def numbers_of(draws: Sequence[Draw]) -> Tensor:
+    """As integers (B, 4), on the host."""
+    return torch.tensor(draws, dtype=torch.int64).reshape(-1, len(Draw._fields))
+
+
+def rows_of(feature: Tensor, rows: Tensor) -> Tensor:
+    """Those of some images, with repetitions, in the same memory layout, which the network is fastest on."""
+    last = feature.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return feature.index_select(0, rows).contiguous(memory_format=layout)
+
+
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
@@ -142,6 +154,11 @@ class Denoiser(nn.Module):
         return int(self.direct and not self.training)
 
     @property
+    def means(self) -> int:
+        """How many direct means of an image there are, of several networks or views."""
+        return 1
+
+    @property
     def floats_per_pixel(self) -> float:
         """Of an image, in what `encode` gives."""
         trunk, mean = self.network.trunk, self.shared * self.mask_channels
@@ -167,9 +184,19 @@ class Denoiser(nn.Module):
             features = [*features, self.direct_moments(features, size)[0]]
         return features
 
-    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """The features (B, ...) of a batch of draws; with xi, and which draws they are as integers (B, 4)."""
-        return [*features, torch.tensor(draws)] if self.distribution else features
+    def centre(self, features: Sequence[Tensor]) -> Tensor:
+        """The direct mean (B, K, H, W) among what `encode` gives."""
+        return features[-1]
+
+    def of_draws(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
+        """What evaluations of a batch of draws know: the features of their images, `rows` of those that `encode` gave.
+
+        With xi: the features of all images, of which each evaluation takes what it needs, and integers (B, 5), the
+        row and which draw it is.
+        """
+        if self.distribution:
+            return [*features, torch.cat([rows.cpu()[:, None], numbers_of(draws)], dim=1)]
+        return [rows_of(f, rows) for f in features]
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
         """E[m | z_t, x] at a scalar t where `encode` has found it already, whatever z_t is."""
@@ -199,7 +226,7 @@ class Denoiser(nn.Module):
             return known
         if not self.distribution or features[-1].is_floating_point():
             return self.moments(z, t, features)[0]
-        return self._draw(z, t, features[:-1], [Draw(*row) for row in features[-1].tolist()])
+        return self._draw(z, t, features[:-1], features[-1])
 
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
@@ -218,17 +245,20 @@ class Denoiser(nn.Module):
         skips = self._down(z, t, features)
         return [self._up(skips, z, t, latent) for latent in latents]
 
-    def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
-        levels = len(self.network.trunk.widths)
-        at_end, shared = bool(self.process.at_end(t)), list(features[levels:])
-        skips = shared[:-1] if at_end and shared else self._down(z, t, features[:levels])
+    def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        levels, padded = len(self.network.trunk.widths), features[0].shape[-2:]
+        images, draws = numbers[:, 0].to(z.device), [Draw(*row) for row in numbers[:, 1:].tolist()]
+        at_end, kept = bool(self.process.at_end(t)), len(features) > levels
+        if at_end and kept:
+            *skips, mean = [rows_of(f, images) for f in features[levels:]]
+        else:
+            skips = self._down(z, t, [rows_of(f, images) for f in features[:levels]])
         corners = [(draw.top, draw.left) for draw in draws]
-        padded = features[0].shape[-2:]
         latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
         m = self._up(skips, z, t, [level.to(z.device) for level in latent])
         if not at_end or float(self.spread) == 1.0:
             return m
-        centre = shared[-1] if shared else self._up(skips, z, t)
+        centre = mean if kept else self._up(skips, z, t)
         return centre + self.spread * (m - centre)
 
     def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:

@@ -1,4 +1,4 @@
-"""Draws of several networks, or of one with dropout, behind the interface of a denoiser."""
+"""Draws of a network with dropout, behind the interface of a denoiser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baselines import OnePass
-from models.denoiser import Denoiser, Draw
+from models.denoiser import Denoiser, Draw, numbers_of
 
 # SplitMix64 (Steele et al. 2014): its increment, and shifts and factors of its mixing function; int64 wraps around.
 INCREMENT = 0x9E3779B97F4A7C15 - 2**64
@@ -87,9 +87,9 @@ class DropoutDraws(OnePass):
         """The images: dropout is in all layers, so nothing is shared by draws."""
         return [image]
 
-    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+    def of_draws(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
         """The images, and the draws as integers (B, 4)."""
-        return [*features, torch.tensor(draws)]
+        return [*super().of_draws(features, rows, draws), numbers_of(draws)]
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
         return None
@@ -99,65 +99,3 @@ class DropoutDraws(OnePass):
         image, draws = features
         with dropped_units(self.denoiser, [Draw(*row) for row in draws.tolist()], image.shape[-2:]):
             return self.denoiser.encode(image)[-1], None
-
-
-class DeepEnsemble(OnePass):
-    """The direct means of networks that were trained apart (Lakshminarayanan et al. 2017): draw i is that of member i.
-
-    members: direct, of one process and representation, in evaluation mode.
-    """
-
-    def __init__(self, members: Sequence[Denoiser]) -> None:
-        first = members[0]
-        super().__init__(first.process, nn.ModuleList(members), first.mask_channels, first.sigma_data)
-        self.members, self.shared = list(members), len(members)
-        self.eval()
-
-    def features(self, image: Tensor) -> list[Tensor]:
-        """All members' means, (B, members * K, H, W)."""
-        return [torch.cat([member.encode(image)[-1] for member in self.members], dim=1)]
-
-    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """The mean (B, K, H, W) of each draw's member."""
-        means = features[0].unflatten(1, (len(self.members), self.mask_channels))
-        return [means[torch.arange(len(draws)), [draw.number for draw in draws]]]
-
-
-class PooledDraws(OnePass):
-    """Draws of networks that were trained apart, taken in turn: draw i is one of member i modulo their number.
-
-    members: of one process and representation, in evaluation mode.
-    """
-
-    def __init__(self, members: Sequence[Denoiser]) -> None:
-        first = members[0]
-        super().__init__(first.process, nn.ModuleList(members), first.mask_channels, first.sigma_data)
-        self.members, self.shared = list(members), sum(member.shared for member in members)
-        self.eval()
-
-    @property
-    def floats_per_pixel(self) -> float:
-        return sum(member.floats_per_pixel for member in self.members)
-
-    def features(self, image: Tensor) -> list[Tensor]:
-        """What evaluations of all members know of images, one member after the other."""
-        return [x for member in self.members for x in member.encode(image)]
-
-    def of_draws(self, features: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """The features, and the draws as integers (B, 4)."""
-        return [*features, torch.tensor(draws)]
-
-    def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
-        return None
-
-    def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """D(z, t) of each draw's member, (B, K, H, W), at a scalar t."""
-        *known, draws = features
-        out, each = torch.empty_like(z), len(known) // len(self.members)
-        for k, member in enumerate(self.members):
-            rows = torch.nonzero(draws[:, 1] % len(self.members) == k)[:, 0]
-            if len(rows):
-                at = rows.to(z.device)
-                own = [x[at] for x in known[k * each : (k + 1) * each]]
-                out[at] = member(z[at], t, member.of_draws(own, [Draw(*row) for row in draws[rows].tolist()]))
-        return out, None

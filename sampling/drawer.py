@@ -105,7 +105,7 @@ class Drawer:
         def some(part: slice) -> Tensor:
             rows = torch.tensor([i for i, _ in pairs[part]], device=self.device)
             owners = [(keys[i], d) for i, d in pairs[part]]
-            own = self.denoiser.of_draws(self.select(features, rows), [self.identity(*owner) for owner in owners])
+            own = self.denoiser.of_draws(features, rows, [self.identity(*owner) for owner in owners])
             shape = (self.denoiser.mask_channels, *size)
             sdf = self.run(partial(self.denoised, features=own), owners, shape, callback)
             return sdf.float().cpu() / self.sdf_scale
@@ -117,11 +117,6 @@ class Drawer:
     def standard_error(self) -> StandardError:
         """Of the mean of draws that are yet to be made."""
         return StandardError(group=1 + self.antithetic)
-
-    def select(self, features: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-        """The features of some images, with repetitions, in the layout that the network is fastest on."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return [f.index_select(0, rows).contiguous(memory_format=layout) for f in features]
 
     def identity(self, image_id: str, number: int, top: int = 0, left: int = 0) -> Draw:
         """Of a draw, or of a tile of it."""

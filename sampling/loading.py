@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
-from models.uncertainty import DeepEnsemble, DropoutDraws, PooledDraws
+from models.pooled import AS_IT_IS, PooledDraws, views_of
+from models.uncertainty import DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
 from utils.errors import UsageError
@@ -54,15 +56,23 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
     sampling = config.sampling
     model, images = trained(path)
     members = [model, *(trained(other)[0] for other in member_checkpoints(sampling, path))]
-    for member in members:
-        set_draws(member, sampling)
     if sampling.sampler not in ONE_PASS and "size" in images:
         warn_of_prior(model, images["size"])
+    for member in members:
+        set_draws(member, sampling)
+    return drawing(config, members, images.get("size", (1, 1))), images
+
+
+def drawing(config: Config, members: Sequence[Denoiser], size: Sequence[int]) -> Denoiser:
+    """What the config's sampler draws from.
+
+    members: the networks; one for mc_dropout. size: (H, W) of training images, which sampling.augment goes by.
+    """
+    data, sampling = config.data, config.sampling
     if sampling.sampler == "mc_dropout":
-        return DropoutDraws(model), images
-    if len(members) > 1:
-        return (DeepEnsemble if sampling.sampler == "ensemble" else PooledDraws)(members), images
-    return model, images
+        members = [DropoutDraws(members[0])]
+    views = views_of(data.flips, data.rotations, size[0] == size[1]) if sampling.augment else AS_IT_IS
+    return PooledDraws(members, views) if len(members) * len(views) > 1 else members[0]
 
 
 def draw_steps(sampling: SamplingConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models.denoiser import Denoiser
 from sampling.adaptive import adaptive
 from sde.grids import Grid, logsnr_grid, rho_grid, time_grid
 from sde.predictor_corrector import predictor_corrector
@@ -61,6 +62,13 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
     }
     grids: dict[str, Grid] = {"time": time_grid, "logsnr": logsnr_grid, "rho": partial(rho_grid, rho=sampling.rho)}
     return partial(samplers[sampling.sampler], steps=sampling.steps, grid=grids[sampling.used_grid])
+
+
+def draws_of(sampling: SamplingConfig, denoiser: Denoiser) -> int:
+    """Of an image, at most; of means one for each network and view of the image."""
+    if sampling.sampler in ("mean", "ensemble"):
+        return denoiser.means
+    return sampling.most_draws if sampling.draws == "auto" else sampling.draws
 
 
 def max_batch_of(sampling: SamplingConfig, device: torch.device) -> int:

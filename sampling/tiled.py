@@ -21,6 +21,7 @@ from data.patches import Window
 from evaluation.ensemble import Ensemble, Moments, classify
 from sampling.drawer import ROUND, Drawer
 from sampling.memory import batches
+from sampling.sampler import draws_of
 from sampling.tiling import Tiling, ramp, split_rows, tiling_of
 from sde.field import FieldNoise
 from sde.noise import DrawNoise
@@ -73,8 +74,8 @@ class TiledDenoise:
             crops = torch.stack([z[(d, slice(None), *windows[tile].slices)] for tile, d in pairs])
             places = [(self.top + windows[tile].top, windows[tile].left) for tile, _ in pairs]
             identities = [self.drawer.identity(*owners[d], *place) for (_, d), place in zip(pairs, places, strict=True)]
-            features = self._features([tile for tile, _ in pairs])
-            return self.drawer.denoised(crops, t, self.drawer.denoiser.of_draws(features, identities))
+            features, rows = self._features([tile for tile, _ in pairs])
+            return self.drawer.denoised(crops, t, self.drawer.denoiser.of_draws(features, rows, identities))
 
         blended = torch.zeros_like(z)
         for part, denoised in batches(self.drawer, len(windows) * draws, some):
@@ -83,13 +84,13 @@ class TiledDenoise:
                 blended[(d, slice(None), *windows[tile].slices)] += self.weights[tile] * output
         return blended
 
-    def _features(self, tiles: Sequence[int]) -> list[Tensor]:
-        """For consecutive tiles, with repetitions."""
+    def _features(self, tiles: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """And the rows in them of consecutive tiles, with repetitions."""
         features, first = self.features, 0
         if features is None:
             first = tiles[0]
             features = self.drawer.encode(self.images[first : tiles[-1] + 1], features_only=True)
-        return self.drawer.select(features, torch.tensor(tiles, device=self.drawer.device) - first)
+        return features, torch.tensor(tiles, device=self.drawer.device) - first
 
 
 @dataclass
@@ -214,6 +215,6 @@ def tiled_of(sampling: SamplingConfig, drawer: Drawer, trained: int) -> TiledDra
         drawer,
         sampling.tile or trained,
         sampling.tile_overlap,
-        0 if moments else sampling.draws_per_image,
+        0 if moments else draws_of(sampling, drawer.denoiser),
         sampling.standard_error if sampling.draws == "auto" else None,
     )

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from data.dataset import Patch
 from main import build_state, training_step
 from models.denoiser import Denoiser
-from models.uncertainty import DeepEnsemble, DropoutDraws, PooledDraws
 from sampling.drawer import drawer_of, image_tensor
-from sampling.loading import set_draws
+from sampling.loading import drawing, set_draws
+from sampling.sampler import draws_of
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
@@ -139,25 +139,16 @@ def patches_of(data: DataConfig) -> list[Patch]:
     return patches
 
 
-def drawing(config: Config, trained: Denoiser) -> Denoiser:
-    """As sampling.loading makes it of checkpoints."""
-    set_draws(trained, config.sampling)
-    if config.sampling.sampler == "mc_dropout":
-        return DropoutDraws(trained)
-    if not config.sampling.members:
-        return trained
-    kind = DeepEnsemble if config.sampling.sampler == "ensemble" else PooledDraws
-    return kind([trained, *[trained] * len(config.sampling.members)])
-
-
 def one_step_and_one_draw(tree: dict[str, Any]) -> None:
     config = parse_config(tree, Path("any.yaml"))
     patches = patches_of(config.data)
     state = build_state(config, patches, torch.device("cpu"))
     training_step(state, config.data, config.sde, config.training, patches, Path("nowhere"))
-    denoiser = drawing(config, cast(Denoiser, state.average.module.eval()))
+    trained = cast(Denoiser, state.average.module.eval())
+    set_draws(trained, config.sampling)
+    denoiser = drawing(config, [trained, *[trained] * len(config.sampling.members)], (16, 16))
     drawer = drawer_of(config, denoiser)
-    count = min(2, config.sampling.draws_per_image)
+    count = min(2, draws_of(config.sampling, denoiser))
     draws = [draw for _, draw in drawer(image_tensor(patches[:1]), ["a"], count)]
     assert len(draws) == count
     for draw in draws:

@@ -15,7 +15,7 @@ from evaluation.metrics import count_classes, mean_f1, mean_iou
 from evaluation.proper import energy_score, pooled
 from models.denoiser import Denoiser
 from sampling.drawer import drawer_of, image_tensor
-from sampling.loading import draw_steps
+from sampling.loading import draw_steps, drawing
 from sampling.sampler import Sampler
 from sde.grids import logsnr_grid
 from sde.samplers import ancestral, dpm_solver, posterior_mean
@@ -56,7 +56,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     was_training = denoiser.training
     denoiser.eval()
     denoiser.spread.fill_(1.0)
-    drawer = drawer_of(config, denoiser, quick_sampler(config))
+    drawer = drawer_of(config, drawing(config, [denoiser], chosen[0].labels.shape), quick_sampler(config))
     count = 1 if config.is_one_pass else settings.draws
     spreads = denoiser.distribution and draw_steps(config.sampling) == 1
     drawn, means, truths = [], [], [_pooled_truth(patch, config.data) for patch in chosen]
@@ -66,7 +66,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
         own = drawer.draw(features, [patch.key], pairs, patch.labels.shape)
         drawn.append(np.stack([sdf.numpy() for _, sdf in own]))
         if spreads:  # about the direct mean, which does not depend on the draws: about their own they would be coupled
-            means.append(features[-1].float().cpu().numpy() / drawer.sdf_scale)
+            means.append(drawer.denoiser.centre(features).float().cpu().numpy() / drawer.sdf_scale)
     if spreads:
         energies = [
             [_energy(pooled(c) + s * pooled(draws - c), truth) for s in SPREADS]

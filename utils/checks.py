@@ -145,5 +145,7 @@ def check_sections(sections: Mapping[str, Any]) -> None:
         message = f"sampling.steps: {sections['sampling'].steps} must be 1, as sde.prior_share: 1 trains draws in one"
     elif kind == "conditional" and direct == 1 and not draws and sampler not in ONE_PASS:
         message = f"sde.prior_share: 1 trains the direct mean only; use sampling.sampler: {_one_of(ONE_PASS)}"
+    elif sections["sampling"].augment and not (sections["data"].flips or sections["data"].rotations):
+        message = "sampling.augment: shows images as data.flips and data.rotations do in training, and both are off"
     if message:
         raise ValueError(message)

@@ -175,11 +175,16 @@ class SamplingConfig(Section):
     sampler: SamplerName = Field(
         "pc",
         description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
-        "with dropout; ensemble: that of several runs (models/uncertainty.py)",
+        "with dropout; ensemble: that of several runs (models/pooled.py)",
     )
     members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
         (),
         description="run folders whose networks make draws besides the run's own: ensemble: one each, others: in turn",
+    )
+    augment: bool = Field(
+        False,
+        description="draws see the image in turn flipped and turned in all ways that data.flips and data.rotations "
+        "trained (test-time augmentation); mean: one draw in each way",
     )
     steps: Count = Field(400, description="evaluations per draw; pc: K (1 + corrector_steps); not for adaptive, mean")
     corrector_steps: Int = Field(1, ge=0, le=1000, description="pc: J, corrector steps per predictor step")
@@ -240,13 +245,6 @@ class SamplingConfig(Section):
         """What is even between the steps of samplers that have a choice."""
         usual = {"heun": "rho", "euler": "rho", "ddim": "time"}
         return self.grid or usual.get(self.sampler, "logsnr")
-
-    @property
-    def draws_per_image(self) -> int:
-        """How many at most; 1 for the posterior mean, which takes one evaluation, and 1 for each of an ensemble."""
-        if self.sampler in ("mean", "ensemble"):
-            return 1 + len(self.members)
-        return self.most_draws if self.draws == "auto" else self.draws
 
 
 class EvaluationConfig(Section):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.denoiser import Denoiser, Draw
 from models.latent import CELLS, CHANNELS, latent_channels, latent_of, random_latent
-from models.uncertainty import PooledDraws
+from models.pooled import PooledDraws
 from sde.process import VP
 from tests.helpers import direct_denoiser, noise
 from training.losses import Generators, loss_of
@@ -25,10 +25,9 @@ def distributional(seed: int = 0) -> Denoiser:
 
 
 def drawn(model: Denoiser, image: Tensor, draws: list[Draw], z: Tensor | None = None, t: Tensor = END) -> Tensor:
-    features = [x.repeat_interleave(len(draws), dim=0) for x in model.encode(image)]
     z = noise(len(draws), 1, *image.shape[-2:]) if z is None else z
     with torch.no_grad():
-        return model(z, t, model.of_draws(features, draws))
+        return model(z, t, model.of_draws(model.encode(image), torch.zeros(len(draws), dtype=torch.int64), draws))
 
 
 def test_windows_of_a_draw_agree_and_draws_differ() -> None:
@@ -63,7 +62,7 @@ def test_a_draw_does_not_depend_on_its_batch_nor_on_what_is_shared() -> None:
     together = drawn(model, image, draws)
     assert (together[0] - together[1]).abs().max() > 1e-3
     torch.testing.assert_close(drawn(model, image, draws[1:2]), together[1:2])
-    bare = [*(x.expand(3, -1, -1, -1) for x in model.features(image)), torch.tensor(draws)]
+    bare = model.of_draws(model.features(image), torch.zeros(3, dtype=torch.int64), draws)
     torch.testing.assert_close(model(noise(3, 1, 36, 44, seed=9), END, bare), together, atol=1e-5, rtol=1e-4)
 
 

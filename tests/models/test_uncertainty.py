@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.denoiser import Draw
-from models.uncertainty import DeepEnsemble, dropped_units
+from models.pooled import PooledDraws
+from models.uncertainty import dropped_units
 from sampling.drawer import drawer_of
 from sampling.loading import load_denoiser
 from sampling.segmenter import Segmenter
@@ -86,10 +87,10 @@ def test_an_ensemble_tells_its_members_apart() -> None:
     for i, member in enumerate(members):
         shake(member)
         torch.nn.init.normal_(member.encoder.get_parameter("head.2.bias"), generator=torch.Generator().manual_seed(i))
-    ensemble, image = DeepEnsemble(members), noise(2, 1, 16, 16)
-    features = [feature.repeat_interleave(2, dim=0) for feature in ensemble.encode(image)]
-    own = ensemble.of_draws(features, [Draw(0, number) for number in (2, 0, 1, 2)])
-    found = ensemble(noise(4, 2, 16, 16), END, own)
+    ensemble, image = PooledDraws(members), noise(2, 1, 16, 16)
+    draws = [Draw(0, number) for number in (2, 0, 1, 2)]
+    own = ensemble.of_draws(ensemble.encode(image), torch.tensor([0, 0, 1, 1]), draws)
+    found = ensemble.known(END, own)
     means = torch.stack([member.encode(image)[0] for member in members])  # (members, images, 2, 16, 16)
     assert means.std(dim=0).min() > 1e-4
     torch.testing.assert_close(found, torch.stack([means[2, 0], means[0, 0], means[1, 1], means[2, 1]]))

@@ -162,8 +162,9 @@ class Denoiser(nn.Module):
     def floats_per_pixel(self) -> float:
         """Of an image, in what `encode` gives."""
         trunk, mean = self.network.trunk, self.shared * self.mask_channels
-        blocks = trunk.blocks if self.distribution else 0
-        return (1 + blocks) * sum(w / 4**i for i, w in enumerate(trunk.widths)) + mean
+        maps = [w / 4**i for i, w in enumerate(trunk.widths)]
+        way_down = 2 * trunk.blocks * sum(maps) + maps[-1] if self.distribution else 0.0
+        return sum(maps) + way_down + mean
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
@@ -247,12 +248,14 @@ class Denoiser(nn.Module):
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
         levels, padded = len(self.network.trunk.widths), features[0].shape[-2:]
-        images, draws = numbers[:, 0].to(z.device), [Draw(*row) for row in numbers[:, 1:].tolist()]
+        images, draws = numbers[:, 0], [Draw(*row) for row in numbers[:, 1:].tolist()]
         at_end, kept = bool(self.process.at_end(t)), len(features) > levels
         if at_end and kept:
-            *skips, mean = [rows_of(f, images) for f in features[levels:]]
+            if (images == images[0]).all():
+                images = images[:1]  # what is shared is not repeated
+            *skips, mean = [rows_of(f, images.to(f.device)) for f in features[levels:]]
         else:
-            skips = self._down(z, t, [rows_of(f, images) for f in features[:levels]])
+            skips = self._down(z, t, [rows_of(f, images.to(f.device)) for f in features[:levels]])
         corners = [(draw.top, draw.left) for draw in draws]
         latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
         m = self._up(skips, z, t, [level.to(z.device) for level in latent])

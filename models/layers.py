@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,8 @@ class ResidualBlock(nn.Module):
         self.modulation = nn.Linear(embedding, 2 * channels_out) if embedding else None
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(channels_out, channels_out, 3, padding=1))
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        same = channels_in == channels_out
+        self.shortcut: Any = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -85,12 +87,49 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         h = self.conv1(self._resize(F.silu(self.norm1(x))))
+        # A 1x1 convolution and the repetition of pixels commute.
+        up = self.resample == "up"
+        return self._second_half(h, self._resize(self.shortcut(x)) if up else self.shortcut(self._resize(x)), embedding)
+
+    def _second_half(self, h: Tensor, shortcut: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.norm2(h)
         if self.modulation is not None and embedding is not None:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-            h = h * (1.0 + scale) + shift
+            h = torch.addcmul(shift, h, 1.0 + scale)
         h = self.conv2(self.dropout(F.silu(h)))
-        return (self.shortcut(self._resize(x)) + h) * RESCALE
+        return (shortcut + h).mul_(RESCALE)
+
+
+class JoiningBlock(ResidualBlock):
+    """A residual block of two maps (B, width, H, W), that which comes up and a skip connection, as if concatenated.
+
+    Up to the sum of its first convolutions they do not meet, so what becomes of the skip connection is computed once
+    for all maps that come up to it.
+    """
+
+    def __init__(self, width: int, *, embedding: int, dropout: float = 0.0) -> None:
+        super().__init__(2 * width, width, embedding=embedding, dropout=dropout)
+        self.width = width
+        # No group has channels of both; the groups of `group_norm` wherever 4 divides the width.
+        self.norm1 = nn.GroupNorm(2 * group_norm(width).num_groups, 2 * width, eps=1e-6)
+
+    def of_skip(self, skip: Tensor) -> Tensor:
+        """What `join` needs of a skip connection, (B, 2 * width, H, W); of one image, it serves any number of maps."""
+        return torch.cat(self._first_half(skip, slice(self.width, None), self.conv1.bias, self.shortcut.bias), dim=1)
+
+    def join(self, x: Tensor, of_skip: Tensor, embedding: Tensor | None) -> Tensor:
+        conv, shortcut = self._first_half(x, slice(self.width), None, None)
+        skip_conv, skip_shortcut = of_skip.chunk(2, dim=1)
+        return self._second_half(conv.add_(skip_conv), shortcut.add_(skip_shortcut), embedding)
+
+    def _first_half(
+        self, x: Tensor, part: slice, bias: Tensor | None, shortcut_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One map's share in the first convolution and in the shortcut."""
+        norm = self.norm1
+        h = F.group_norm(x, norm.num_groups // 2, norm.weight[part], norm.bias[part], norm.eps)
+        h = F.conv2d(F.silu(h), self.conv1.weight[:, part], bias, padding=1)
+        return h, F.conv2d(x, self.shortcut.weight[:, part], shortcut_bias)
 
 
 class SelfAttention(nn.Module):

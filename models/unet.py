@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import RESCALE, FourierEmbedding, ResidualBlock, SelfAttention, group_norm, small_init, zero_init
+from models.layers import (
+    RESCALE,
+    FourierEmbedding,
+    JoiningBlock,
+    ResidualBlock,
+    SelfAttention,
+    group_norm,
+    small_init,
+    zero_init,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class Trunk(nn.Module):
         # Units dropped after the second noise would make draws differ in training only.
         late = 0.0 if latent else sizes.dropout
 
+        def joint(width: int) -> ResidualBlock:
+            return JoiningBlock(width, embedding=embedding) if latent else block(2 * width, width)
+
         self.levels = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
@@ -67,7 +79,7 @@ class Trunk(nn.Module):
             self.levels.append(
                 Level(
                     nn.ModuleList(block(width, width) for _ in range(self.blocks)),
-                    nn.ModuleList(block(2 * width, width, dropout=late) for _ in range(self.blocks)),
+                    nn.ModuleList(joint(width) for _ in range(self.blocks)),
                     nn.ModuleList(SelfAttention(width) if attends else nn.Identity() for _ in range(2 * self.blocks)),
                 )
             )
@@ -86,32 +98,38 @@ class Trunk(nn.Module):
         return self.up(self.down(x, embedding, features), embedding)
 
     def down(self, x: Tensor, embedding: Tensor | None, features: Sequence[Tensor] | None) -> list[Tensor]:
-        """What the way up needs of the way down, finest first, as many maps per level as it has blocks."""
+        """What the way up needs of the way down, finest first, as many maps per level as it has blocks; with a second
+        noise, which comes in only there, what its blocks make of them, and the last map itself."""
         h = self.entry(x)
         skips: list[Tensor] = []
         for i, module in enumerate(self.levels):
             level = cast(Level, module)
             if features is not None:
                 h = (h + features[i]) * RESCALE
-            for block, attention in zip(level.down, level.attention[: len(level.down)], strict=True):
+            ways = zip(level.down, list(level.up)[::-1], level.attention[: len(level.down)], strict=True)
+            for block, joining, attention in ways:
                 h = attention(block(h, embedding))
-                skips.append(h)
+                skips.append(cast(JoiningBlock, joining).of_skip(h) if self.inject else h)
             if i < len(self.shrink):
                 h = self.shrink[i](h, embedding)
-        return skips
+        return [*skips, h] if self.inject else skips
 
     def up(
         self, skips: Sequence[Tensor], embedding: Tensor | None, latent: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """latent: the second noise at each level, (B, channels, h, w), finest first; None is 0 everywhere."""
-        h, skips = skips[-1], list(skips)
+        h, skips = skips[-1], list(skips[:-1] if self.inject else skips)
         maps: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
             level = cast(Level, self.levels[i])
             if latent is not None:
-                h = h + self.inject[i](latent[i])
+                h = self.inject[i](latent[i]).add_(h)
             for block, attention in zip(level.up, level.attention[len(level.down) :], strict=True):
-                h = attention(block(torch.cat([h, self._skip(i, skips.pop(), h)], dim=1), embedding))
+                skip = skips.pop()
+                if self.inject:
+                    h = attention(cast(JoiningBlock, block).join(h, skip, embedding))
+                else:
+                    h = attention(block(torch.cat([h, self._skip(i, skip, h)], dim=1), embedding))
             maps.append(h)
             if i > 0:
                 h = self.grow[i - 1](h, embedding)

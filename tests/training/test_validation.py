@@ -36,7 +36,7 @@ class Alike(Pixelwise):
         return None
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
-        eps = torch.stack([noise(*z.shape[1:], seed=int(row[0]) % 2**31) for row in features[-1]])
+        eps = torch.stack([noise(*z.shape[1:], seed=int(row[1]) % 2**31) for row in features[-1]])
         return features[0] + self.spread * self.share * self.std * eps
 
 

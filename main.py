@@ -137,7 +137,7 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
             recorder.write_validation(state.step, scores)
             writer.add_image("validation", make_grid(pictures, nrow=3), state.step)
             state.model.spread.copy_(denoiser.spread)
-            by_f1 = config.evaluation.choose_by == "f1" or (config.evaluation.choose_by is None and config.is_one_pass)
+            by_f1 = config.evaluation.choose_by == "f1" or not (config.evaluation.choose_by or config.has_draws)
             score = -scores["val_f1"] if by_f1 else scores["val_energy"]
             if improved := score < state.best:
                 state.best, state.best_f1 = score, scores["val_f1"]

@@ -28,6 +28,7 @@ from sampling.sampler import draws_of
 from sampling.segmenter import Segmenter
 from utils.cli import common_parser, log_to_console, read_config, shown
 from utils.config import dump_config, override_config
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.files import whole_file, write_json, write_text
 from utils.runs import (
@@ -56,11 +57,16 @@ APART = {
 
 
 def sample_group(
-    drawer: Drawer, scenes: list[Scene], sampling: SamplingConfig, evaluation: EvaluationConfig, folder: Path
+    drawer: Drawer,
+    scenes: list[Scene],
+    data: DataConfig,
+    sampling: SamplingConfig,
+    evaluation: EvaluationConfig,
+    folder: Path,
 ) -> None:
     """All draws of a few images, and their files. With draws: auto, rounds of a few draws for every image whose MMSE
     map's standard error is above the tolerance."""
-    results = [ImageResult(drawer, scene, evaluation, sampling.save_draws) for scene in scenes]
+    results = [ImageResult(drawer, scene, data, evaluation, sampling.save_draws) for scene in scenes]
     auto, errors = sampling.draws == "auto", [drawer.standard_error() for _ in scenes]
 
     def sure(i: int) -> bool:
@@ -151,7 +157,7 @@ def sample(config: Config, run: Path | None, path: Path, device: torch.device, a
         for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
             stop.raise_if_set()
             if not all((folder / scene.key / "scores.json").is_file() for scene in group):
-                sample_group(drawer, group, config.sampling, config.evaluation, folder)
+                sample_group(drawer, group, config.data, config.sampling, config.evaluation, folder)
             bar.update(len(group))
         bar.close()
         if config.sampling.animate and not (folder / "trajectory.gif").is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ class System(Entry):
     network: str | None = None
     small: list[str] = []  # with --small, besides the protocol's
     members: int = Field(1, ge=1, le=20)  # with `network`: so many, with seeds of their own, are a deep ensemble
+    seeds: list[int] | None = Field(None, min_length=1)  # instead of the protocol's: of an ensemble sampled once, say
 
     @model_validator(mode="after")
     def _network_needed(self) -> System:
@@ -141,8 +143,9 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
             (*protocol.set, *system.set, *last(system), f"name={name}", f"seed={seed}"),
         )
 
-    for seed in protocol.seeds:
-        for system in protocol.systems:
+    several = [system.seeds or protocol.seeds for system in protocol.systems]
+    for seed in dict.fromkeys(chain(protocol.seeds, *several)):
+        for system in (system for system, seeds in zip(protocol.systems, several, strict=True) if seed in seeds):
             own = system.sample_once if system.network is None else system.set
             ways = protocol.samplings if own is None else [Entry(name="its own", set=own)]
             source = protocol.trained(system)

@@ -60,11 +60,20 @@ class Baseline(OnePass):
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The map that all draws share, of images (B, C, H, W) in [-1, 1]."""
-        logits = self.logits(image)
+        return [self.map_of(self.logits(image))]
+
+    def map_of(self, logits: Tensor) -> Tensor:
+        """s (p_background - p_class), (B, K, H, W)."""
         if self.mask_channels == 1:
-            return [-self.sigma_data * torch.tanh(0.5 * logits)]
+            return -self.sigma_data * torch.tanh(0.5 * logits)
         background, classes = logits.softmax(dim=1).split([1, self.mask_channels], dim=1)
-        return [self.sigma_data * (background - classes)]
+        return self.sigma_data * (background - classes)
+
+
+def classes_of(m: Tensor) -> Tensor:
+    """Class of each pixel, 0 for the background, (B, H, W), of m (B, K, H, W), negative inside."""
+    least, first = m.min(dim=1)
+    return torch.where(least < 0, first + 1, 0)
 
 
 def dice_cross_entropy(logits: Tensor, m: Tensor) -> Tensor:
@@ -78,8 +87,7 @@ def dice_cross_entropy(logits: Tensor, m: Tensor) -> Tensor:
         entropy = F.binary_cross_entropy_with_logits(logits, inside, reduction="none")
         p = logits.sigmoid()
     else:
-        least, first = m.min(dim=1)
-        entropy = F.cross_entropy(logits, torch.where(least < 0, first + 1, 0), reduction="none")
+        entropy = F.cross_entropy(logits, classes_of(m), reduction="none")
         p = logits.softmax(dim=1)[:, 1:]
     both, either = (p * inside).sum(dim=(2, 3)), p.sum(dim=(2, 3)) + inside.sum(dim=(2, 3))
     dice = (2.0 * both + SMOOTH) / (either + SMOOTH)

@@ -18,9 +18,10 @@ from typing_extensions import NotRequired, TypedDict
 
 from data.images import read_labels
 from data.scenes import Scene
+from data.sdf import signed_distance
 from evaluation.calibration import ImageRecord, measure
 from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, risk_curve
-from evaluation.ensemble import Ensemble, Moments, mask_std
+from evaluation.ensemble import Ensemble, Moments, classify, mask_std
 from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objects_of
 from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
@@ -31,6 +32,7 @@ from report.layers import ImageLayers
 from results.exports import write_geojson, write_labels
 from sampling.drawer import Drawer
 from sampling.loading import member_checkpoints
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.files import naming, whole_folder, write_array, write_json
 from utils.locks import held
@@ -51,8 +53,11 @@ class ImageResult:
     raters are there to compare them with. evaluations: of the network, for all draws.
     """
 
-    def __init__(self, drawer: Drawer, scene: Scene, evaluation: EvaluationConfig, keep: bool) -> None:
-        self.scene, self.classes, threshold = scene, drawer.denoiser.mask_channels, drawer.threshold
+    def __init__(
+        self, drawer: Drawer, scene: Scene, data: DataConfig, evaluation: EvaluationConfig, keep: bool
+    ) -> None:
+        self.scene, self.data, self.classes = scene, data, drawer.denoiser.mask_channels
+        threshold = drawer.threshold
         self.ensemble: Ensemble | Moments = Ensemble((self.classes, *scene.shape), threshold)
         self.objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
         self.draw_counts: list[list[Counts]] = []
@@ -125,13 +130,27 @@ def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _sdf_of_mask(draw: np.ndarray, threshold: float, truncation: float) -> np.ndarray:
+    """SDF (K, H, W) of the mask, or of the classes, that a draw (K, H, W) stands for."""
+    labels = classify(draw, threshold)
+    return np.stack([signed_distance(labels == k, truncation) for k in range(1, len(draw) + 1)])
+
+
 def _spread(result: ImageResult) -> SpreadRecord:
-    """Scores of the draws' spread; of a mean and its standard deviation where these came without draws."""
-    scene, ensemble = result.scene, result.ensemble
+    """Scores of the draws' spread; of a mean and its standard deviation where these came without draws.
+
+    The truths are SDFs. Where draws are none (data.representation: binary) those of their masks are scored, with the
+    truths' truncation, so that the numbers of all systems compare; a mean with a standard deviation is scored as it is.
+    """
+    scene, ensemble, draws = result.scene, result.ensemble, result.scored
     if isinstance(ensemble, Moments):
         return measure_moments(ensemble.mmse, ensemble.std, scene.rater_sdfs)
-    raters = scene.labels[None] > 0 if scene.raters is None else scene.raters
-    return measure_draws(result.scored, scene.rater_sdfs, raters, ensemble.threshold)
+    raters, threshold = scene.labels[None] > 0 if scene.raters is None else scene.raters, ensemble.threshold
+    if result.data.representation == "binary":
+        truncation = result.data.truncation
+        draws = [_sdf_of_mask(draw, threshold, truncation) for draw in draws]
+        threshold = 0.5 / max(1.0, truncation)  # inside is 0 and below, the next pixel outside is 1 / truncation
+    return measure_draws(draws, scene.rater_sdfs, raters, threshold)
 
 
 def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:

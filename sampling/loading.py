@@ -10,6 +10,7 @@ import torch
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from models.pooled import AS_IT_IS, PooledDraws, views_of
+from models.ssn import SSN
 from models.uncertainty import DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
@@ -56,7 +57,7 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
     sampling = config.sampling
     model, images = trained(path)
     members = [model, *(trained(other)[0] for other in member_checkpoints(sampling, path))]
-    if sampling.sampler not in ONE_PASS and "size" in images:
+    if not config.is_one_pass and sampling.sampler not in ONE_PASS and "size" in images:
         warn_of_prior(model, images["size"])
     for member in members:
         set_draws(member, sampling)
@@ -81,8 +82,10 @@ def draw_steps(sampling: SamplingConfig) -> int:
 
 
 def set_draws(model: Denoiser, sampling: SamplingConfig) -> None:
-    """Whether a distributional denoiser gives draws or their mean, and with which spread: 1 for several evaluations,
-    the first of which is no draw yet."""
+    """Whether a distributional denoiser, or a distribution of logits, gives draws or their mean; and with which spread
+    a denoiser does: 1 for several evaluations, the first of which is no draw yet."""
+    if isinstance(model, SSN):
+        model.draws = sampling.sampler == "logits"
     model.distribution &= sampling.sampler not in ONE_PASS
     if draw_steps(sampling) > 1:
         model.spread.fill_(1.0)

@@ -48,7 +48,7 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
         )
     if sampling.sampler == "adaptive":
         return partial(adaptive, tolerance=sampling.tolerance)
-    if sampling.sampler in ONE_PASS:  # what makes draws differ is in the network: sampling/loading.py
+    if sampling.sampler in (*ONE_PASS, "logits"):  # what makes draws differ is in the network: sampling/loading.py
         return posterior_mean
     if sampling.sampler == "flowsdf_released":
         return partial(flowsdf_released, steps=sampling.steps)

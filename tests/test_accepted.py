@@ -115,8 +115,8 @@ def brought_together(tree: dict[str, Any]) -> dict[str, Any]:
         model["encoder"]["multipliers"] = model["multipliers"]
         return tree
     data["representation"] = "binary"
-    if sampler not in ONE_PASS:
-        sampling["sampler"] = "mean"
+    if sampler not in (*ONE_PASS, *(("logits",) if kind == "ssn" else ())):
+        sampling["sampler"] = "logits" if kind == "ssn" else "mean"
     if kind == "fcn":
         model["backbone"] = None
     elif kind in ("unet", "unetplusplus"):

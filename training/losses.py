@@ -16,6 +16,7 @@ from models.build import use_bfloat16
 from models.denoiser import Denoiser
 from models.joint import JointDenoiser
 from models.latent import random_latent
+from models.ssn import SSN, mask_likelihood_loss
 from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
 from sde.process import Process
 from utils.sections import SDEConfig, TrainingConfig
@@ -32,12 +33,16 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W)
 Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
 
 
-def baseline_losses(model: Baseline, batch: Batch, training: TrainingConfig) -> Losses:
-    """Dice and cross entropy of each image, (B,), and their times, all t_max."""
+def baseline_losses(model: Baseline, batch: Batch, generators: Generators, training: TrainingConfig) -> Losses:
+    """Dice and cross entropy of each image, or the likelihood of its mask where logits have a distribution, (B,), and
+    their times, all t_max."""
     images, m = batch
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
         logits = model.logits(network_image(images, training.channels_last))
-    losses = dice_cross_entropy(logits, m)
+    if isinstance(model, SSN):
+        losses = mask_likelihood_loss(model.normal(logits), m, generators.noise)
+    else:
+        losses = dice_cross_entropy(logits, m)
     return losses, torch.full_like(losses, model.process.t_max)
 
 
@@ -97,7 +102,7 @@ def loss_of(
     if isinstance(model, JointDenoiser):
         return joint_losses(model, batch, generators, sde, training)
     if isinstance(model, Baseline):
-        return baseline_losses(model, batch, training)
+        return baseline_losses(model, batch, generators, training)
     images, m = batch
     m = m.repeat_interleave(training.noises, dim=0)
     truths = m

@@ -15,9 +15,9 @@ from utils.data_schema import yaml_text
 from utils.sections import ONE_PASS, PREDICTIONS, SCHEDULES
 
 DENOISERS = ("conditional", "joint")
-TRUNKS = (*DENOISERS, "resunet", "attention_unet")  # kinds of models that are built on one
+TRUNKS = (*DENOISERS, "resunet", "attention_unet", "ssn")  # kinds of models that are built on one
 LIBRARIES = ("unet", "unetplusplus")
-BASELINES = ("resunet", "attention_unet", *LIBRARIES, "fcn")
+BASELINES = ("resunet", "attention_unet", *LIBRARIES, "fcn")  # whose logits have no distribution
 ON_A_GRID = ("euler_maruyama", "ancestral", "ddim", "euler", "heun", "dpm_solver")
 FROM_NOISE = ("pc", *ON_A_GRID, "flowsdf_released")
 
@@ -38,6 +38,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("model.kind", (*TRUNKS, *LIBRARIES), "model.channels model.multipliers"),
     ("model.kind", (*TRUNKS, "fcn"), "model.dropout"),
     ("model.kind", (*LIBRARIES, "fcn"), "model.backbone"),
+    ("model.kind", ("ssn",), "model.rank"),
     ("model.encoder.kind", ("unet",), "model.encoder.multipliers model.encoder.attention"),
     ("sde.process", ("ve", "flow"), "sde.sigma_min"),
     ("sde.process", ("ve",), "sde.sigma_max"),
@@ -55,11 +56,11 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("sampling.sampler", ("ancestral",), "sampling.variance"),
     ("sampling.sampler", ("dpm_solver",), "sampling.order sampling.stochastic"),
     ("sampling.sampler", ("adaptive",), "sampling.tolerance"),
-    ("sampling.sampler", ("ensemble", *FROM_NOISE, "adaptive"), "sampling.members"),
+    ("sampling.sampler", ("ensemble", *FROM_NOISE, "adaptive", "logits"), "sampling.members"),
     ("sampling.sampler", FROM_NOISE, "sampling.steps"),
-    ("sampling.sampler", (*FROM_NOISE, *ONE_PASS), "sampling.max_batch"),
+    ("sampling.sampler", (*FROM_NOISE, *ONE_PASS, "logits"), "sampling.max_batch"),
     ("sampling.sampler", (*FROM_NOISE, "adaptive"), "sampling.noise"),
-    ("sampling.sampler", (*FROM_NOISE, "adaptive", "mc_dropout"), "sampling.draws"),
+    ("sampling.sampler", (*FROM_NOISE, "adaptive", "mc_dropout", "logits"), "sampling.draws"),
     ("sampling.sampler", ON_A_GRID, "sampling.grid"),
     ("sampling.steps", (1,), "sampling.spread"),
     ("sampling.used_grid", ("rho",), "sampling.rho"),
@@ -77,8 +78,10 @@ NEEDS: tuple[tuple[str, tuple[object, ...], str, tuple[object, ...]], ...] = (
     ("data.raters", ("all",), "sde.prior_share", (1,)),  # z_t at other times is one rater's, who is to be scored alone
     ("model.kind", ("joint",), "sampling.members", ((),)),
     ("model.kind", ("joint",), "sde.prediction", tuple(name for name in PREDICTIONS if name != "both")),
+    ("sampling.sampler", ("logits",), "model.kind", ("ssn",)),
+    ("model.kind", ("ssn",), "sampling.sampler", (*ONE_PASS, "logits")),
     ("model.kind", BASELINES, "sampling.sampler", ONE_PASS),
-    ("model.kind", BASELINES, "data.representation", ("binary",)),
+    ("model.kind", (*BASELINES, "ssn"), "data.representation", ("binary",)),
     ("model.kind", ("fcn",), "model.backbone", (None, "resnet50", "resnet101")),
 )
 

@@ -37,5 +37,10 @@ class Config(Section):
 
     @property
     def is_one_pass(self) -> bool:
-        """Whether there is nothing to draw from but the direct mean."""
+        """Whether the network sees the image only: no noise is drawn from, and the direct mean is there."""
         return self.model.is_baseline or (self.sde.prior_share == 1 and self.sde.objective == "mean")
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether there is more to draw from than the direct mean."""
+        return not self.is_one_pass or self.model.kind == "ssn"

@@ -11,7 +11,7 @@ from utils.data_schema import Float, Int, Section, Text, yaml_text
 Prediction = Literal["edm", "x", "eps", "v", "velocity", "both", "score", "score_raw"]
 WeightingName = Literal["score", "uniform", "edm", "snr_plus_one", "max_snr_one", "min_snr", "sigmoid", "velocity"]
 SamplerName = Literal["pc", "euler_maruyama", "ancestral", "ddim", "euler", "heun", "dpm_solver", "adaptive", "mean",
-                      "mc_dropout", "ensemble", "flowsdf_released"]  # fmt: skip
+                      "mc_dropout", "ensemble", "logits", "flowsdf_released"]  # fmt: skip
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
 NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
@@ -57,12 +57,14 @@ class ImageEncoderConfig(EncoderConfig):
 class ModelConfig(EncoderConfig):
     """The network that runs at every evaluation; its encoder below."""
 
-    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn"] = Field(
+    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn", "ssn"] = Field(
         "conditional",
         description="masks given images; one network of both, p(m, x), without an image encoder; or a baseline that "
         "predicts the mask in one pass, trained by Dice and cross entropy (models/baselines.py): resunet and "
-        "attention_unet have this section's sizes, unet and unetplusplus channels and multipliers of their decoder",
+        "attention_unet have this section's sizes, unet and unetplusplus channels and multipliers of their decoder; "
+        "ssn, a resunet, has a low-rank normal distribution of logits, trained by its likelihood (models/ssn.py)",
     )
+    rank: Int = Field(10, ge=0, le=100, description="kind ssn: factors of the logits' covariance besides its diagonal")
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | None = Field(
         None, description="encoder of unet, unetplusplus (null: resnet34) and fcn (null: resnet50), without pretraining"
     )
@@ -175,7 +177,7 @@ class SamplingConfig(Section):
     sampler: SamplerName = Field(
         "pc",
         description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
-        "with dropout; ensemble: that of several runs (models/pooled.py)",
+        "with dropout; ensemble: that of several runs (models/pooled.py); logits: draws of model.kind: ssn",
     )
     members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
         (),

@@ -21,6 +21,16 @@ def test_a_protocol_decides_on_names_and_seeds() -> None:
     assert (draws["DDPM"], draws["regression MC dropout"]) == (3, 3)
 
 
+def test_a_system_may_have_seeds_of_its_own(workspace: Workspace) -> None:
+    systems = "  - {name: VE}\n  - {name: pooled, network: VE, members: 3, seeds: [5, 0]}\n"
+    head = "name: own\ntitle: Own\nconfig: config.yaml\nseeds: [0, 1]\n"
+    (workspace.path / "own.yaml").write_text(f"{head}systems:\n{systems}samplings:\n  - {{name: way}}\n")
+    jobs = list(jobs_of(read_protocol("own.yaml"), [], small=False))
+    assert [(job.system, job.seed) for job in jobs] == [("VE", 0), ("pooled", 0), ("VE", 1), ("pooled", 5)]
+    seeds = [training.resolved().seed for training in jobs[-1].others]
+    assert (jobs[-1].training.resolved().seed, seeds) == (5, [1005, 2005])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -58,7 +68,7 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
 @pytest.mark.parametrize(
     ("name", "small", "count"),
     [("systems_phantom", False, 36), ("systems_glas64", False, 36), ("glas64", False, 13), ("glas128", False, 13),
-     ("glas128", True, 13)],
+     ("glas128", True, 13), ("draws_glas64", False, 20), ("draws_phantom", True, 17)],
 )  # fmt: skip
 def test_every_system_of_the_protocols_is_a_valid_config(
     name: str, small: bool, count: int, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data import findings
+from data.agreement import Agreement
 from data.augment import Augmentation
-from data.dataset import Patch, image_array, read_split, same_size, sdf_array
+from data.dataset import GROUPS, Patch, image_array, read_split, same_size, sdf_array
 from data.description import read_description
 from data.findings import GREY_BINS, SDF_BINS, Facts, Suspicion
 from data.images import read_table
@@ -108,6 +109,24 @@ def draw_intensity(axes: Axes, histograms: Sequence[np.ndarray], title: str) -> 
     axes.set(xlabel="grey value", ylabel="share of pixels", title=title, ylim=(0, None))
 
 
+def raters_figure(agreement: Agreement) -> Figure:
+    """Areas of each rater's masks that are not empty, and the mean IoU of each two."""
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    areas, pairs = figure.subplots(1, 2, width_ratios=(3, 2))
+    marked = [own[own > 0] for own in map(agreement.of_rater, range(agreement.raters))]
+    areas.boxplot(marked, positions=range(len(marked)), flierprops={"markersize": 2})
+    areas.set(xlabel="rater", ylabel="area in pixels", yscale="log")
+    areas.spines[["top", "right"]].set_visible(False)
+    values = agreement.pairs()
+    pairs.imshow(values, vmin=0, vmax=1, cmap="viridis")
+    for i, j in np.ndindex(values.shape):
+        pairs.text(
+            j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="white" if values[i, j] < 0.6 else "black"
+        )
+    pairs.set(title="mean IoU", xlabel="rater", xticks=range(len(values)), yticks=range(len(values)))
+    return figure
+
+
 def raw_histograms(data: DataConfig) -> list[np.ndarray]:
     """Grey histograms of a few raw images; none where the archive is not at hand."""
     if data.source == "prepared":
@@ -168,18 +187,20 @@ def split_table(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def find_suspicions(data: DataConfig, facts: Facts) -> list[Suspicion]:
     tables = {split: read_table(path) for split, path in tables_of(data.root).items()}
-    leaks = findings.leaking_groups(tables, "patient")
+    leaks = [Suspicion(f"{column}s in two splits", where, grave=True) for column in GROUPS
+             if (where := findings.leaking_groups(tables, column))]  # fmt: skip
     found = findings.suspicions(facts.table, data.classes or ())
     if data.representation == "sdf":
         found += findings.shallow_objects(facts.table, data.truncation)
-    return [Suspicion("patients in two splits", leaks, grave=True), *found] if leaks else found
+    return leaks + found
 
 
-def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspicion]:
-    """Write the page; return what is suspicious."""
+def inspect(config: Config, output: Path, pictures: Path | None) -> tuple[list[Suspicion], list[str]]:
+    """Write the page; return what is suspicious, and lines about the raters."""
     data = config.data
     kept: list[Item] = []
-    facts = findings.collect(keeping(all_patches(data), kept, PATCHES, config.seed))
+    agreement = Agreement()
+    facts = findings.collect(keeping(agreement.watching(all_patches(data)), kept, PATCHES, config.seed))
     found = find_suspicions(data, facts)
     training = (patch for split, patch in all_patches(data) if split == "train")
     pairs = augmented_pairs(data, config.seed, list(islice(training, 4 * PAIRS))[::4])
@@ -188,31 +209,40 @@ def inspect(config: Config, output: Path, pictures: Path | None) -> list[Suspici
     charts = [chart(draw_foreground, facts.table), chart(draw_sdf, facts, data.classes or ())] if lines else []
     charts += [chart(draw_intensity, raw, "raw images")] if raw else []
     charts += [chart(draw_intensity, after[:: max(1, len(after) // RAW)], "prepared images")] if after else []
+    raters, said = raters_figure(agreement) if agreement.areas else None, agreement.lines()
     gallery = [(f"{split}/{p.key}", p.mask.mean(), data_uri(patch_picture(p).save, optimize=True)) for split, p in kept]
     page = filled(
         Path(__file__).with_name("templates") / "inspect.html",
         name=config.name, root=data.root, lines=lines, suspicions=found, charts=charts, raw=bool(raw),
-        raters=any(line["agreement"] == line["agreement"] for line in lines), gallery=gallery,
+        raters=any(line["agreement"] == line["agreement"] for line in lines), gallery=gallery, agreement=said,
+        raters_chart=data_uri(raters.savefig, dpi=100) if raters else None,
         pairs=data_uri(pairs.save, optimize=True) if pairs else None, settings=dump_config(config),
         described=read_description(Path(data.root)),
     )  # fmt: skip
     write_text(output, page)
-    if pictures is not None and pairs is not None:
+    if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        pairs.save(pictures / "augmented.png")
-    return found
+        if pairs is not None:
+            pairs.save(pictures / "augmented.png")
+        if raters is not None:
+            raters.savefig(pictures / "raters.png", dpi=150)
+    return found, said
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Look at prepared data: one HTML page.")
     parser.add_argument("--output", type=Path, metavar="HTML", help="default: inspection.html in data.root")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also save the augmented pairs there")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="also save the augmented pairs and the chart of raters there"
+    )
     args = parser.parse_args(argv)
     config = read_config(args)
     if config is None:
         return
     output = args.output or Path(config.data.root) / "inspection.html"
-    found = inspect(config, output, args.pictures)
+    found, said = inspect(config, output, args.pictures)
+    for line in said:
+        print(line)
     for suspicion in found:
         sign = "!!" if suspicion.grave else "--"
         print(f"{sign} {suspicion.what}: {len(suspicion.where)}, such as {suspicion.where[0]}")

@@ -112,7 +112,9 @@ class DataConfig(Section):
     window: tuple[Float, Float] | None = Field(
         None, description="folder: raw intensities that become 0 and 255; null: 8 bits as they are, else percentiles"
     )
-    group_column: Text = Field("group", description="folder: column of split.csv that says what stays together")
+    group_column: Text = Field(
+        "group", description="folder: column of split.csv or groups.csv that says what stays together"
+    )
     max_megapixels: Float = Field(100.0, gt=0, le=2000, description="largest raw image")
     validation_fraction: Float = Field(0.15, ge=0, lt=1, description="share of training images for val, by patient")
     test_fraction: Float | None = Field(

@@ -1,7 +1,7 @@
 """Anybody's folder: `images/` and `masks/` (or `labels/`, or a folder per rater) with equal stems.
 
-The two may also lie below `train/`, `val/` and `test/`. An optional `split.csv` (image, split, group) says who belongs
-where and together.
+The two may also lie below `train/`, `val/` and `test/`. An optional `split.csv` (image, split, group), or `groups.csv`
+(image, group), says who belongs where and together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 ADVICE = "; set data.instances: true, data.foreground: [values] or data.classes: [values]"
+TABLES = ("split.csv", "groups.csv")
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
 _NAME_COLUMNS = ("image", "image_id", "filename", "name", "stem")
@@ -49,7 +50,7 @@ def read_sample(image: Path, masks: Sequence[Path], data: DataConfig) -> Sample:
 
 
 def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict[str, tuple[Split | None, str]]:
-    """Stem to (split, group) of split.csv; either column may be absent."""
+    """Stem to (split, group) of a table; either column may be absent."""
     table = read_table(path)
     table.columns = [column.strip().lower() for column in table.columns]
     name = next((c for c in _NAME_COLUMNS if c in table), None)
@@ -95,7 +96,8 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
         own, group = table.get(stem, (None, ""))
         name = f"{split}_{stem}" if split else stem  # train/ and test/ may both begin with 1.png
         read = partial(read_sample, files[0], files[1:], data)
-        records.append(Record(name, split or own or "train", group or name, read, files))
+        attributes = {"group": group} if group else {}
+        records.append(Record(name, split or own or "train", group or name, read, files, attributes))
     return records
 
 
@@ -108,13 +110,16 @@ def records(data: DataConfig) -> Archive:
         parts = [(raw / split, split) for split in get_args(Split) if (raw / split / "images").is_dir()]
     if not parts:
         raise DataError(f"{raw}: no folder images/ in it, nor train/images/")
-    path = raw / "split.csv"
-    table = read_split_table(path, data.group_column, problems) if path.is_file() else {}
+    tables = [raw / name for name in TABLES if (raw / name).is_file()]
+    if len(tables) > 1:
+        raise DataError(f"{raw}: {' and '.join(TABLES)} both; keep one, with columns image, split and group")
+    path = tables[0] if tables else raw
+    table = read_split_table(path, data.group_column, problems) if tables else {}
     found = [r for folder, split in parts for r in _list_pairs(folder, split, table, data, problems)]
     if not found and not problems:
         raise DataError(f"{raw}: no pictures in images/ ({', '.join(SUFFIXES)})")
     stems = {file.stem for record in found for file in record.files}
     problems += [f"{path}: lists {stem}, which is not in images/" for stem in sorted(table.keys() - stems)]
-    if table and any(split for split, _ in table.values()):
+    if table:  # whoever is not listed would be a group by itself
         problems += [f"{r.files[0]}: not listed in {path.name}" for r in found if r.files[0].stem not in table]
     return Archive(found, problems)

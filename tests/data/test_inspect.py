@@ -35,9 +35,13 @@ def test_the_page_of_classes_raters_and_parts(workspace: Workspace) -> None:
     pages = []
     for options in (classes, ["--set", "data.phantom.raters=3"], ["--set", "data.test_patch=[16, 16]"]):
         assert workspace("prepare", *options).code == 0
-        assert workspace("inspect", *options).code == 0
+        result = workspace("inspect", *options, "--pictures", "pictures")
+        assert result.code == 0
+        assert ("rater 2: area" in result.out) == ("data.phantom.raters=3" in options)
         pages.append((workspace.path / "prepared" / "inspection.html").read_text())
     assert ["mean IoU of raters" in page for page in pages] == [False, True, False]
+    assert ["rater 2: area" in page for page in pages] == [False, True, False]
+    assert Image.open(workspace.path / "pictures" / "raters.png").size == (1125, 420)
     assert ["16 x 16" in page for page in pages] == [False, False, True]
     assert not any(path.name.startswith(".") for path in (workspace.path / "prepared").iterdir())
 
@@ -52,6 +56,15 @@ def test_hand_made_folders_and_empty_ones(workspace: Workspace) -> None:
     assert "splits without images: 2, such as val" in out
     assert "The raw images are not at hand" in (root / "inspection.html").read_text()
     assert "no CSV files" in workspace.fails("inspect", "--set", "data.root=nowhere")
+
+
+def test_groups_in_two_splits_are_a_leak(workspace: Workspace) -> None:
+    assert workspace("prepare").code == 0
+    for split in ("train", "val", "test"):
+        path = workspace.path / "prepared" / f"{split}.csv"
+        first, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([f"{first},group", *(f"{row},{'a' if split != 'val' else 'b'}" for row in rows)]))
+    assert "!! groups in two splits: 1, such as a (test, train)" in workspace("inspect").out
 
 
 def test_preparing_anew_drops_the_old_page(workspace: Workspace) -> None:

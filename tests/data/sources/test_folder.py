@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.prepare import prepare
-from tests.helpers import colours, listed, read, save, section
+from data.prepare import list_archive, prepare
+from data.splits import cut_split
+from tests.helpers import REAL_DATA, ROOT, colours, listed, read, save, section
+from utils.config import load_config
 from utils.errors import DataError
 
 MASK = np.zeros((20, 30), np.uint8)
@@ -153,3 +155,39 @@ def test_splits_are_disjoint_in_groups_and_even_over_strata(tmp_path: Path) -> N
     groups = {s: {rows[int(i[3:])][-1] for i in table["image_id"]} for s, table in tables.items()}
     assert not groups["train"] & groups["val"] | groups["train"] & groups["test"] | groups["val"] & groups["test"]
     assert {s: len(table) for s, table in tables.items()} == {"train": 14, "val": 2, "test": 4}
+
+
+def test_raters_and_their_groups_table(tmp_path: Path) -> None:
+    """images/, mask-0/, mask-1/ and groups.csv: groups stay together, and are in the prepared tables."""
+    raw = fake_folder(tmp_path / "raw", "mask-0", count=12)
+    fake_folder(raw, "mask-1", np.zeros((20, 30), np.uint8), count=12)
+    (raw / "groups.csv").write_text("image,group\n" + "".join(f"im {i},{i // 3}\n" for i in range(12)))
+    prepare(section("folder", raw, tmp_path / "p", test_fraction=0.3, validation_fraction=0.4, workers=1), quiet=True)
+    tables = {s: pd.read_csv(tmp_path / "p" / f"{s}.csv") for s in ("train", "val", "test")}
+    groups = [set(table["group"]) for table in tables.values()]
+    assert all(groups)
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 4
+    assert all(group == int(i[3:]) // 3 for t in tables.values() for i, group in zip(t.image_id, t.group, strict=True))
+    assert all(len(names.split(";")) == 2 for names in tables["train"]["raternames"])
+    (raw / "groups.csv").write_text("image,group\n" + "".join(f"im {i},a\n" for i in range(11)))
+    assert listed("folder", raw).problems == [f"{raw / 'images' / 'im 11.png'}: not listed in groups.csv"]
+    (raw / "split.csv").write_text("image,split\nim 0,train\n")
+    with pytest.raises(DataError, match=r"split\.csv and groups\.csv both"):
+        listed("folder", raw)
+
+
+@pytest.mark.skipif(not (REAL_DATA / "cfos").is_dir(), reason="the cFOS images are not on this machine")
+def test_real_cfos() -> None:
+    config = load_config(ROOT / "cfg" / "cfos.yaml", [f"data.raw={REAL_DATA / 'cfos'}"])
+    archive = list_archive(config.data)
+    assert archive.problems == []
+    records = cut_split(archive.records, "test", config.data.test_share, config.data.split_seed)
+    records = cut_split(records, "val", config.data.validation_fraction, config.data.split_seed)
+    groups = {s: {r.group for r in records if r.split == s} for s in ("train", "val", "test")}
+    assert len(records) == 25
+    assert all(groups.values())
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values())) == 9
+    sample = read(records[0])
+    assert sample.image.shape == (1024, 1024)
+    assert len(sample.raters) == 5
+    assert all(rater.any() for rater in sample.raters)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, Draw, rows_of
 from models.segmentation import FCN, GatedTrunk, TrunkNetwork, library_unet
 from models.unet import Sizes, Trunk, pad_to_multiple
 from sde.process import Process
@@ -68,6 +68,24 @@ class Baseline(OnePass):
             return -self.sigma_data * torch.tanh(0.5 * logits)
         background, classes = logits.softmax(dim=1).split([1, self.mask_channels], dim=1)
         return self.sigma_data * (background - classes)
+
+
+class StochasticBaseline(Baseline):
+    """A baseline whose logits have a distribution.
+
+    features: what `sampled` needs, and last the map of a mean. Draw i of an image is one sample of the logits, mapped
+    as those of any baseline; it costs no evaluation. draws: whether `of_draws` gives these, or the map of the mean.
+    """
+
+    draws = True
+
+    def of_draws(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
+        """The map (B, K, H, W) of each draw."""
+        return [self.map_of(self.sampled(features, rows, draws))] if self.draws else [rows_of(features[-1], rows)]
+
+    def sampled(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Logits of each draw, of the images `rows` of those that `features` gave."""
+        raise NotImplementedError
 
 
 def classes_of(m: Tensor) -> Tensor:

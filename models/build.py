@@ -10,6 +10,7 @@ import torch
 from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
 from models.joint import JointDenoiser
+from models.prob_unet import build_prob_unet
 from models.ssn import build_ssn
 from models.unet import Sizes
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP, prior_pull
@@ -51,6 +52,8 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
     process, common = process_of(sde), (image_channels_of(data), data.channels, sizes_of(model))
     if model.kind == "ssn":
         return build_ssn(process, *common, model.rank, sigma_data)
+    if model.kind == "prob_unet":
+        return build_prob_unet(process, *common, model.latent, model.beta, sigma_data)
     if model.is_baseline:
         try:
             return build_baseline(process, model.kind, *common, model.backbone or model.usual_backbone, sigma_data)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from models.baselines import Baseline, classes_of
+from models.baselines import StochasticBaseline, classes_of
 from models.denoiser import Draw, rows_of
 from models.layers import small_init
 from models.segmentation import TrunkNetwork
@@ -38,19 +38,18 @@ class LowRankNormal(NamedTuple):
         return self.mean + torch.einsum("...br,brchw->...bchw", w, self.factors) + self.std * eps
 
 
-class SSN(Baseline):
-    """A baseline whose logits have a distribution.
+class SSN(StochasticBaseline):
+    """A baseline whose logits have a normal distribution.
 
     encoder: images to C (2 + rank) maps: the mean of the C logits (1, or K + 1 with the background first), the
-    logarithm of their own variances, and the rank factors. Draw i of an image is one sample of the logits, mapped as
-    those of any baseline; it costs no evaluation. draws: whether `of_draws` gives these, or the map of the mean.
+    logarithm of their own variances, and the rank factors.
     """
 
     def __init__(
         self, process: Process, network: nn.Module, stride: int, mask_channels: int, rank: int, sigma_data: float = 1.0
     ) -> None:
         super().__init__(process, network, stride, mask_channels, sigma_data)
-        self.rank, self.logit_channels, self.draws = rank, 1 if mask_channels == 1 else mask_channels + 1, True
+        self.rank, self.logit_channels = rank, 1 if mask_channels == 1 else mask_channels + 1
 
     @property
     def floats_per_pixel(self) -> float:
@@ -69,18 +68,15 @@ class SSN(Baseline):
         maps = self.logits(image)
         return [maps, self.map_of(maps[:, : self.logit_channels])]
 
-    def of_draws(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
-        """The map (B, K, H, W) of each draw. Its w is that of the draw, its eps a field of the whole image, so that
-        tiles which overlap agree."""
-        if not self.draws:
-            return super().of_draws(features, rows, draws)
+    def sampled(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """w is that of the draw, eps a field of the whole image, so that tiles which overlap agree."""
         normal = self.normal(rows_of(features[0], rows))
         w, eps = torch.empty(len(draws), self.rank), torch.empty(normal.mean.shape)
         for i, draw in enumerate(draws):
             w[i].normal_(generator=torch.Generator().manual_seed(draw.seed))
             window = (draw.top, draw.left, *eps.shape[-2:])
             eps[i] = FieldNoise(draw.seed, [("logits", 0)], self.logit_channels, window)()[0]
-        return [self.map_of(normal.at(w.to(normal.mean.device), eps.to(normal.mean.device)))]
+        return normal.at(w.to(normal.mean.device), eps.to(normal.mean.device))
 
 
 def mask_likelihood_loss(normal: LowRankNormal, m: Tensor, noise: Generator, samples: int = SAMPLES) -> Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from models.baselines import StochasticBaseline
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from models.pooled import AS_IT_IS, PooledDraws, views_of
-from models.ssn import SSN
 from models.uncertainty import DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
@@ -84,7 +84,7 @@ def draw_steps(sampling: SamplingConfig) -> int:
 def set_draws(model: Denoiser, sampling: SamplingConfig) -> None:
     """Whether a distributional denoiser, or a distribution of logits, gives draws or their mean; and with which spread
     a denoiser does: 1 for several evaluations, the first of which is no draw yet."""
-    if isinstance(model, SSN):
+    if isinstance(model, StochasticBaseline):
         model.draws = sampling.sampler == "logits"
     model.distribution &= sampling.sampler not in ONE_PASS
     if draw_steps(sampling) > 1:

@@ -22,7 +22,7 @@ from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
 from utils.schema import Config
-from utils.sections import ONE_PASS, EvaluationConfig
+from utils.sections import ONE_PASS, STOCHASTIC, EvaluationConfig
 
 FEW = st.integers(1, 3)
 # Values that keep a step small, or that lie where a choice could hide; Literals and bools take any of theirs.
@@ -60,6 +60,7 @@ POOLS: dict[str, Any] = {
     "steps": st.sampled_from([6, 12]),
     "corrector_steps": st.integers(0, 2),
     "gamma": st.just(0.3),
+    "latent": FEW,
     "members": st.sampled_from([["a"], ["a", "b"]]),
     "draws": st.sampled_from([1, 2, "auto"]),
 }
@@ -115,8 +116,8 @@ def brought_together(tree: dict[str, Any]) -> dict[str, Any]:
         model["encoder"]["multipliers"] = model["multipliers"]
         return tree
     data["representation"] = "binary"
-    if sampler not in (*ONE_PASS, *(("logits",) if kind == "ssn" else ())):
-        sampling["sampler"] = "logits" if kind == "ssn" else "mean"
+    if sampler not in (*ONE_PASS, *(("logits",) if kind in STOCHASTIC else ())):
+        sampling["sampler"] = "logits" if kind in STOCHASTIC else "mean"
     if kind == "fcn":
         model["backbone"] = None
     elif kind in ("unet", "unetplusplus"):

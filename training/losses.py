@@ -16,6 +16,7 @@ from models.build import use_bfloat16
 from models.denoiser import Denoiser
 from models.joint import JointDenoiser
 from models.latent import random_latent
+from models.prob_unet import ProbUNet, evidence_loss
 from models.ssn import SSN, mask_likelihood_loss
 from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
 from sde.process import Process
@@ -34,12 +35,19 @@ Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
 
 
 def baseline_losses(model: Baseline, batch: Batch, generators: Generators, training: TrainingConfig) -> Losses:
-    """Dice and cross entropy of each image, or the likelihood of its mask where logits have a distribution, (B,), and
-    their times, all t_max."""
+    """Dice and cross entropy of each image, or the likelihood of its mask, or a bound of it, where logits have a
+    distribution, (B,), and their times, all t_max."""
     images, m = batch
+    kl: Tensor | None = None
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
-        logits = model.logits(network_image(images, training.channels_last))
-    if isinstance(model, SSN):
+        x = network_image(images, training.channels_last)
+        if isinstance(model, ProbUNet):
+            logits, kl = model.reconstructed(x, m, generators.noise)
+        else:
+            logits = model.logits(x)
+    if isinstance(model, ProbUNet) and kl is not None:
+        losses = evidence_loss(logits, m, kl, model.beta)
+    elif isinstance(model, SSN):
         losses = mask_likelihood_loss(model.normal(logits), m, generators.noise)
     else:
         losses = dice_cross_entropy(logits, m)

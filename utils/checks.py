@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from utils.data_schema import yaml_text
-from utils.sections import ONE_PASS, PREDICTIONS, SCHEDULES
+from utils.sections import ONE_PASS, PREDICTIONS, SCHEDULES, STOCHASTIC
 
 DENOISERS = ("conditional", "joint")
-TRUNKS = (*DENOISERS, "resunet", "attention_unet", "ssn")  # kinds of models that are built on one
+TRUNKS = (*DENOISERS, "resunet", "attention_unet", *STOCHASTIC)  # kinds of models that are built on one
 LIBRARIES = ("unet", "unetplusplus")
 BASELINES = ("resunet", "attention_unet", *LIBRARIES, "fcn")  # whose logits have no distribution
 ON_A_GRID = ("euler_maruyama", "ancestral", "ddim", "euler", "heun", "dpm_solver")
@@ -39,6 +39,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("model.kind", (*TRUNKS, "fcn"), "model.dropout"),
     ("model.kind", (*LIBRARIES, "fcn"), "model.backbone"),
     ("model.kind", ("ssn",), "model.rank"),
+    ("model.kind", ("prob_unet",), "model.latent model.beta"),
     ("model.encoder.kind", ("unet",), "model.encoder.multipliers model.encoder.attention"),
     ("sde.process", ("ve", "flow"), "sde.sigma_min"),
     ("sde.process", ("ve",), "sde.sigma_max"),
@@ -78,10 +79,10 @@ NEEDS: tuple[tuple[str, tuple[object, ...], str, tuple[object, ...]], ...] = (
     ("data.raters", ("all",), "sde.prior_share", (1,)),  # z_t at other times is one rater's, who is to be scored alone
     ("model.kind", ("joint",), "sampling.members", ((),)),
     ("model.kind", ("joint",), "sde.prediction", tuple(name for name in PREDICTIONS if name != "both")),
-    ("sampling.sampler", ("logits",), "model.kind", ("ssn",)),
-    ("model.kind", ("ssn",), "sampling.sampler", (*ONE_PASS, "logits")),
+    ("sampling.sampler", ("logits",), "model.kind", STOCHASTIC),
+    ("model.kind", STOCHASTIC, "sampling.sampler", (*ONE_PASS, "logits")),
     ("model.kind", BASELINES, "sampling.sampler", ONE_PASS),
-    ("model.kind", (*BASELINES, "ssn"), "data.representation", ("binary",)),
+    ("model.kind", (*BASELINES, *STOCHASTIC), "data.representation", ("binary",)),
     ("model.kind", ("fcn",), "model.backbone", (None, "resnet50", "resnet101")),
 )
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from utils.checks import check_sections
 from utils.data_schema import DataConfig, Int, Section
-from utils.sections import EvaluationConfig, ModelConfig, SamplingConfig, SDEConfig, TrainingConfig
+from utils.sections import STOCHASTIC, EvaluationConfig, ModelConfig, SamplingConfig, SDEConfig, TrainingConfig
 
 
 def _folder_name(name: str) -> str:
@@ -43,4 +43,4 @@ class Config(Section):
     @property
     def has_draws(self) -> bool:
         """Whether there is more to draw from than the direct mean."""
-        return not self.is_one_pass or self.model.kind == "ssn"
+        return not self.is_one_pass or self.model.kind in STOCHASTIC

@@ -16,6 +16,7 @@ PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
 NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
+STOCHASTIC = ("ssn", "prob_unet")  # kinds of models whose logits have a distribution, for sampler logits
 SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that follow one
 PARAMETERS = 1e9  # of one network at most: the weights, their average, gradients and moments take 20 GB
 
@@ -57,14 +58,20 @@ class ImageEncoderConfig(EncoderConfig):
 class ModelConfig(EncoderConfig):
     """The network that runs at every evaluation; its encoder below."""
 
-    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn", "ssn"] = Field(
+    kind: Literal["conditional", "joint", "unet", "unetplusplus", "resunet", "attention_unet", "fcn", "ssn",
+                  "prob_unet"] = Field(
         "conditional",
         description="masks given images; one network of both, p(m, x), without an image encoder; or a baseline that "
         "predicts the mask in one pass, trained by Dice and cross entropy (models/baselines.py): resunet and "
         "attention_unet have this section's sizes, unet and unetplusplus channels and multipliers of their decoder; "
-        "ssn, a resunet, has a low-rank normal distribution of logits, trained by its likelihood (models/ssn.py)",
-    )
+        "ssn, a resunet, has a low-rank normal distribution of logits, trained by its likelihood (models/ssn.py); "
+        "prob_unet, a resunet, has a latent z, a normal distribution given the image (models/prob_unet.py)",
+    )  # fmt: skip
     rank: Int = Field(10, ge=0, le=100, description="kind ssn: factors of the logits' covariance besides its diagonal")
+    latent: Int = Field(6, ge=1, le=1000, description="kind prob_unet: numbers in z")
+    beta: Float = Field(
+        10.0, gt=0, le=1e6, description="kind prob_unet: weight of KL(q || p) against cross entropy summed over pixels"
+    )
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | None = Field(
         None, description="encoder of unet, unetplusplus (null: resnet34) and fcn (null: resnet50), without pretraining"
     )
@@ -177,7 +184,7 @@ class SamplingConfig(Section):
     sampler: SamplerName = Field(
         "pc",
         description="how noise becomes a draw (sde/samplers.py); mean: E[m | x] in one evaluation; mc_dropout: that "
-        "with dropout; ensemble: that of several runs (models/pooled.py); logits: draws of model.kind: ssn",
+        "with dropout; ensemble: that of several runs (models/pooled.py); logits: draws of model.kind: ssn, prob_unet",
     )
     members: Annotated[tuple[Text, ...], Field(max_length=100)] = Field(
         (),

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
-from bench.table_page import images_of, write_page
+from bench.table_page import AT, RATERS, images_of, write_page
 from data.description import data_hash
 from evaluation.comparison import spread_of
 from models.build import denoiser_of
@@ -142,6 +142,15 @@ def sampled_folder(job: Job, run: Path, members: Sequence[Path], split: str, cal
     return folders_with(run / "samples", "settings.json")[-1]
 
 
+def rater_columns(raters: dict[str, float | None], draws: float) -> dict[str, float | None]:
+    """Of the `raters` of a summary.json: scores that depend on the number of draws at AT of them, or at all where there
+    are fewer."""
+    return {
+        **{f"{name}_{AT}": raters.get(f"{name}_{min(AT, draws)}") for name in ("ged", "hm_iou", "d_max")},
+        **{name: raters.get(name) for name in RATERS},
+    }
+
+
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary.json that a table shows; None for what is not defined."""
     uncertainty, draws = summary["uncertainty"], summary["draws"]
@@ -152,6 +161,7 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
         # One draw has a std of 0 everywhere.
         **{name: uncertainty[name] if draws > 1 else None for name in ("ause", "ece")},
         "ged": summary.get("raters", {}).get(f"ged_{draws}"),
+        **rater_columns(summary.get("raters", {}), draws),
         **spread_of(summary),
         "draws": draws,
         "nfe": summary["nfe_per_draw"],

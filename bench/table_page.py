@@ -14,7 +14,10 @@ from bench.charts import f1_over_nfe, f1_over_seconds, markdown
 from bench.protocol import Protocol
 from utils.files import write_text
 
-MEANS = ("f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "ssr", "image_coverage", "object_coverage",
+AT = 16  # draws at which scores against raters are shown that depend on their number
+RATERS = ("fair_diversity", "fair_rater_diversity", "diversity_ratio", "ncc", "consensus_dice", "volume_crps")
+MEANS = (*(f"{name}_{AT}" for name in ("ged", "hm_iou", "d_max")), *RATERS,
+         "f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "ssr", "image_coverage", "object_coverage",
          "expected", "lost", "fair_crps", "energy", "fair_ged", "skill", "draws", "nfe", "seconds_per_image",
          "training_seconds")  # fmt: skip
 LEGEND = """
@@ -25,7 +28,10 @@ diagonal pairs included. SSR: adjusted ratio of the draws' spread to the error o
 objects inside: share of true areas within the range of the draws', and what is right; lost: share of objects and draws
 without a match, whose area counts as 0. Fair CRPS (SDF, per pixel), energy score (SDF in 8 x 8 means) and fair GED do
 not depend on the number of draws and are least for true draws; of a single draw they are its error. Skill: share of
-the CRPS saved against the same mean with one std at all pixels. NFE: evaluations of the network per draw; one that all
+the CRPS saved against the same mean with one std at all pixels. GED 16, HM-IoU 16, D_max 16: at 16 draws, at all where
+there are fewer, which GED punishes; matched IoU, and best Dice for each rater. Diversity: mean 1 - IoU of two different
+draws / of two different raters, and their ratio, 1 is right. NCC of where draws differ with where they differ from the
+raters; Dice where all raters agree; CRPS of the area, pixels. NFE: evaluations of the network per draw; one that all
 draws share counts once. Seconds per image are of all draws, on a machine that other work shared; training time is that
 of the optimiser's steps."""
 
@@ -75,6 +81,12 @@ def cells_of(row: dict[str, Any]) -> dict[str, str]:
     def inside(name: str) -> str:
         return "" if pd.isna(row[name]) else f"{row[name]:.2f} ({row['expected']:.2f})"
 
+    def alike() -> str:
+        if pd.isna(row["diversity_ratio"]):
+            return ""
+        pair = _pair(row["fair_diversity"], row["fair_rater_diversity"])
+        return f"{pair} ({row['diversity_ratio']:.2f})"
+
     return {
         "system": row["system"],
         "sampling": row["sampling"],
@@ -88,6 +100,14 @@ def cells_of(row: dict[str, Any]) -> dict[str, str]:
         "energy": known("energy"),
         "fair GED": known("fair_ged"),
         "skill": known("skill"),
+        **{
+            f"{title} {AT}": known(f"{name}_{AT}")
+            for name, title in (("ged", "GED"), ("hm_iou", "HM-IoU"), ("d_max", "D_max"))
+        },
+        "diversity of draws / raters": alike(),
+        "NCC": known("ncc"),
+        "consensus Dice": known("consensus_dice"),
+        "area CRPS": known("volume_crps"),
         "draws x NFE": f"{row['draws']:.4g} x {row['nfe']:.4g}",
         "s per image": f"{row['seconds_per_image']:.2f}",
         "parameters": f"{row['parameters'] / 1e6:.1f} M",
@@ -102,6 +122,8 @@ def markdown_table(rows: pd.DataFrame) -> list[str]:
     columns = [name for name in lines[0] if any(line[name] for line in lines)]
     if len({line["system"] for line in lines}) == len(lines):
         columns.remove("sampling")
+    if "GED" in columns and all(line["GED"] == line[f"GED {AT}"] for line in lines):
+        columns.remove("GED")
     return markdown([{name: line[name] for name in columns} for line in lines])
 
 

@@ -5,13 +5,13 @@ scores = rater_scores(draws, raters)    # of one image; flat and JSON-friendly
 draws: (S, H, W) bool, masks drawn for one image. raters: (R, H, W) bool, the masks of its raters. S, R >= 1, in no
 order that means anything. Two empty masks have IoU and Dice 1. Functions of masks raise ValueError for other types and
 shapes. Averages over pairs of masks of one set take a mask with itself too, so GED, diversity, HM-IoU and D_max
-compare at an equal number of draws only.
+compare at an equal number of draws only; what is called fair leaves such pairs out, and compares at any.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from evaluation.calibration import ProbabilityHistogram
 from evaluation.metrics import count
 
+COUNTS = (4, 16, 32)  # numbers of draws that papers report
 BLOCK = 1 << 16  # pixels that are turned into floats at a time
 
 
@@ -51,6 +52,22 @@ def diversity(own: np.ndarray) -> float:
     return 1.0 - float(own.mean())
 
 
+def fair_diversity(own: np.ndarray) -> float | None:
+    """Mean 1 - IoU of two different masks out of N, from their IoU (N, N), in [0, 1]; None of a single mask."""
+    n = len(own)
+    return n / (n - 1) * diversity(own) if n > 1 else None
+
+
+def diversity_ratio(scores: Sequence[Mapping[str, float | None]]) -> float | None:
+    """How much draws differ, in units of how much raters do: mean `fair_diversity` over mean `fair_rater_diversity` of
+    the images that have both; 1 is right. A ratio of means, since raters of an image may all agree. scores: of images,
+    from `rater_scores`. None if no image has both, or all raters agree everywhere."""
+    pairs = [(row.get("fair_diversity"), row.get("fair_rater_diversity")) for row in scores]
+    known = [(draws, raters) for draws, raters in pairs if draws is not None and raters is not None]
+    whole = sum(raters for _, raters in known)
+    return sum(draws for draws, _ in known) / whole if whole > 0 else None
+
+
 def ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
     """Squared generalised energy distance with d = 1 - IoU (Kohl et al. 2018, "A Probabilistic U-Net"), 0 is best.
 
@@ -62,12 +79,7 @@ def ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
 def fair_ged(between: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> float:
     """`ged` without pairs of a mask with itself, so that it does not depend on the number of draws on average, and
     does not reward alike ones; a little below 0 now and then. A single draw or rater counts with diversity 0."""
-
-    def among(pairs: np.ndarray) -> float:
-        n = len(pairs)
-        return n / max(1, n - 1) * diversity(pairs)
-
-    return 2.0 * (1.0 - float(between.mean())) - among(own) - among(theirs)
+    return 2.0 * (1.0 - float(between.mean())) - (fair_diversity(own) or 0.0) - (fair_diversity(theirs) or 0.0)
 
 
 def hm_iou(between: np.ndarray) -> float:
@@ -138,7 +150,7 @@ def volume_crps(draws: np.ndarray, raters: np.ndarray) -> float:
     return float(np.abs(x[:, None] - y).mean() - np.abs(x[:, None] - x).mean() / 2.0)
 
 
-def rater_scores(draws: np.ndarray, raters: np.ndarray, counts: Sequence[int] = (4, 16)) -> dict[str, float | None]:
+def rater_scores(draws: np.ndarray, raters: np.ndarray, counts: Sequence[int] = COUNTS) -> dict[str, float | None]:
     """All scores of one image; None where one is not defined. For a run, take the mean over images that have it.
 
     draws (S, H, W) and raters (R, H, W) bool. counts: numbers of draws at which the scores are taken that depend on it,
@@ -147,6 +159,8 @@ def rater_scores(draws: np.ndarray, raters: np.ndarray, counts: Sequence[int] = 
 
     ged_n, hm_iou_n, d_max_n, diversity_n    at n draws
     distance, rater_diversity                mean 1 - IoU of draws and raters; of the raters among themselves
+    fair_diversity, fair_rater_diversity     of two different draws; of two different raters. Draws that depend on each
+                                             other, as antithetic pairs do, shift the first
     ncc, volume_crps (pixels)                of all draws
     consensus_dice                           of the mask that more than half of the draws call foreground
     ece_rater_1 .., ece_raters               of the fraction of draws, against each rater, and their mean
@@ -164,6 +178,8 @@ def rater_scores(draws: np.ndarray, raters: np.ndarray, counts: Sequence[int] = 
         scores[f"diversity_{n}"] = float(np.mean([diversity(own[g, g]) for g in groups]))
     scores["distance"] = 1.0 - float(between.mean())
     scores["rater_diversity"] = diversity(theirs)
+    scores["fair_diversity"] = fair_diversity(own)
+    scores["fair_rater_diversity"] = fair_diversity(theirs)
     scores["ncc"] = ncc(draws, raters)
     scores["volume_crps"] = volume_crps(draws, raters)
     scores["consensus_dice"] = consensus_dice(2 * draws.sum(axis=0) > total, raters)

@@ -35,7 +35,8 @@ class ImageLayers:
 
     image: (H, W) or (H, W, 3) uint8. mmse: (K, H, W) of K classes, SDF units. labels: (H, W), 0 = background,
     k = the k-th class. probability: (H, W) in [0, 1], of any class. std: (K, H, W), None where there is a single draw.
-    truth, truth_sdf: as labels and mmse; None where no one has drawn it.
+    truth, truth_sdf: as labels and mmse; None where no one has drawn it. raters: (R, H, W) bool, the masks of several;
+    rater_std: (K, H, W), standard deviation of their SDFs.
     """
 
     image: np.ndarray
@@ -45,19 +46,23 @@ class ImageLayers:
     std: np.ndarray | None = None
     truth: np.ndarray | None = None
     truth_sdf: np.ndarray | None = None
+    raters: np.ndarray | None = None
+    rater_std: np.ndarray | None = None
 
     def maps(self) -> dict[str, np.ndarray]:
         """What there is to show, (H, W), by the key of its layer; of several classes the least MMSE, and the largest
         std and |MMSE - truth|."""
-        std = None if self.std is None else self.std.max(axis=0)
+        std, rater_std = (None if own is None else own.max(axis=0) for own in (self.std, self.rater_std))
         error = None if self.truth_sdf is None else np.abs(self.mmse - self.truth_sdf).max(axis=0)
-        values = {"image": self.image, "mmse": self.mmse.min(axis=0), "std": std, "probability": self.probability}
-        return {key: own for key, own in {**values, "error": error}.items() if own is not None}
+        values = {"image": self.image, "mmse": self.mmse.min(axis=0), "std": std, "rater_std": rater_std,
+                  "probability": self.probability, "error": error}  # fmt: skip
+        return {key: own for key, own in values.items() if own is not None}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the viewer: its name, colour map (None for the image itself), and the values of the map's ends."""
+    """One layer of the viewer: its name, colour map (None for the image itself), and the values of the map's ends.
+    raters: the image below the contours of its raters."""
 
     key: str
     title: str
@@ -75,7 +80,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Contour:
-    """Borders of one class: an SVG path in half pixels of the image, and its colour."""
+    """Borders of one class or rater: an SVG path in half pixels of the image, and its colour."""
 
     path: str
     color: str
@@ -83,23 +88,26 @@ class Contour:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a card of the report shows: data URIs by the key of their layer, contours, size of the image, classes."""
+    """What a card of the report shows: data URIs by the key of their layer, that of `raters` empty, since it is the
+    image; contours, size of the image, classes."""
 
     layers: dict[str, str]
     truth: list[Contour]
     prediction: list[Contour]
+    raters: list[Contour]
+    silent: int  # raters who marked nothing
     width: int
     height: int
     classes: int
 
 
 def error_scale(images: Iterable[ImageLayers]) -> float:
-    """The end of the colour map that std and error share on the whole page: what 99 % of the pixels of a typical image
+    """The end of the colour map that stds and error share on the whole page: what 99 % of the pixels of a typical image
     stay below, rounded up to one digit, from 0.05 to 2, the largest error of an SDF in [-1, 1]."""
     tops = []
     for layers in images:
         maps = layers.maps()
-        known = [float(np.percentile(maps[key], 99)) for key in ("std", "error") if key in maps]
+        known = [float(np.percentile(maps[key], 99)) for key in ("std", "rater_std", "error") if key in maps]
         tops += [max(known)] if known else []
     top = min(max(float(np.median(tops)) if tops else 1.0, 0.05), 2.0)
     digit = 10.0 ** math.floor(math.log10(top))
@@ -107,11 +115,13 @@ def error_scale(images: Iterable[ImageLayers]) -> float:
 
 
 def layers_of(scale: float) -> list[Layer]:
-    """All layers in the order of the slider. scale: of std and error, see `error_scale`."""
+    """All layers in the order of the slider. scale: of stds and error, see `error_scale`."""
     return [
         Layer("image", "image"),
+        Layer("raters", "raters"),
         Layer("mmse", "MMSE", "RdBu", -1.0, 1.0),
         Layer("std", "std", "magma", 0.0, scale),
+        Layer("rater_std", "raters' std", "magma", 0.0, scale),
         Layer("probability", "probability", "cividis"),
         Layer("error", "error", "magma", 0.0, scale),
     ]
@@ -203,7 +213,9 @@ def draw_picture(own: ImageLayers, layers: Sequence[Layer], most: int) -> Pictur
     """The pictures of one image in about `most` characters: what one layer does not need is left to others."""
     classes = len(own.mmse)
     truth, prediction = (_contours(labels, classes, most // 8) for labels in (own.truth, own.labels))
-    left = most - sum(len(contour.path) for contour in (*truth, *prediction))
+    masks = () if own.raters is None else own.raters
+    raters = [Contour(outline(mask, most // 4 // len(masks)), class_color(k)) for k, mask in enumerate(masks)]
+    left = most - sum(len(contour.path) for contour in (*truth, *prediction, *raters))
     maps = own.maps()
     shown = [layer for layer in layers if layer.key in maps]
     uris: dict[str, str] = {}
@@ -211,4 +223,8 @@ def draw_picture(own: ImageLayers, layers: Sequence[Layer], most: int) -> Pictur
         uris[layer.key] = data_uri(_colored(maps[layer.key], layer), left // (len(shown) - len(uris)))
         left -= len(uris[layer.key])
     height, width = own.labels.shape
-    return Picture({layer.key: uris[layer.key] for layer in shown}, truth, prediction, width, height, classes)
+    if raters:
+        uris["raters"] = ""
+    ordered = {layer.key: uris[layer.key] for layer in layers if layer.key in uris}
+    silent = sum(not mask.any() for mask in masks)
+    return Picture(ordered, truth, prediction, raters, silent, width, height, classes)

@@ -20,10 +20,10 @@ ANIMATION = 2_000_000  # bytes; a larger one is linked
 
 IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "probability.png", "mask_std.png",
                "instances.png", "instances.tif", "objects.csv", "objects.geojson", "panel.png", "overlay.png",
-               "details.json")  # fmt: skip
+               "raters.png", "details.json")  # fmt: skip
 
 RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
-             "rank_histograms.png", "spread_skill.png", "reliability.png", "sparsification.png",
+             "rank_histograms.png", "spread_skill.png", "reliability.png", "sparsification.png", "raters.png",
              "trajectory.gif")  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def render_report(
         headline=report_scores.headline(summary),
         classes=report_scores.class_scores(summary),
         class_colors=[(name, class_color(k)) for k, name in enumerate(classes)],
+        rater_colors=[class_color(k) for k in range(max((len(picture.raters) for picture in pictures), default=0))],
         spread=report_scores.spread(summary),
         uncertainty=report_scores.uncertainty(summary),
         risk=report_scores.risk_sentence(summary),

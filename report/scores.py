@@ -208,9 +208,15 @@ _RATERS = {
             "distance 1 − IoU.", "0"),
     "hm_iou": ("matched IoU", "Each draw paired with one rater for the largest mean IoU.", "1"),
     "d_max": ("best Dice", "For every rater the draw that is closest.", "1"),
-    "diversity": ("diversity of the draws", "Mean 1 − IoU of two draws; right is that of the raters.", ""),
+    "diversity": ("diversity, a draw with itself too", "Mean 1 − IoU of two draws, which may be the same one.", ""),
     "distance": ("distance of draws and raters", "Mean 1 − IoU of a draw and a rater.", ""),
-    "rater_diversity": ("diversity of the raters", "Mean 1 − IoU of two raters.", ""),
+    "rater_diversity": ("diversity of the raters, one with itself too", "Mean 1 − IoU of two raters, which may be the "
+                        "same one.", ""),
+    "fair_diversity": ("diversity of the draws", "Mean 1 − IoU of two different draws; right is that of the "
+                       "raters.", ""),
+    "fair_rater_diversity": ("diversity of the raters", "Mean 1 − IoU of two different raters.", ""),
+    "diversity_ratio": ("diversity of draws / of raters", "Above 1 draws differ more than raters do, below 1 they are "
+                        "too alike.", "1"),
     "ncc": ("NCC", "Correlation of where draws differ with where they differ from the raters.", "1"),
     "volume_crps": ("CRPS of the area", "Distance of the distributions of the area in draws and raters, pixels.", ""),
     "consensus_dice": ("consensus Dice", "Dice where all raters agree.", "1"),
@@ -226,7 +232,16 @@ def raters(summary: Numbers) -> list[Line]:
         name, counted = (head, f", {count} draws") if count.isdigit() else (key, "")
         if name in _RATERS:
             title, hint, best = _RATERS[name]
-            if name == "diversity":
-                best = number(summary["raters"].get("rater_diversity")) or ""
-            lines.append(Line(title + counted, number(value), hint, best, "", "the draws are equal"))
+            if name == "fair_diversity":
+                best = number(summary["raters"].get("fair_rater_diversity")) or ""
+            lines.append(
+                Line(
+                    title + counted,
+                    number(value),
+                    hint,
+                    best,
+                    "",
+                    "the draws are equal" if name == "ncc" else "it takes two",
+                )
+            )
     return lines

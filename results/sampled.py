@@ -29,6 +29,7 @@ from evaluation.raters import consensus_dice, rater_scores
 from evaluation.spread import JITTER, SpreadRecord, measure_draws, measure_moments
 from report import figures
 from report.layers import ImageLayers
+from report.raters import rater_line
 from results.exports import write_geojson, write_labels
 from sampling.drawer import Drawer
 from sampling.loading import member_checkpoints
@@ -187,6 +188,10 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
         figures.gray_image(mask_std(ensemble.probability)).save(partial / "mask_std.png")
         figures.overlay(scene.image, scene.labels, classes, zoom, result.classes).save(partial / "overlay.png")
         figures.panel(scene.image, scene.labels, mmse, std, classes, mean_f1(counts), zoom).save(partial / "panel.png")
+        if result.masks and scene.raters is not None:
+            stds = mask_std(ensemble.probability), mask_std(scene.raters.mean(axis=0))
+            line = rater_line(scene.key, scene.image, scene.raters, np.stack(result.masks), stds)
+            line.save(partial / "raters.png")
         if result.draws:
             draws = np.stack(result.draws)
             np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
@@ -275,6 +280,8 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
         std if draws > 1 or std.any() else None,
         None if scene is None else scene.labels,
         None if scene is None else scene.sdf,
+        None if scene is None else scene.raters,
+        None if scene is None or len(scene.rater_sdfs) < 2 else scene.rater_sdfs.std(axis=0, ddof=1),
     )
 
 

@@ -10,23 +10,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from data.images import read_image
 from data.scenes import Scene
 from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
 from evaluation.conformal import interval_coverage, risk_control
 from evaluation.metrics import Counts, mean_f1, mean_iou
+from evaluation.raters import diversity_ratio
 from report.calibration_figures import rank_histograms, reliability_diagram, sparsification_curve, spread_skill_chart
 from report.layers import ImageLayers
 from report.page import render_report
+from report.raters import rater_sheet
 from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_scores
 from utils.config import dump_config
-from utils.files import write_json, write_text
+from utils.files import whole_file, write_json, write_text
 from utils.reading import read_json, read_table
 from utils.runs import folders_with
 from utils.schema import Config
 from utils.sections import NOT_OF_DRAWS
 
+RATED = 12  # images of raters.png
 SPREAD_COLUMNS = ("fair_crps", "fair_crps_band", "energy", "ged", "fair_ged")  # of metrics.csv
 
 
@@ -149,6 +154,23 @@ def _uncertainty(
     return {**flat, "risk_control": risk}
 
 
+def write_raters(folder: Path, details: Mapping[str, Details]) -> None:
+    """raters.png: lines of at most RATED images that some rater marked, from the least to the largest diversity of
+    raters. details: by image. None where no image has a line."""
+    known = []
+    for key, own in details.items():
+        diversity = own.get("raters", {}).get("fair_rater_diversity")
+        marked = "spread" in own and any(own["spread"].true_areas)
+        if marked and diversity is not None and (folder / key / "raters.png").is_file():
+            known.append((diversity, key))
+    places = np.linspace(0, len(known) - 1, min(RATED, len(known))).round().astype(int)
+    known.sort()
+    paths = [folder / known[i][1] / "raters.png" for i in places]
+    if paths:
+        with whole_file(folder / "raters.png") as temporary:
+            rater_sheet([Image.fromarray(read_image(path)) for path in paths]).save(temporary)
+
+
 def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
     rows, mmse, single, memory, details = [], [], [], [], []
@@ -183,7 +205,9 @@ def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str
         "spread": _spread(folder, details, validation, 1 + (config.sampling.noise == "antithetic")),
     }
     if any("raters" in own for own in details):
-        summary["raters"] = _mean_known([own["raters"] for own in details if "raters" in own])
+        rated = [own["raters"] for own in details if "raters" in own]
+        summary["raters"] = {**_mean_known(rated), "diversity_ratio": diversity_ratio(rated)}
+        write_raters(folder, {scene.key: own for scene, own in zip(scenes, details, strict=True)})
     if config.data.classes is not None:
         summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
         summary["single"]["classes"] = _by_class(single, config.data.classes)

@@ -15,6 +15,9 @@ function show(card, position) {
   });
   const from = own[base].dataset, to = share > 0 ? own[base + 1].dataset : null;
   const name = to ? `${Math.round(100 * (1 - share))} % ${from.title}, ${Math.round(100 * share)} % ${to.title}` : from.title;
+  const raters = own.findIndex((image) => image.dataset.layer === "raters");
+  const marked = raters < 0 ? 0 : Math.max(0, 1 - Math.abs(position - raters));  // raters' contours instead of others
+  for (const group of all(".view g", card)) group.style.opacity = group.classList.contains("raters") ? marked : 1 - marked;
   slider.value = position;
   slider.setAttribute("aria-valuetext", name);
   one("output", card).textContent = name;
@@ -51,6 +54,7 @@ for (const { card } of rows) {
   for (const box of all(".toggle input", card)) {
     box.addEventListener("change", () => contours(card, box.name, box.checked));
   }
+  for (const image of all("img[data-layer=raters]", card)) image.src = one("img[data-layer=image]", card).src;
   show(card, 0);
 }
 function contours(card, kind, on) {

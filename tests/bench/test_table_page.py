@@ -62,5 +62,17 @@ def test_spread_of_rows_that_have_it() -> None:
     assert [shown[0][name] for name in names] == ["0.610", "0.40 (0.78)", "0.55 (0.78)", "0.080", "0.062", "0.613",
                                                   "0.131", "0.043"]  # fmt: skip
     assert [shown[1][name] for name in names] == [""] * 8
+    rated = {"ged_4": 0.31, "ged_8": 0.25, "hm_iou_8": 0.5, "d_max_8": 0.8, "ncc": 0.7, "volume_crps": 12.0,
+             "fair_diversity": 0.6, "fair_rater_diversity": 0.4, "diversity_ratio": 1.5,
+             "consensus_dice": 0.9}  # fmt: skip
+    row = {"system": "rated", **scores_of({**summary, "raters": rated}), **more}
+    (heads, _, own) = table_page.markdown_table(table_page.combined(pd.DataFrame([row])))
+    rated_cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (heads, own)), strict=True))
+    names = ["GED 16", "HM-IoU 16", "D_max 16", "diversity of draws / raters", "NCC", "consensus Dice", "area CRPS"]
+    values = ["0.250", "0.500", "0.800", "0.600 / 0.400 (1.50)", "0.700", "0.900", "12.000"]
+    assert [rated_cells[name] for name in names] == values
+    assert "GED" not in rated_cells  # the same of all 8 draws
+    (row["draws"], row["ged"]) = (32, 0.2)
+    assert "| GED |" in table_page.markdown_table(table_page.combined(pd.DataFrame([row])))[0]
     bare = table_page.markdown_table(table_page.combined(pd.DataFrame([old])))
-    assert "SSR" not in bare[0]
+    assert not {"SSR", "NCC"} & {cell.strip() for cell in bare[0].split("|")}

@@ -12,6 +12,8 @@ from evaluation.raters import (
     consensus_dice,
     d_max,
     diversity,
+    diversity_ratio,
+    fair_diversity,
     fair_ged,
     ged,
     hm_iou,
@@ -53,6 +55,8 @@ def test_fair_ged_by_hand_and_for_any_number_of_draws() -> None:
     draws, raters = rows("1100", "0000"), rows("1100", "1000")
     assert fair_ged(*iou_matrices(draws, raters)) == pytest.approx(2 * (0 + 0.5 + 1 + 1) / 4 - 1 - 0.5)
     assert fair_ged(*iou_matrices(draws[:1], raters[1:])) == pytest.approx(2 * 0.5)
+    assert (fair_diversity(iou_matrix(draws, draws)), fair_diversity(iou_matrix(raters, raters))) == (1, 0.5)
+    assert fair_diversity(iou_matrix(draws[:1], draws[:1])) is None
     many = np.random.default_rng(0).random((1600, 1, 6)) < 0.5
     for n in (2, 8):
         values = [fair_ged(*iou_matrices(group, many[:1])) for group in many.reshape(-1, n, 1, 6)]
@@ -172,7 +176,7 @@ def test_scores_have_their_ranges_and_no_order(stacks: tuple[np.ndarray, np.ndar
     n = len(draws)
     for name, value in scores.items():
         if value is None:
-            assert name in ("ncc", "consensus_dice")
+            assert name in ("ncc", "consensus_dice") or 1 in (n, len(raters))
         elif name == f"ged_{n}":
             assert -1e-9 <= value <= 2
         elif name == "ncc":
@@ -201,7 +205,8 @@ def test_draws_like_the_raters_score_best(stacks: tuple[np.ndarray, np.ndarray])
 def test_one_draw_and_one_rater() -> None:
     assert rater_scores(rows("1110"), rows("0111")) == pytest.approx({
         "ged_1": 2 * (1 - 1 / 2), "hm_iou_1": 1 / 2, "d_max_1": 2 / 3, "diversity_1": 0, "distance": 1 / 2,
-        "rater_diversity": 0, "ncc": None, "volume_crps": 0, "consensus_dice": 2 / 3,
+        "rater_diversity": 0, "fair_diversity": None, "fair_rater_diversity": None,
+        "ncc": None, "volume_crps": 0, "consensus_dice": 2 / 3,
         "ece_rater_1": (1 + 0 + 1) / 4, "ece_raters": 1 / 2,
     })  # fmt: skip
 
@@ -219,6 +224,17 @@ def test_scores_at_fewer_draws_are_means_over_whole_groups() -> None:
         assert scores[f"{name}_2"] == pytest.approx((score(first[0]) + score(second[0])) / 2)
         assert scores[f"{name}_5"] == pytest.approx(score(whole[0]))
     assert scores["diversity_2"] == pytest.approx((diversity(first[1]) + diversity(second[1])) / 2)
+
+
+def test_diversity_ratio_by_hand() -> None:
+    three = rows("1100", "1000", "0100")  # 1/2, 1/2, 1: 2/3
+    alike = rows("1100", "1100")
+    images = [rater_scores(three, rows("1100", "1000")), rater_scores(three, alike), rater_scores(alike, three)]
+    # Raters of the second image agree, which counts in the mean: (2/3 + 2/3 + 0) / (1/2 + 0 + 2/3)
+    assert diversity_ratio(images) == pytest.approx((4 / 3) / (7 / 6))
+    assert diversity_ratio([*images, rater_scores(three[:1], three)]) == pytest.approx((4 / 3) / (7 / 6))
+    assert diversity_ratio([rater_scores(three, alike)]) is None
+    assert diversity_ratio([{"ged_4": 0.1}]) is None  # of a folder from before
 
 
 def test_scores_are_json_and_ties_are_background() -> None:

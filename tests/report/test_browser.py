@@ -28,10 +28,9 @@ for (const kind of ["error", "warn"]) console[kind] = (...said) => problems.push
 </script>"""
 
 
-def played(page: str, folder: Path) -> dict[str, Any]:
-    """What the reader saw of the page."""
-    path = folder / "played.html"
-    reader = f"<script>{Path(__file__).with_name('report_reader.js').read_text()}</script>"
+def played(page: str, folder: Path, script: str) -> dict[str, Any]:
+    """What a reader saw of the page, who writes it into a `pre` of id seen."""
+    path, reader = folder / "played.html", f"<script>{script}</script>"
     path.write_text(page.replace("<head>", "<head>" + LISTEN, 1).replace("</body>", reader + "</body>", 1))
     command = [
         str(BROWSER),
@@ -63,7 +62,8 @@ def test_a_reader_sorts_filters_and_moves_the_slider(tmp_path: Path) -> None:
         own = disc_layers(seed)
         return replace(own, std=np.full_like(own.mmse, (0.2, 0.4, 0.1, 0.3)[seed]))
 
-    seen = played(example(tmp_path, names, layers), tmp_path)
+    reader = Path(__file__).with_name("report_reader.js").read_text()
+    seen = played(example(tmp_path, names, layers), tmp_path, reader)
     assert seen["problems"] == []
     assert seen["fetched"] == []
     by_name = ["one_9", "one_10", "three", "two"]
@@ -93,3 +93,24 @@ def test_a_reader_sorts_filters_and_moves_the_slider(tmp_path: Path) -> None:
     assert seen["contours"] == [[True, True], [False, True], [True, True], [False, False], [True, False]]
     assert seen["target"] == "one_9"
     assert seen["sizes"] == 20 * [24]
+
+
+RATERS = """addEventListener("load", () => {
+  const look = (position) => {
+    const card = document.querySelector(".card"), blend = card.querySelector(".blend");
+    blend.value = position;
+    blend.dispatchEvent(new Event("input"));
+    return ["truth", "raters"].map((kind) => Number(getComputedStyle(card.querySelector(`.view .${kind}`)).opacity));
+  };
+  const [image, raters] = document.querySelectorAll(".card .view img");
+  const pre = document.body.appendChild(document.createElement("pre"));
+  pre.id = "seen";
+  pre.textContent = JSON.stringify({ opacity: [0, 0.25, 1, 2].map(look), same: image.src === raters.src });
+});"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_contours_of_raters_take_the_place_of_the_others(tmp_path: Path) -> None:
+    page = example(tmp_path, ["a"], lambda seed: replace(disc_layers(seed), raters=disc_layers(seed).labels[None] > 0))
+    assert played(page, tmp_path, RATERS) == {"opacity": [[1, 0], [0.75, 0.25], [0, 1], [1, 0]], "same": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_page_shows_every_image_and_layer_and_links_what_is_there(tmp_path: Path
     assert "a/draws.npz" not in links
     to_cards = ["#image-1", "#image-2", "#image-3"]
     assert [name for name in links if name.startswith("#image-")] == 2 * to_cards  # dots of the chart, table
+
+
+def test_raters_have_contours_above_the_image_and_a_std(tmp_path: Path) -> None:
+    def rated(seed: int) -> ImageLayers:
+        own = disc_layers(seed)
+        raters = np.stack([own.labels > 0, np.zeros_like(own.labels, bool), own.mmse[0] < -0.5])
+        return replace(own, raters=raters, rater_std=own.mmse.clip(0, 1))
+
+    page = Page(example(tmp_path, ["a", "b"], rated))
+    assert page.layers() == 2 * ["image", "raters", "mmse", "std", "rater_std", "probability", "error"]
+    images = [tag for tag in page.all("img") if tag.get("data-layer") == "raters"]
+    assert [tag["data-title"] for tag in images] == 2 * ["raters: 1 of 3 marked nothing"]
+    assert not any("src" in tag for tag in images)  # that of the image
+    paths = [tag["d"] for tag in page.all("path") if str(tag.get("id")).startswith("raters-1")]
+    assert [bool(path) for path in paths] == [True, False, True]
+    assert len({tag["stroke"] for tag in page.all("use", "line") if "raters" in str(tag["href"])}) == 3
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_lines_of_scores() -> None:
         f"{energy}, 4 draws",
         f"{energy}, 16 draws",
         "NCC",
-        "diversity of the raters",
+        "diversity of the raters, one with itself too",
     ]
     assert (lines[2].value, lines[2].why) == (None, "the draws are equal")
     random = uncertainty({"draws": 8, "uncertainty": {"pearson": 0.1, "ause": 0.2, "ause_random": 0.9}})

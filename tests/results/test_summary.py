@@ -133,5 +133,17 @@ def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:
     assert workspace("sample", *raters, *QUICK).code == 0
     folder = newest(workspace)
     scores, table = summary_of(folder)["raters"], pd.read_csv(folder / "metrics.csv")
-    assert {"ged_3", "hm_iou_3", "d_max_3", "ncc", "volume_crps", "consensus_dice", "ece_rater_3"} <= scores.keys()
+    assert {
+        "ged_3",
+        "hm_iou_3",
+        "d_max_3",
+        "ncc",
+        "volume_crps",
+        "consensus_dice",
+        "ece_rater_3",
+        "diversity_ratio",
+    } <= scores.keys()
     assert scores["ged_3"] == pytest.approx(table["ged_3"].mean())
+    assert (folder / "raters.png").is_file()
+    assert all((folder / name / "raters.png").is_file() for name in table["image_id"])
+    assert 'data-layer="rater_std"' in (folder / "report.html").read_text()

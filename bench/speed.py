@@ -26,11 +26,13 @@ from data.batches import network_image
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
 from sampling.drawer import Drawer, drawer_of
+from sampling.loading import drawing, set_draws
 from sde.samplers import heun
 from utils.cli import common_parser, read_config
 from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config
+from utils.sections import SDEConfig
 
 Action = Callable[[], object]
 MATRIX = {"cuda": 8192, "mps": 4096, "cpu": 1536}  # side of the product whose rate is the measure
@@ -150,6 +152,29 @@ def ways_of(compiled: bool) -> list[Way]:
     return ways + (fast if compiled else [])
 
 
+def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, device: torch.device) -> None:
+    """Time many draws of a distributional denoiser, in one view of the image and in all, against few draws of 10
+    evaluations of the same network as a diffusion model, and print the ratios."""
+    many, few, steps = 128, 8, 10
+    mean = {"objective": "mean", "prior_share": 0.25, "mean_first": SDEConfig().mean_first}
+    plain = {"sampler": "ancestral", "augment": False, "spread": 1.25}
+    ways = {
+        f"{few} draws of {steps} evaluations": (few, mean, {**plain, "steps": steps}),
+        f"{many} draws of 1, one view": (many, {}, plain),
+        f"{many} draws of 1, all views": (many, {}, {**plain, "augment": True}),
+    }
+    actions: dict[str, Action] = {}
+    for name, (draws, sde, sampling) in ways.items():
+        parts = {"sde": config.sde.model_copy(update=sde), "sampling": config.sampling.model_copy(update=sampling)}
+        own = config.model_copy(update=parts)
+        network = placed(denoiser_of(own), device, config.training.channels_last).eval()
+        set_draws(network, own.sampling)
+        drawer = drawer_of(own, drawing(own, [network], image.shape[-2:]))
+        actions[name] = partial(lambda drawer, draws: list(drawer(image, ["image"], draws)), drawer, draws)
+    for name, (seconds, ratio) in compare(actions, rounds, device).items():
+        print(f"{name:40} {seconds:9.2f} s {ratio:6.2f} x", flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Measure speed against the plain way.")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; default: 5")
@@ -181,6 +206,8 @@ def main(argv: list[str] | None = None) -> None:
     # Caching plays no part in a training step.
     training = {way: partial(train_once, drawers[way], images) for way in drawers if way.cached}
     measure("training", "images/s", len(images), training, args.rounds, device)
+    if config.sde.objective == "distribution":
+        draws_in_one_evaluation(config, images[:1], args.rounds, device)
     print(f"peak memory {peak_memory_mib(device):.0f} MiB")
 
 

@@ -31,6 +31,11 @@ def small_init(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+def silu_(x: Tensor) -> Tensor:
+    """SiLU; in place where no gradient is asked for: on a CPU fresh memory costs more than the function."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class FourierEmbedding(nn.Module):
     """Noise conditions (B,) or (B, conditions) to features (B, width): sines and cosines of each, two dense layers.
 
@@ -86,7 +91,7 @@ class ResidualBlock(nn.Module):
         return x
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.conv1(self._resize(F.silu(self.norm1(x))))
+        h = self.conv1(self._resize(silu_(self.norm1(x))))
         # A 1x1 convolution and the repetition of pixels commute.
         up = self.resample == "up"
         return self._second_half(h, self._resize(self.shortcut(x)) if up else self.shortcut(self._resize(x)), embedding)
@@ -95,9 +100,9 @@ class ResidualBlock(nn.Module):
         h = self.norm2(h)
         if self.modulation is not None and embedding is not None:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1.0 + scale)
-        h = self.conv2(self.dropout(F.silu(h)))
-        return (shortcut + h).mul_(RESCALE)
+            h = torch.addcmul(shift, h, 1.0 + scale) if torch.is_grad_enabled() else h.mul_(1.0 + scale).add_(shift)
+        h = self.conv2(self.dropout(silu_(h)))
+        return (h.add_(shortcut) if h.shape == shortcut.shape else shortcut + h).mul_(RESCALE)
 
 
 class JoiningBlock(ResidualBlock):
@@ -128,7 +133,7 @@ class JoiningBlock(ResidualBlock):
         """One map's share in the first convolution and in the shortcut."""
         norm = self.norm1
         h = F.group_norm(x, norm.num_groups // 2, norm.weight[part], norm.bias[part], norm.eps)
-        h = F.conv2d(F.silu(h), self.conv1.weight[:, part], bias, padding=1)
+        h = F.conv2d(silu_(h), self.conv1.weight[:, part], bias, padding=1)
         return h, F.conv2d(x, self.shortcut.weight[:, part], shortcut_bias)
 
 

@@ -25,6 +25,7 @@ from sde.noise import DrawNoise, draw_seed
 from sde.samplers import Callback, Denoise, Noise
 from utils.schema import Config
 
+PIXELS = 2**17  # of a batch on a CPU, so that its maps stay in the caches (docs/results/speed.md)
 ROUND = 4  # draws of an image between two looks at its standard error
 
 
@@ -47,6 +48,7 @@ class Drawer:
     channels_last: bool
     bfloat16: bool
     antithetic: bool = False  # the first noise (sde/noise.py)
+    pixels: int | None = None  # in a batch at most, if that makes it smaller
     evaluations: float = 0
     _evaluated: int = 0  # elements, in this batch
     before_evaluation: Callable[[], None] | None = None  # may raise, to stop in the middle of a draw
@@ -110,9 +112,13 @@ class Drawer:
             sdf = self.run(partial(self.denoised, features=own), owners, shape, callback)
             return sdf.float().cpu() / self.sdf_scale
 
-        for part, sdf in batches(self, len(pairs), some):
+        for part, sdf in batches(self, len(pairs), some, self.at_once(size)):
             for (i, _), draw in zip(pairs[part], sdf, strict=True):
                 yield i, draw
+
+    def at_once(self, size: Sequence[int]) -> int | None:
+        """Draws or tiles (H, W) for one batch, if that many memory holds; None where `max_batch` decides alone."""
+        return None if self.pixels is None else max(1, self.pixels // (size[0] * size[1]))
 
     def standard_error(self) -> StandardError:
         """Of the mean of draws that are yet to be made."""
@@ -251,6 +257,7 @@ def drawer_of(config: Config, denoiser: Denoiser, sampler: Sampler | None = None
         channels_last=config.training.channels_last,
         bfloat16=use_bfloat16(config.training.precision, device),
         antithetic=config.sampling.noise == "antithetic",
+        pixels=PIXELS if device.type == "cpu" and config.sampling.max_batch is None else None,
     )
 
 

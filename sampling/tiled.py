@@ -78,7 +78,7 @@ class TiledDenoise:
             return self.drawer.denoised(crops, t, self.drawer.denoiser.of_draws(features, rows, identities))
 
         blended = torch.zeros_like(z)
-        for part, denoised in batches(self.drawer, len(windows) * draws, some):
+        for part, denoised in batches(self.drawer, len(windows) * draws, some, self.drawer.at_once(self.tiling.size)):
             for i, output in zip(range(part.start, part.stop), denoised, strict=True):
                 tile, d = divmod(i, draws)
                 blended[(d, slice(None), *windows[tile].slices)] += self.weights[tile] * output

@@ -229,7 +229,9 @@ class SamplingConfig(Section):
         "border's 0.5 / data.truncation",
     )
     max_batch: Count | None = Field(
-        None, description="draws or tiles evaluated at once; null: 64 on GPUs, 16 on CPUs; halved when out of memory"
+        None,
+        description="draws or tiles evaluated at once; null: 64 on GPUs, on CPUs 16 or 2^17 pixels; "
+        "halved when out of memory",
     )
     tile: Int | None = Field(
         None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"

@@ -30,8 +30,8 @@ from evaluation.comparison import spread_of
 from models.build import denoiser_of
 from results.sampled import settings_of
 from utils.cli import Parser
-from utils.config import dump_config
-from utils.errors import UsageError
+from utils.config import load_config
+from utils.errors import ConfigError, UsageError
 from utils.files import write_text
 from utils.reading import read_json
 from utils.runs import folders_with, newest_run
@@ -101,8 +101,11 @@ def training_seconds(run: Path, batch: int) -> float:
 
 
 def is_same(run: Path, config: Config) -> bool:
-    """Whether a run is of this config, on the data that are there now."""
-    if (run / "config.yaml").read_text() != dump_config(config):
+    """Whether a run is of this config, on the data that are there now. Keys that came since have their defaults."""
+    try:
+        if load_config(run / "config.yaml") != config:
+            return False
+    except ConfigError:
         return False
     data = read_json(run / "environment.json", dict[str, Any]).get("data")
     return data in (None, data_hash(Path(config.data.root), "train"))
@@ -122,7 +125,9 @@ def trained_run(training: Training, call: Commands) -> Path:
 def key_of(job: Job, split: str) -> dict[str, Any]:
     """What a row is known by."""
     config = job.resolved()
-    digest, root = hashlib.sha256(dump_config(config).encode()).hexdigest(), Path(config.data.root)
+    # Without defaults: a key that comes later with one changes nothing.
+    told = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    digest, root = hashlib.sha256(told.encode()).hexdigest(), Path(config.data.root)
     key = {"system": job.system, "sampling": job.sampling, "seed": job.seed, "config_hash": digest[:12]}
     return key | ({"data_hash": data_hash(root, split)[:12]} if root.is_dir() else {})
 

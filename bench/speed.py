@@ -169,7 +169,7 @@ def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, de
         own = config.model_copy(update=parts)
         network = placed(denoiser_of(own), device, config.training.channels_last).eval()
         set_draws(network, own.sampling)
-        drawer = drawer_of(own, drawing(own, [network], image.shape[-2:]))
+        drawer = drawer_of(own, drawing(own.data, own.sampling, [network], image.shape[-2:]))
         actions[name] = partial(lambda drawer, draws: list(drawer(image, ["image"], draws)), drawer, draws)
     for name, (seconds, ratio) in compare(actions, rounds, device).items():
         print(f"{name:40} {seconds:9.2f} s {ratio:6.2f} x", flush=True)

@@ -14,6 +14,7 @@ from models.pooled import AS_IT_IS, PooledDraws, views_of
 from models.uncertainty import DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
+from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.runs import checked_run
 from utils.schema import Config
@@ -61,15 +62,14 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
         warn_of_prior(model, images["size"])
     for member in members:
         set_draws(member, sampling)
-    return drawing(config, members, images.get("size", (1, 1))), images
+    return drawing(config.data, sampling, members, images.get("size", (1, 1))), images
 
 
-def drawing(config: Config, members: Sequence[Denoiser], size: Sequence[int]) -> Denoiser:
-    """What the config's sampler draws from.
+def drawing(data: DataConfig, sampling: SamplingConfig, members: Sequence[Denoiser], size: Sequence[int]) -> Denoiser:
+    """What the sampler draws from.
 
     members: the networks; one for mc_dropout. size: (H, W) of training images, which sampling.augment goes by.
     """
-    data, sampling = config.data, config.sampling
     if sampling.sampler == "mc_dropout":
         members = [DropoutDraws(members[0])]
     views = views_of(data.flips, data.rotations, size[0] == size[1]) if sampling.augment else AS_IT_IS

@@ -147,7 +147,7 @@ def one_step_and_one_draw(tree: dict[str, Any]) -> None:
     training_step(state, config.data, config.sde, config.training, patches, Path("nowhere"))
     trained = cast(Denoiser, state.average.module.eval())
     set_draws(trained, config.sampling)
-    denoiser = drawing(config, [trained, *[trained] * len(config.sampling.members)], (16, 16))
+    denoiser = drawing(config.data, config.sampling, [trained, *[trained] * len(config.sampling.members)], (16, 16))
     drawer = drawer_of(config, denoiser)
     count = min(2, draws_of(config.sampling, denoiser))
     draws = [draw for _, draw in drawer(image_tensor(patches[:1]), ["a"], count)]

@@ -56,7 +56,9 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     was_training = denoiser.training
     denoiser.eval()
     denoiser.spread.fill_(1.0)
-    drawer = drawer_of(config, drawing(config, [denoiser], chosen[0].labels.shape), quick_sampler(config))
+    drawer = drawer_of(
+        config, drawing(config.data, config.sampling, [denoiser], chosen[0].labels.shape), quick_sampler(config)
+    )
     count = settings.draws if config.has_draws else 1
     spreads = denoiser.distribution and draw_steps(config.sampling) == 1
     drawn, means, truths = [], [], [_pooled_truth(patch, config.data) for patch in chosen]

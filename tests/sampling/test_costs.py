@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sampling.drawer
 from data.dataset import load_split
 from data.scenes import scenes_of
 from evaluation.instances import DrawObjects
@@ -28,24 +29,48 @@ from utils.config import load_config
 DIRECT = ["--set", "sde.prior_share=0.5"]
 
 
-def test_only_what_makes_the_items_is_timed() -> None:
-    items = Timed(map(time.sleep, [0.05] * 3))
+class Clock:
+    """Stands still but for what is said to take time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sampling.drawer, "time", clock)
+    return clock
+
+
+def test_only_what_makes_the_items_is_timed(clock: Clock) -> None:
+    def made() -> Iterator[None]:
+        for _ in range(3):
+            clock.now += 5
+            yield
+
+    items = Timed(made())
     for _ in items:
-        time.sleep(0.2)
-    assert 0.15 <= items.seconds < 0.4
+        clock.now += 20
+    assert items.seconds == pytest.approx(15, abs=0.1)
 
 
 @pytest.mark.slow
-def test_scoring_is_not_drawing(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_is_not_drawing(trained: Workspace, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     add = DrawObjects.add
 
     def slow(self: DrawObjects, sdf: np.ndarray) -> np.ndarray:
-        time.sleep(0.5)
+        clock.now += 100
         return add(self, sdf)
 
     monkeypatch.setattr(DrawObjects, "add", slow)
     assert trained("sample", "--set", "sampling.animate=false", "--set", "sampling.draws=2").code == 0
-    assert pd.read_csv(newest(trained) / "metrics.csv")["seconds"].max() < 1.0
+    assert clock.now > 200
+    assert pd.read_csv(newest(trained) / "metrics.csv")["seconds"].between(0, 1, inclusive="neither").all()
 
 
 def more_and_more(denoise: Denoise, process: Process, noise: Noise, *, callback: Callback | None = None) -> Tensor:

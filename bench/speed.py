@@ -32,7 +32,6 @@ from utils.cli import common_parser, read_config
 from utils.errors import UsageError
 from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config
-from utils.sections import SDEConfig
 
 Action = Callable[[], object]
 MATRIX = {"cuda": 8192, "mps": 4096, "cpu": 1536}  # side of the product whose rate is the measure
@@ -156,7 +155,7 @@ def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, de
     """Time many draws of a distributional denoiser, in one view of the image and in all, against few draws of 10
     evaluations of the same network as a diffusion model, and print the ratios."""
     many, few, steps = 128, 8, 10
-    mean = {"objective": "mean", "prior_share": 0.25, "mean_first": SDEConfig().mean_first}
+    mean = {"objective": "mean", "prior_share": 0.25}
     plain = {"sampler": "ancestral", "augment": False, "spread": 1.25}
     ways = {
         f"{few} draws of {steps} evaluations": (few, mean, {**plain, "steps": steps}),

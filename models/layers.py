@@ -92,9 +92,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         h = self.conv1(self._resize(silu_(self.norm1(x))))
-        # A 1x1 convolution and the repetition of pixels commute.
+        # The cheaper order of the two: a 1x1 convolution and the repetition of pixels commute.
         up = self.resample == "up"
-        return self._second_half(h, self._resize(self.shortcut(x)) if up else self.shortcut(self._resize(x)), embedding)
+        shortcut = self._resize(self.shortcut(x)) if up else self.shortcut(self._resize(x))
+        return self._second_half(h, shortcut, embedding)
+
+    def of_skip(self, skip: Tensor) -> Tensor:
+        """What `join` needs of a skip connection."""
+        return skip
+
+    def join(self, x: Tensor, of_skip: Tensor, embedding: Tensor | None) -> Tensor:
+        """The block of what comes up and of a skip connection, concatenated."""
+        return self(torch.cat([x, of_skip], dim=1), embedding)
 
     def _second_half(self, h: Tensor, shortcut: Tensor, embedding: Tensor | None) -> Tensor:
         h = self.norm2(h)
@@ -102,7 +111,7 @@ class ResidualBlock(nn.Module):
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1.0 + scale) if torch.is_grad_enabled() else h.mul_(1.0 + scale).add_(shift)
         h = self.conv2(self.dropout(silu_(h)))
-        return (h.add_(shortcut) if h.shape == shortcut.shape else shortcut + h).mul_(RESCALE)
+        return (shortcut + h).mul_(RESCALE)
 
 
 class JoiningBlock(ResidualBlock):
@@ -112,14 +121,14 @@ class JoiningBlock(ResidualBlock):
     for all maps that come up to it.
     """
 
-    def __init__(self, width: int, *, embedding: int, dropout: float = 0.0) -> None:
-        super().__init__(2 * width, width, embedding=embedding, dropout=dropout)
+    def __init__(self, width: int, *, embedding: int) -> None:
+        super().__init__(2 * width, width, embedding=embedding)
         self.width = width
         # No group has channels of both; the groups of `group_norm` wherever 4 divides the width.
         self.norm1 = nn.GroupNorm(2 * group_norm(width).num_groups, 2 * width, eps=1e-6)
 
     def of_skip(self, skip: Tensor) -> Tensor:
-        """What `join` needs of a skip connection, (B, 2 * width, H, W); of one image, it serves any number of maps."""
+        """(B, 2 * width, H, W); of one image, it serves any number of maps."""
         return torch.cat(self._first_half(skip, slice(self.width, None), self.conv1.bias, self.shortcut.bias), dim=1)
 
     def join(self, x: Tensor, of_skip: Tensor, embedding: Tensor | None) -> Tensor:

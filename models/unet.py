@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,8 +97,8 @@ class Trunk(nn.Module):
         return self.up(self.down(x, embedding, features), embedding)
 
     def down(self, x: Tensor, embedding: Tensor | None, features: Sequence[Tensor] | None) -> list[Tensor]:
-        """What the way up needs of the way down, finest first, as many maps per level as it has blocks; with a second
-        noise, which comes in only there, what its blocks make of them, and the last map itself."""
+        """What the blocks of the way up need of the way down, finest first, as many maps per level as it has blocks;
+        and the last map, where the way up begins."""
         h = self.entry(x)
         skips: list[Tensor] = []
         for i, module in enumerate(self.levels):
@@ -109,27 +108,23 @@ class Trunk(nn.Module):
             ways = zip(level.down, list(level.up)[::-1], level.attention[: len(level.down)], strict=True)
             for block, joining, attention in ways:
                 h = attention(block(h, embedding))
-                skips.append(cast(JoiningBlock, joining).of_skip(h) if self.inject else h)
+                skips.append(cast(ResidualBlock, joining).of_skip(h))
             if i < len(self.shrink):
                 h = self.shrink[i](h, embedding)
-        return [*skips, h] if self.inject else skips
+        return [*skips, h]
 
     def up(
         self, skips: Sequence[Tensor], embedding: Tensor | None, latent: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """latent: the second noise at each level, (B, channels, h, w), finest first; None is 0 everywhere."""
-        h, skips = skips[-1], list(skips[:-1] if self.inject else skips)
+        *skips, h = skips
         maps: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
             level = cast(Level, self.levels[i])
             if latent is not None:
                 h = self.inject[i](latent[i]).add_(h)
             for block, attention in zip(level.up, level.attention[len(level.down) :], strict=True):
-                skip = skips.pop()
-                if self.inject:
-                    h = attention(cast(JoiningBlock, block).join(h, skip, embedding))
-                else:
-                    h = attention(block(torch.cat([h, self._skip(i, skip, h)], dim=1), embedding))
+                h = attention(cast(ResidualBlock, block).join(h, self._skip(i, skips.pop(), h), embedding))
             maps.append(h)
             if i > 0:
                 h = self.grow[i - 1](h, embedding)

@@ -48,7 +48,7 @@ from sampling.sampler import Sampler
 from sampling.tiled import TiledDrawer
 from sde.noise import DrawNoise
 from sde.process import VE, Process
-from sde.samplers import Denoise, ancestral
+from sde.samplers import Denoise, ancestral, posterior_mean
 from utils import export
 from utils.checkpoint import load_checkpoint
 from utils.data_schema import DataConfig
@@ -391,6 +391,18 @@ def blurred(height: int, width: int) -> np.ndarray:
     noise = torch.randn(1, 1, height // 8 + 2, width // 8 + 2, generator=torch.Generator().manual_seed(1))
     smooth = F.interpolate(noise, (height, width), mode="bicubic")[0]
     return (127.5 + 60 * smooth).clamp(0, 255).to(torch.uint8).numpy()
+
+
+def in_tiles_and_whole(model: Denoiser) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Four one-pass draws (K, 80, 80) of one image in overlapping tiles, and the same without."""
+    image = blurred(80, 80)
+
+    def drawn(tile: int) -> list[np.ndarray]:
+        draws: list[np.ndarray] = []
+        list(tiled(model, 4, posterior_mean, overlap=0.5, tile=tile)(lambda _: image, (80, 80), "image", draws.append))
+        return draws
+
+    return drawn(32), drawn(128)
 
 
 def fake_glas(folder: Path, suffix: str = "bmp", counts: dict[str, int] | None = None) -> Path:

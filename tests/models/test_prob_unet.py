@@ -15,8 +15,7 @@ from models.denoiser import Draw
 from models.prob_unet import DiagonalNormal, ProbUNet, build_prob_unet, evidence_loss, kl_divergence
 from models.unet import Sizes
 from sde.process import VE
-from sde.samplers import posterior_mean
-from tests.helpers import SIZES, Workspace, blurred, newest, noise, sets, shake_checkpoint, tiled
+from tests.helpers import SIZES, Workspace, in_tiles_and_whole, newest, noise, sets, shake_checkpoint
 
 KEYS = [*SIZES, "model.kind=prob_unet", "model.latent=3", "data.representation=binary", "sampling.sampler=logits"]
 
@@ -131,10 +130,7 @@ def test_tiles_of_a_draw_have_one_noise() -> None:
     model.encoder.trunk = Pixels()  # type: ignore[assignment]
     model.encoder.of_maps[0] = nn.Identity()
     nn.init.zeros_(model.encoder.prior.head.weight)
-    image, seen, whole = blurred(80, 80), [], []  # type: ignore[var-annotated]
-    for tile, draws in ((32, seen), (128, whole)):
-        drawn = tiled(model, 4, posterior_mean, overlap=0.5, tile=tile)
-        list(drawn(lambda window: image, (80, 80), "image", draws.append))
+    seen, whole = in_tiles_and_whole(model)
     np.testing.assert_allclose(seen, whole, atol=1e-5)
     assert np.std(seen, axis=0).min() > 1e-3
 

@@ -18,8 +18,7 @@ from models.denoiser import Draw
 from models.ssn import LEAST, SSN, LowRankNormal, build_ssn, mask_likelihood_loss
 from models.unet import Sizes
 from sde.process import VE
-from sde.samplers import posterior_mean
-from tests.helpers import SIZES, Workspace, blurred, newest, noise, sets, shake_checkpoint, tiled
+from tests.helpers import SIZES, Workspace, in_tiles_and_whole, newest, noise, sets, shake_checkpoint
 from utils.config import load_config
 
 SSN_KEYS = [*SIZES, "model.kind=ssn", "model.rank=3", "data.representation=binary", "sampling.sampler=logits"]
@@ -96,10 +95,7 @@ def test_a_draw_is_the_same_in_tiles() -> None:
     """Its coefficients belong to the image, its noise of single pixels to their places."""
     torch.manual_seed(0)
     model = SSN(VE(), nn.Conv2d(1, 5, 1), 1, 1, rank=3).eval()
-    image, seen, whole = blurred(80, 80), [], []  # type: ignore[var-annotated]
-    for tile, draws in ((32, seen), (128, whole)):
-        drawn = tiled(model, 4, posterior_mean, overlap=0.5, tile=tile)
-        list(drawn(lambda window: image, (80, 80), "image", draws.append))
+    seen, whole = in_tiles_and_whole(model)
     np.testing.assert_allclose(seen, whole, atol=1e-5)
     assert np.std(seen, axis=0).min() > 1e-3
 

@@ -71,6 +71,8 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     torch.manual_seed(config.seed)
     sdfs, counts = sdf_array(patches) * config.data.sdf_scale, rater_counts(patches)
     known = np.arange(sdfs.shape[1]) < counts[:, None]
+    if (raters := config.model.raters) and (others := np.flatnonzero(counts != raters)).size:
+        raise UsageError(f"model.raters: {raters}, but {patches[others[0]].filename} has {counts[others[0]]}")
     binary = config.data.representation == "binary"
     own = sdfs if known.all() else sdfs[known]
     sigma_data = config.data.sdf_scale if binary else float((own.astype("float64") ** 2).mean() ** 0.5)
@@ -92,16 +94,15 @@ def training_step(
 ) -> dict[str, Tensor]:
     """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
     finite; nothing is updated then."""
-    images, sdf, indices = state.batches.next()
-    batch = images, representation_of(sdf, data)
-    shares = state.batches.shares(indices)
-    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step, shares)
+    batch = state.batches.next()
+    batch = batch._replace(m=representation_of(batch.m, data))
+    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
     if not torch.isfinite(loss + norm):
-        names = ", ".join(patches[i].filename for i in indices)
+        names = ", ".join(patches[i].filename for i in batch.indices)
         raise UsageError(
             f"step {state.step + 1}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
             f"last good checkpoint: {last if last.exists() else 'none'}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,21 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
         return tensor.to(device)
     free, _ = torch.cuda.mem_get_info(device)
     return tensor.to(device) if tensor.nbytes < free / 2 else tensor.pin_memory()
+
+
+class Batch(NamedTuple):
+    """What a training step sees.
+
+    images: (B, C, H, W) in [0, 255]. m: (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all. indices: which
+    images they are. raters: (B,), of whom m is. shares: (B, R), what each of all raters counts in an image, together 1;
+    0 for those that it lacks.
+    """
+
+    images: Tensor
+    m: Tensor
+    indices: Sequence[int] = ()
+    raters: Tensor | None = None
+    shares: Tensor | None = None
 
 
 class Batches:
@@ -73,25 +89,18 @@ class Batches:
         self._given += 1
         return torch.cat([self._next_of(0, after - before), self._next_of(1, self.batch - (after - before))])
 
-    def _shown(self, where: Tensor) -> Tensor:
-        """(B, R, K, H, W) of all raters, or (B, K, H, W) of one of each image."""
+    def _raters(self, indices: Tensor) -> Tensor:
+        """One for each image, on the host."""
         raters = self.sdfs.shape[1]
-        if self.every_rater:
-            return self.sdfs[where]
         if raters == 1:
-            return self.sdfs[where, 0]
-        chosen = torch.randint(raters, (len(where),), generator=self.generator)
-        if not (self.counts == raters).all():  # each of an image's own alike
-            chosen = torch.randint(2**62, (len(where),), generator=self.generator) % self.counts[where.cpu()]
-        return self.sdfs[where, chosen.to(where.device)]
+            return torch.zeros_like(indices)
+        if (self.counts == raters).all():
+            return torch.randint(raters, (len(indices),), generator=self.generator)
+        return torch.randint(2**62, (len(indices),), generator=self.generator) % self.counts[indices]
 
-    def shares(self, indices: list[int]) -> Tensor | None:
-        """With data.raters: all, what each rater counts in these images, (B, R): equal shares, 0 for those that an
-        image lacks. Else None."""
-        if not self.every_rater:
-            return None
+    def _shares(self, indices: Tensor) -> Tensor:
         counts = self.counts[indices][:, None]
-        return ((torch.arange(self.sdfs.shape[1]) < counts) / counts).to(self.device)
+        return (torch.arange(self.sdfs.shape[1]) < counts) / counts
 
     def _crop(self, image: Tensor, sdf: Tensor) -> tuple[Tensor, Tensor]:
         if self.crop is None:
@@ -106,14 +115,17 @@ class Batches:
 
         return cut(image), cut(sdf)
 
-    def next(self) -> tuple[Tensor, Tensor, list[int]]:
-        """Images (B, C, H, W) in [0, 255], SDFs (B, K, H, W) or (B, R, K, H, W), and which images they are."""
+    def next(self) -> Batch:
         indices = self._next_indices()
-        where = indices.to(self.images.device)
-        image = self.images[where].to(self.device, non_blocking=True)
-        sdf = self._shown(indices.to(self.sdfs.device)).to(self.device, non_blocking=True)
-        image, sdf = self._crop(*self.augment(image, sdf, self.generator))
-        return image, sdf, indices.tolist()
+        image = self.images[indices.to(self.images.device)].to(self.device, non_blocking=True)
+        where, raters, shares = indices.to(self.sdfs.device), None, None
+        if self.every_rater:
+            sdf, shares = self.sdfs[where], self._shares(indices).to(self.device)
+        else:
+            raters = self._raters(indices)
+            sdf, raters = self.sdfs[where, raters.to(where.device)], raters.to(self.device)
+        image, sdf = self._crop(*self.augment(image, sdf.to(self.device, non_blocking=True), self.generator))
+        return Batch(image, sdf, indices.tolist(), raters, shares)
 
     def state_dict(self) -> dict[str, Any]:
         orders = {name: order.clone() for name, order in zip(ORDERS, self._orders, strict=False)}

@@ -72,6 +72,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
         direct=sde.prior_share > 0,
         second_moment=model.second_moment,
         distribution=sde.objective == "distribution",
+        raters=model.raters,
     )
 
 

@@ -122,10 +122,12 @@ class Denoiser(nn.Module):
     direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
     second_moment: the network has K more outputs, which at t_max are the variance of m given x.
     distribution: draws of an image are evaluated with xi, those at t_max as c + spread (m - c) about the direct mean c.
+    rater: of those that the network knows apart, the one to draw as; None: each in turn. The mean is that of all.
     """
 
     sigma_data: Tensor
     spread: Tensor
+    rater: int | None = None
 
     def __init__(
         self,
@@ -240,11 +242,19 @@ class Denoiser(nn.Module):
         return self._mask(raw, z, c), variance
 
     def evaluate(
-        self, z: Tensor, t: Tensor, features: Sequence[Tensor], latents: Sequence[Sequence[Tensor] | None]
+        self,
+        z: Tensor,
+        t: Tensor,
+        features: Sequence[Tensor],
+        latents: Sequence[Sequence[Tensor] | None],
+        raters: Tensor | None = None,
     ) -> list[Tensor]:
-        """Draws of p(m | z_t = z, x), one for each xi (`models/latent.py`), or the mean for None; see `forward`."""
+        """Draws of p(m | z_t = z, x), one for each xi (`models/latent.py`), or the mean for None; see `forward`.
+
+        raters: (B,), as whom to draw where the network knows them apart.
+        """
         skips = self._down(z, t, features)
-        return [self._up(skips, z, t, latent) for latent in latents]
+        return [self._up(skips, z, t, latent, None if latent is None else raters) for latent in latents]
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
         levels, padded = len(self.network.trunk.widths), features[0].shape[-2:]
@@ -258,11 +268,15 @@ class Denoiser(nn.Module):
             skips = self._down(z, t, [rows_of(f, images.to(f.device)) for f in features[:levels]])
         corners = [(draw.top, draw.left) for draw in draws]
         latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
-        m = self._up(skips, z, t, [level.to(z.device) for level in latent])
+        m = self._up(skips, z, t, [level.to(z.device) for level in latent], self._raters_of(draws).to(z.device))
         if not at_end or float(self.spread) == 1.0:
             return m
         centre = mean if kept else self._up(skips, z, t)
         return centre + self.spread * (m - centre)
+
+    def _raters_of(self, draws: Sequence[Draw]) -> Tensor:
+        known = max(1, self.network.raters)
+        return torch.tensor([draw.number % known if self.rater is None else self.rater for draw in draws])
 
     def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:
         """z, which is 0 for the direct mean, and the coefficients."""
@@ -275,9 +289,16 @@ class Denoiser(nn.Module):
         z, c = self._scaled(z, t)
         return self.network.down(rows(c.inp) * z, c.noise.float(), features)
 
-    def _up(self, skips: Sequence[Tensor], z: Tensor, t: Tensor, latent: Sequence[Tensor] | None = None) -> Tensor:
+    def _up(
+        self,
+        skips: Sequence[Tensor],
+        z: Tensor,
+        t: Tensor,
+        latent: Sequence[Tensor] | None = None,
+        raters: Tensor | None = None,
+    ) -> Tensor:
         z, c = self._scaled(z, t)
-        return self._mask(self.network.up(skips, c.noise.float(), z.shape[-2:], latent).float(), z, c)
+        return self._mask(self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float(), z, c)
 
     def _mask(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
         """m from the network's output."""
@@ -303,11 +324,13 @@ def build_denoiser(
     encoder_kind: str = "unet",
     second_moment: bool = False,
     distribution: bool = False,
+    raters: int = 0,
     **options: Any,
 ) -> Denoiser:
     """A denoiser; `options` are those of `Denoiser`.
 
     encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
+    raters: that the network knows apart, 0 for none.
     """
     width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
     latent = latent_channels(len(sizes.multipliers)) if distribution else []
@@ -317,6 +340,6 @@ def build_denoiser(
         encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk.widths)
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
-    network = ConditionalUNet(trunk, width, outputs * mask_channels)
+    network = ConditionalUNet(trunk, width, outputs * mask_channels, raters=raters)
     options |= {"second_moment": second_moment, "distribution": distribution}
     return Denoiser(process, prediction, encoder, network, mask_channels, **options)

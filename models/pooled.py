@@ -92,7 +92,7 @@ class PooledDraws(OnePass):
         numbers, own = numbers_of(draws), []
         for (member, view, part), chosen in zip(self._by_part(features), self._taken(numbers), strict=True):
             size = unseen(part[0], view).shape[-2:]
-            theirs = [seen_draw(draws[i], size, view) for i in chosen.tolist()]
+            theirs = [seen_draw(self._numbered(draws[i]), size, view) for i in chosen.tolist()]
             own += member.of_draws(part, rows[chosen.to(rows.device)], theirs)
         return [*own, numbers]
 
@@ -116,6 +116,10 @@ class PooledDraws(OnePass):
         each = len(features) // len(self._parts)
         for k, (member, view) in enumerate(self._parts):
             yield member, view, list(features[k * each : (k + 1) * each])
+
+    def _numbered(self, draw: Draw) -> Draw:
+        """As the members count: what they take in turn, too, must not go round in step with the parts."""
+        return draw._replace(number=draw.number + draw.number // len(self._parts))
 
     def _taken(self, numbers: Tensor) -> list[Tensor]:
         """Which of the draws (B, 4) each part makes."""

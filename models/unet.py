@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -165,16 +166,22 @@ class ConditionalUNet(nn.Module):
 
     The noise conditions are (B,), or (B, conditions) where parts of the input have a noise of their own. Without image
     features, everything is in the input. Sizes that the down-sampling does not divide are padded and cropped back.
+    raters: how many annotators it knows apart on the way up (`up`), 0 for none.
     """
 
-    def __init__(self, trunk: Trunk, embedding: int, out_channels: int = 1, conditions: int = 1) -> None:
+    def __init__(
+        self, trunk: Trunk, embedding: int, out_channels: int = 1, conditions: int = 1, raters: int = 0
+    ) -> None:
         super().__init__()
+        self.raters = raters
         self.trunk = trunk
         self.out_channels = out_channels
         self.embedding = FourierEmbedding(embedding, conditions=conditions)
         self.head = nn.Sequential(
             group_norm(trunk.widths[0]), nn.SiLU(), zero_init(nn.Conv2d(trunk.widths[0], out_channels, 3, padding=1))
         )
+        if raters:  # all alike at first
+            self.as_rater = nn.Embedding.from_pretrained(torch.zeros(raters, embedding), freeze=False)
 
     def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:
         return self.up(self.down(z, noise_condition, features), noise_condition, z.shape[-2:])
@@ -195,7 +202,12 @@ class ConditionalUNet(nn.Module):
         noise_condition: Tensor,
         size: Sequence[int],
         latent: Sequence[Tensor] | None = None,
+        raters: Tensor | None = None,
     ) -> Tensor:
-        """The other half, (B, out_channels, H, W); size: (H, W). latent: see `Trunk.up`."""
-        maps = self.trunk.up(skips, self.embedding(noise_condition), latent)
+        """The other half, (B, out_channels, H, W); size: (H, W). latent: see `Trunk.up`. raters: (B,), as whom to draw
+        where the network knows them apart; None for all."""
+        embedding = self.embedding(noise_condition)
+        if self.raters and raters is not None:
+            embedding = embedding + self.as_rater(raters)
+        maps = self.trunk.up(skips, embedding, latent)
         return self.head(maps[0])[..., : size[0], : size[1]]

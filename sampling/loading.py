@@ -87,6 +87,7 @@ def set_draws(model: Denoiser, sampling: SamplingConfig) -> None:
     if isinstance(model, StochasticBaseline):
         model.draws = sampling.sampler == "logits"
     model.distribution &= sampling.sampler not in ONE_PASS
+    model.rater = sampling.rater
     if draw_steps(sampling) > 1:
         model.spread.fill_(1.0)
     elif sampling.spread != "auto":

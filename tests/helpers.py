@@ -291,7 +291,7 @@ def small_denoiser(
     return build_denoiser(process or VE(), "edm", 1, 1, sizes, encoder, **changes)  # type: ignore[arg-type]
 
 
-def direct_denoiser(prediction: str = "edm", process: Process | None = None, **changes: bool) -> Denoiser:
+def direct_denoiser(prediction: str = "edm", process: Process | None = None, **changes: object) -> Denoiser:
     torch.manual_seed(0)
     sizes, options = Sizes(8, [1, 2]), {"direct": True, **changes}
     model = build_denoiser(process or VE(), prediction, 1, 1, sizes, sizes, **options)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.sdf import signed_distance
-from tests.helpers import ROOT, UNET, Workspace, full_disk, rows, same_state, section, sets
+from tests.helpers import ROOT, UNET, Workspace, full_disk, newest, rows, same_state, section, sets
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 
@@ -58,6 +58,26 @@ def test_all_raters_of_sparse_patches_go_on_as_one_run(workspace: Workspace) -> 
     same_state(run / "checkpoints" / "last.pt", workspace.run_folder() / "checkpoints" / "last.pt")
     one = ["--set", "data.raters=one"]
     assert "data.raters was 'all'" in workspace.fails("main", *options, *one, "--resume", str(run))
+
+
+@pytest.mark.slow
+def test_draws_as_one_rater_would(workspace: Workspace) -> None:
+    data = ["data.phantom.objects=nuclei", "data.phantom.raters=3", "sampling.augment=true"]
+    draws = ["sde.prior_share=1", "sde.objective=distribution", "sampling.sampler=ancestral", "sampling.steps=1"]
+    assert workspace("prepare", *sets(data)).code == 0
+    words = workspace.fails("main", *sets([*data, *draws, "model.raters=2"]))
+    assert "model.raters: 2, but " in words
+    assert words.rstrip().endswith("has 3")
+    learns = ["training.learning_rate=0.02", "sampling.spread=1"]
+    options = sets([*data, *draws, *learns, "model.raters=3", "sampling.save_draws=true"])
+    assert workspace("main", *options).code == 0
+    draws_of: dict[str, np.ndarray] = {}
+    for rater in ("null", "0", "2"):
+        assert workspace("sample", *options, "--set", f"sampling.rater={rater}").code == 0
+        draws_of[rater] = np.load(next(newest(workspace).glob("*/draws.npz")))["sdf"]
+    assert not np.allclose(draws_of["0"], draws_of["2"])  # the same noise, another rater
+    np.testing.assert_allclose(draws_of["null"][0], draws_of["0"][0], atol=1e-6)
+    np.testing.assert_allclose(draws_of["null"][2], draws_of["2"][2], atol=1e-6)
 
 
 def test_an_absent_library_is_named(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from data.batches import network_image
+from data.batches import Batch, network_image
 from data.dataset import Patch
 from models.baselines import Baseline, dice_cross_entropy
 from models.build import use_bfloat16
@@ -30,14 +30,13 @@ class Generators(NamedTuple):
     noise: Generator
 
 
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 255], m (B, K, H, W), or (B, R, K, H, W) of all raters
 Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
 
 
 def baseline_losses(model: Baseline, batch: Batch, generators: Generators, training: TrainingConfig) -> Losses:
     """Dice and cross entropy of each image, or the likelihood of its mask, or a bound of it, where logits have a
     distribution, (B,), and their times, all t_max."""
-    images, m = batch
+    images, m = batch.images, batch.m
     kl: Tensor | None = None
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
         x = network_image(images, training.channels_last)
@@ -76,7 +75,7 @@ def joint_losses(
 ) -> Losses:
     """Losses of masks and of images, (N,) together, and their times. What is clean is a condition: it has neither noise
     nor a loss."""
-    images, m = batch
+    images, m = batch.images, batch.m
     device, process, weighting = m.device, model.process, _weighting(sde)
     x = network_image(images, training.channels_last)
     pair = [part.repeat_interleave(training.noises, dim=0) for part in (m, x)]
@@ -96,23 +95,20 @@ def joint_losses(
 
 
 def loss_of(
-    model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig, step: int = 0,
-    shares: Tensor | None = None,
-) -> Losses:  # fmt: skip
+    model: Denoiser, batch: Batch, generators: Generators, sde: SDEConfig, training: TrainingConfig, step: int = 0
+) -> Losses:
     """Losses of eq. 4 at random times, and these times: both (B * noises,); see `joint_losses` and
     `baseline_losses` for other kinds of models.
 
     step: of the training; with sde.objective: distribution, two draws are scored besides the mean from
-    sde.mean_first on.
-    shares: (B, R), of the raters of each image where the batch has all of them; then sde.prior_share must be 1, as z_t
-    at other times is made of one rater. The mean is that of the raters' maps, the draws are scored against each map.
+    sde.mean_first on. Where the batch has all raters of an image, sde.prior_share must be 1, as z_t at other times is
+    made of one; the mean is that of their maps, the draws are scored against each map.
     """
     if isinstance(model, JointDenoiser):
         return joint_losses(model, batch, generators, sde, training)
     if isinstance(model, Baseline):
         return baseline_losses(model, batch, generators, training)
-    images, m = batch
-    m = m.repeat_interleave(training.noises, dim=0)
+    images, m, shares = batch.images, batch.m.repeat_interleave(training.noises, dim=0), batch.shares
     truths = m
     if shares is not None:
         shares = shares.repeat_interleave(training.noises, dim=0)
@@ -127,7 +123,8 @@ def loss_of(
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
             levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
             latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
-            mean, one, two = model.evaluate(z, t, features, [None, *latents])
+            raters = None if batch.raters is None else batch.raters.repeat_interleave(training.noises)
+            mean, one, two = model.evaluate(z, t, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
             variance, extra = None, weight * energy_loss(one, two, truths, shares)
         else:

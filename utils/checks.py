@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("sde.process", SCHEDULES, "sde.input_scale"),
     ("sde.prediction", ("x", "both"), "sde.tanh"),
     ("sde.objective", ("mean",), "model.second_moment sampling.noise"),
-    ("sde.objective", ("distribution",), "sde.mean_first sampling.spread"),
+    ("sde.objective", ("distribution",), "sde.mean_first sampling.spread model.raters"),
     ("sde.weighting", ("sigmoid",), "sde.sigmoid_shift"),
     ("training.optimizer", ("adamw",), "training.weight_decay"),
     ("training.ema.kind", ("constant",), "training.ema.decay"),
@@ -149,6 +149,10 @@ def check_sections(sections: Mapping[str, Any]) -> None:
         message = f"sampling.steps: {sections['sampling'].steps} must be 1, as sde.prior_share: 1 trains draws in one"
     elif kind == "conditional" and direct == 1 and not draws and sampler not in ONE_PASS:
         message = f"sde.prior_share: 1 trains the direct mean only; use sampling.sampler: {_one_of(ONE_PASS)}"
+    elif (raters := sections["model"].raters) and sections["data"].raters == "all":
+        message = f"data.raters: all does not go with model.raters: {raters}, as whose mask is which must be told"
+    elif (rater := sections["sampling"].rater) is not None and rater >= raters:
+        message = f"sampling.rater: {rater} must be below model.raters: {raters}, those that the network tells apart"
     elif sections["sampling"].augment and not (sections["data"].flips or sections["data"].rotations):
         message = "sampling.augment: shows images as data.flips and data.rotations do in training, and both are off"
     if message:

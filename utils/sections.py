@@ -78,6 +78,13 @@ class ModelConfig(EncoderConfig):
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
     second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
+    raters: Int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="objective distribution: annotators that the network tells apart, where they are the same persons "
+        "for all images, in one order: as many as the data have; 0: it does not",
+    )
     encoder: ImageEncoderConfig = Field(default_factory=ImageEncoderConfig, description="the image encoder")
 
     @property
@@ -213,6 +220,9 @@ class SamplingConfig(Section):
         "auto",
         description="draws in one evaluation: their distance from the direct mean times this; auto: what the "
         "checkpoint's validation chose, kept in it",
+    )
+    rater: Annotated[Int, Field(ge=0)] | None = Field(
+        None, description="draw as this one of model.raters would, counted from 0; null: as each of them in turn"
     )
     rho: Float = Field(7.0, ge=1, le=100, description="grid rho: exponent of the noise")
     noise: Literal["independent", "antithetic"] = Field(

@@ -22,7 +22,7 @@ def test_batches_draw_every_rater_and_every_place() -> None:
     batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), section(flips=False, crop=(9, 8)))
     raters, places = set(), set()
     for _ in range(40):
-        image, sdf, _ = batches.next()
+        image, sdf = batches.next()[:2]
         assert image.shape == sdf.shape == (5, 1, 9, 8)
         raters |= {int(x) for x in sdf[:, 0, 0, 0]}
         places |= {int(x) for x in image[:, 0, 0, 0]}
@@ -56,12 +56,12 @@ def test_all_raters_are_changed_alike() -> None:
     batches = Batches(images, sdfs, 6, 0, CPU, data)
     moved = False
     for _ in range(4):
-        image, sdf, indices = batches.next()
+        image, sdf, indices, _, shares = batches.next()
         assert sdf.shape == (6, 3, 1, 8, 8)
         for k in range(3):
             torch.testing.assert_close(sdf[:, k] - 1000 * k, image.float())
         moved |= not torch.equal(image, images[indices][..., 2:10, 2:10])
-        torch.testing.assert_close(batches.shares(indices), torch.full((6, 3), 1 / 3))
+        torch.testing.assert_close(shares, torch.full((6, 3), 1 / 3))
     assert moved
 
 
@@ -84,13 +84,17 @@ def test_images_with_fewer_raters() -> None:
     one = Batches(images, sdfs, 4, 0, CPU, section(), counts)
     seen: dict[int, set[int]] = {}
     for _ in range(40):
-        _, sdf, indices = one.next()
-        for i, rater in zip(indices, sdf[:, 0, 0, 0].tolist(), strict=True):
-            seen.setdefault(i, set()).add(int(rater))
+        batch = one.next()
+        assert batch.shares is None
+        assert batch.raters is not None
+        assert batch.m[:, 0, 0, 0].tolist() == batch.raters.tolist()
+        for i, rater in zip(batch.indices, batch.raters.tolist(), strict=True):
+            seen.setdefault(i, set()).add(rater)
     assert seen == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 2}}
-    assert one.shares([0]) is None
-    shares = Batches(images, sdfs, 4, 0, CPU, section(raters="all"), counts).shares([2, 0, 1])
-    torch.testing.assert_close(shares, torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1, 0, 0], [1 / 2, 1 / 2, 0]]))
+    _, _, indices, _, shares = Batches(images, sdfs, 4, 0, CPU, section(raters="all"), counts).next()
+    assert shares is not None
+    expected = torch.tensor([[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]])
+    torch.testing.assert_close(shares, expected[list(indices)])
 
 
 def sparse(batch: int, share: float | None, marked: int = 5, count: int = 40) -> Batches:
@@ -136,7 +140,7 @@ def test_without_a_share_the_order_is_as_ever() -> None:
     generator = torch.Generator().manual_seed(3)
     batches = sparse(40, None)
     expected = torch.randperm(40, generator=generator).tolist()
-    _, sdf, indices = batches.next()
+    _, sdf, indices = batches.next()[:3]
     assert indices == expected
     raters: Tensor = torch.randint(2, (40,), generator=generator)
     marked = (sdf <= 0).flatten(1).any(dim=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor
 
+from data.batches import Batch
 from models.denoiser import Denoiser, Draw
 from models.latent import CELLS, CHANNELS, latent_channels, latent_of, random_latent
 from models.pooled import PooledDraws
@@ -102,11 +105,12 @@ def test_pooled_draws_are_those_of_the_members_in_turn() -> None:
     assert pool.shared == 2
 
 
-@pytest.mark.slow
-def test_training_finds_what_images_have_in_common() -> None:
-    """m is -.8 or .8 over the whole image, with equal odds, whatever the image says. So are the draws at t = 1, more or
-    less after 120 steps, and their mean is near 0; draws of single pixels would have a tenth of that between images."""
-    model = direct_denoiser(process=VP(), distribution=True).train()
+def two_levels(model: Denoiser, *, told: bool) -> Tensor:
+    """Means of 100 draws after 120 steps where m is -.8 or .8 over the whole image, with equal odds.
+
+    told: whether that is the choice of rater 0 or 1, of whom the network hears.
+    """
+    model.train()
     sde = SDEConfig(process="vp", objective="distribution", prior_share=0.5, weighting="edm")
     training = TrainingConfig(steps=1, batch=12)
     generator = torch.Generator().manual_seed(0)
@@ -114,15 +118,47 @@ def test_training_finds_what_images_have_in_common() -> None:
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     model.sigma_data.fill_(0.8)
     for _ in range(120):
-        m = 0.8 * torch.randn(12, 1, 1, 1, generator=generator).sign().expand(-1, -1, 8, 8)
-        loss = loss_of(model, (torch.full((12, 1, 8, 8), 127.5), m), generators, sde, training)[0].mean()
+        sign = torch.randn(12, generator=generator).sign()
+        m = 0.8 * sign.view(-1, 1, 1, 1).expand(-1, -1, 8, 8)
+        batch = Batch(torch.full((12, 1, 8, 8), 127.5), m, raters=(sign > 0).long() if told else None)
+        loss = loss_of(model, batch, generators, sde, training)[0].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        draws = drawn(model, torch.zeros(1, 1, 8, 8), [Draw(i, i) for i in range(100)])
+        return drawn(model, torch.zeros(1, 1, 8, 8), [Draw(i, i) for i in range(100)])
+
+
+@pytest.mark.slow
+def test_training_finds_what_images_have_in_common() -> None:
+    """Draws are of one level each, more or less, and their mean is near 0; draws of single pixels would have a tenth of
+    that between images."""
+    draws = two_levels(direct_denoiser(process=VP(), distribution=True), told=False)
     level = draws.mean(dim=(1, 2, 3))
     assert 0.5 < level.std() < 1.1
     assert level.var() > 0.5 * draws.var()
     assert abs(level.mean()) < 0.3
+
+
+@pytest.mark.slow
+def test_raters_who_are_told_apart_draw_as_they_do() -> None:
+    """In turn, or all draws as one of them would; the direct mean is between them."""
+    model = direct_denoiser(process=VP(), distribution=True, raters=2)
+    level = two_levels(model, told=True).mean(dim=(1, 2, 3))
+    assert level[::2].mean().item() == pytest.approx(-0.8, abs=0.2)
+    assert level[1::2].mean().item() == pytest.approx(0.8, abs=0.2)
+    assert max(level[::2].std(), level[1::2].std()) < 0.3
+    for rater, mean in enumerate((-0.8, 0.8)):
+        model.rater = rater
+        draws = drawn(model, torch.zeros(1, 1, 8, 8), [Draw(i, i) for i in range(20)])
+        assert draws.mean().item() == pytest.approx(mean, abs=0.2)
+    assert abs(model.encode(torch.zeros(1, 1, 8, 8))[-1].mean().item()) < 0.4
+
+
+@pytest.mark.parametrize(("members", "views", "raters"), [(1, 8, 4), (5, 1, 5), (3, 4, 2), (1, 8, 5)])
+def test_pooled_draws_are_of_all_raters_in_all_views_of_all_members(members: int, views: int, raters: int) -> None:
+    pool = PooledDraws([direct_denoiser(process=VP(), distribution=True, raters=raters)] * members, range(views))
+    draws = [Draw(i, i) for i in range(members * views * raters)]
+    rounds = Counter((i % (members * views), pool._numbered(draw).number % raters) for i, draw in enumerate(draws))
+    assert set(rounds.values()) == {1}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.batches import Batch
 from models.joint import JointDenoiser
 from sde.process import VP, Process
 from tests.helpers import Workspace, noise, shake, small_denoiser
@@ -54,8 +55,8 @@ def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pyt
     monkeypatch.setattr(training.losses, "perturbed", keep)
     config = load_config("config.yaml", ["training.noises=20"])
     state = main.build_state(config, main.load_data(config.data)[0], torch.device("cpu"))
-    images, m, _ = state.batches.next()
-    losses, times = training.losses.loss_of(state.model, (images, m), state.generators, config.sde, config.training)
+    batch = state.batches.next()
+    losses, times = training.losses.loss_of(state.model, batch, state.generators, config.sde, config.training)
     z_m, t_m, z_x, t_x = seen[0]
     clean_m, clean_x = t_m == 0, t_x == 0
     assert clean_m.any()
@@ -81,7 +82,7 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(share: float) -> None:
     for precision in ("float32", "bfloat16"):
         settings = TrainingConfig(noises=2, channels_last=False, precision=precision)  # type: ignore[arg-type]
         generators = Generators(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
-        loss, _ = loss_of(model, (images, m), generators, sde, settings)
+        loss, _ = loss_of(model, Batch(images, m), generators, sde, settings)
         assert loss.dtype == torch.float32
         model.zero_grad()
         loss.mean().backward()
@@ -107,7 +108,7 @@ def test_all_raters_at_once_give_the_mean_gradient_of_one_at_a_time(options: dic
 
     def gradient(m: Tensor, weights: Tensor, shares: Tensor | None = None) -> Tensor:
         generators = Generators(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
-        losses, _ = loss_of(model, (images, m), generators, sde, settings, 0, shares)
+        losses, _ = loss_of(model, Batch(images, m, shares=shares), generators, sde, settings)
         model.zero_grad()
         (losses * weights.repeat_interleave(2)).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -9,6 +9,8 @@ import yaml
 
 from tests.helpers import DROPOUT, RESUNET, Workspace, joint_config, sets
 
+DRAWS = ["sde.prior_share=1", "sde.objective=distribution", "sampling.sampler=ancestral", "sampling.steps=1"]
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -99,6 +101,15 @@ def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: 
             ["data.raters=all", "model.kind=joint"],
             "model.kind: joint does not go with data.raters: all, which needs conditional",
         ),
+        (
+            [*DRAWS, "data.raters=all", "model.raters=3"],
+            "data.raters: all does not go with model.raters: 3, as whose mask is which must be told",
+        ),
+        (
+            [*DRAWS, "model.raters=3", "sampling.rater=3"],
+            "sampling.rater: 3 must be below model.raters: 3, those that the network tells apart",
+        ),
+        (["model.raters=3"], "model.raters: 3 is for sde.objective: distribution, not mean"),
         (["sde.tanh=true"], "tanh: true is for prediction: x or both, not edm"),
         (["sde.input_scale=0.5"], "input_scale: 0.5 is for process: cosine, linear, linear_simple or parabola, not ve"),
         (["sampling.eta=0.5"], "eta: 0.5 is for sampler: ddim, not heun"),

@@ -2,154 +2,13 @@
 
 from __future__ import annotations
 
-from utils.command import StopFlag, run_command
+from utils.command import StopFlag, importing, run_command
 
-import logging
 import sys
-import threading
-import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from data.batches import Batches, on_device, representation_of
-from data.dataset import (
-    Patch,
-    data_state,
-    hold_out,
-    image_array,
-    load_split,
-    rater_counts,
-    same_size,
-    sdf_array,
-    unchanged,
-)
-from data.description import read_description
-from models.build import denoiser_of, placed, warn_of_prior
-from models.denoiser import Denoiser
-from training.losses import loss_of, rms_of_images
-from training.recorder import Recorder
-from training.state import TrainingState, checked_resume, save_state, start_from
-from training.validation import validate
 from utils.cli import common_parser, log_to_console, read_config
-from utils.config import dump_config
-from utils.data_schema import DataConfig
-from utils.errors import UsageError
-from utils.files import naming, remove_leftovers, write_json, write_text
-from utils.locks import held
-from utils.reading import checked
-from utils.runs import checked_run, choose_device, environment, log_to_file, new_folder
-from utils.schema import Config
-from utils.sections import SDEConfig, TrainingConfig
-from utils.weights import Images
-
-log = logging.getLogger("main")
-
-
-def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
-    """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    with unchanged(Path(data.root)):
-        training = load_split(data, "train")
-        if Path(data.root, "val.csv").is_file():
-            return training, load_split(data, "val", may_be_empty=True)
-    return hold_out(training, data.validation_fraction, data.split_seed)
-
-
-def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
-    """Network, optimiser and data, all seeded. Raises UsageError if the images are smaller than the crops."""
-    size = same_size(patches, "train.csv")
-    if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
-        raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
-    torch.manual_seed(config.seed)
-    sdfs, counts = sdf_array(patches) * config.data.sdf_scale, rater_counts(patches)
-    known = np.arange(sdfs.shape[1]) < counts[:, None]
-    if (raters := config.model.raters) and (others := np.flatnonzero(counts != raters)).size:
-        raise UsageError(f"model.raters: {raters}, but {patches[others[0]].filename} has {counts[others[0]]}")
-    binary = config.data.representation == "binary"
-    own = sdfs if known.all() else sdfs[known]
-    sigma_data = config.data.sdf_scale if binary else float((own.astype("float64") ** 2).mean() ** 0.5)
-    sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
-    model = denoiser_of(config, sigma_data, sigma_image)
-    if config.training.start_from:
-        start_from(model, Path(config.training.start_from))
-    model = placed(model, device, config.training.channels_last)
-    images = on_device(image_array(patches), device)
-    batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data,
-                      torch.from_numpy(counts))  # fmt: skip
-    target = read_description(Path(config.data.root)).get("stain_target")
-    known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
-    return TrainingState(model, config.training, batches, config.seed, known)
-
-
-def training_step(
-    state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: list[Patch], last: Path
-) -> dict[str, Tensor]:
-    """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
-    finite; nothing is updated then."""
-    batch = state.batches.next()
-    batch = batch._replace(m=representation_of(batch.m, data))
-    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
-    loss = losses.mean()
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
-    if not torch.isfinite(loss + norm):
-        names = ", ".join(patches[i].filename for i in batch.indices)
-        raise UsageError(
-            f"step {state.step + 1}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
-            f"last good checkpoint: {last if last.exists() else 'none'}"
-        )
-    state.optimizer.step()
-    state.schedule.step()
-    state.average.update_parameters(state.model)
-    state.step += 1
-    return {"loss": loss.detach(), "grad_norm": norm, "losses": losses.detach(), "t": t}
-
-
-def train(config: Config, run: Path, state: TrainingState, training: list[Patch], validation: list[Patch],
-          stop: StopFlag, quiet: bool) -> None:  # fmt: skip
-    """Steps, log rows, validations and checkpoints until training.steps or a signal."""
-    settings, checkpoints = config.training, run / "checkpoints"
-    threading.excepthook = lambda _: None  # what its thread raises the writer raises here, too
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
-    recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
-    bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
-    while state.step < settings.steps and not stop():
-        begin = time.perf_counter()
-        result = training_step(state, config.data, config.sde, settings, training, checkpoints / "last.pt")
-        recorder.add(result, settings.batch, time.perf_counter() - begin)
-        bar.update()
-        last = state.step == settings.steps
-        if last or state.step % settings.log_every == 0:
-            bar.set_postfix(recorder.write_row(state.step, float(state.schedule.get_last_lr()[0])), refresh=False)
-        due = validation and (last or state.step % settings.validate_every == 0)
-        improved = False
-        if due:
-            denoiser = cast(Denoiser, state.average.module)
-            scores, pictures = validate(config, denoiser, validation)
-            recorder.write_validation(state.step, scores)
-            writer.add_image("validation", make_grid(pictures, nrow=3), state.step)
-            state.model.spread.copy_(denoiser.spread)
-            by_f1 = config.evaluation.choose_by == "f1" or not (config.evaluation.choose_by or config.has_draws)
-            score = -scores["val_f1"] if by_f1 else scores["val_energy"]
-            if improved := score < state.best:
-                state.best, state.best_f1 = score, scores["val_f1"]
-            log.info("step %d: validation F1 %.4f, energy score %.4f%s", state.step, scores["val_f1"],
-                     scores["val_energy"], " (best)" if improved else "")  # fmt: skip
-        if due or last or state.step % settings.checkpoint_every == 0:
-            save_state(state, config, checkpoints, best=improved or (last and not validation))
-    if stop():
-        save_state(state, config, checkpoints, best=False)
-    bar.close()
-    writer.close()
+from utils.runs import checked_run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,29 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     if config is None:
         return
     log_to_console(args.quiet)
-    stop = StopFlag()
-    device = choose_device(args.device)
-    training, validation = load_data(config.data)
-    known = data_state(config.data, training, validation)
-    state = build_state(config, training, device)
-    run = resumed or new_folder(Path("runs") / config.name)
-    with held(run / ".lock", str(run)), naming(run):
-        if resumed:
-            checked_resume(run, config, known, state)
-            remove_leftovers(run)
-        (run / "checkpoints").mkdir(exist_ok=True)
-        write_text(run / "config.yaml", dump_config(config))
-        write_json(run / "environment.json", {**environment(device), **known})
-        log_to_file(run)
-        count = sum(p.numel() for p in state.model.parameters())
-        log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
-                 len(validation), count / 1e6, device, state.step)  # fmt: skip
-        if not config.is_one_pass:
-            warn_of_prior(state.model, state.images["size"])
-        with nullcontext() if args.quiet else logging_redirect_tqdm():
-            train(config, run, state, training, validation, stop, args.quiet)
-    stop.raise_if_set()
-    print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
+    with importing():
+        from training.session import run_training
+    run_training(config, resumed, args, StopFlag())
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from evaluation.ensemble import classify
 from evaluation.metrics import count_classes, mean_f1
 from sampling.drawer import Drawer, drawer_of, whole_draws, whole_moments
 from sde.samplers import posterior_mean
+from utils.devices import device_name
 from utils.errors import UsageError
-from utils.runs import device_name
 
 DESIGNS = ("independent", "antithetic")
 COUNTS = (4, 8, 16)

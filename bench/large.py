@@ -28,8 +28,8 @@ from sampling.drawer import drawer_of
 from sampling.tiled import costs_of, tiled_of
 from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import PhantomConfig
+from utils.devices import choose_device, device_name, peak_memory_mib
 from utils.errors import UsageError
-from utils.runs import choose_device, device_name, peak_memory_mib
 
 
 class Mosaic:

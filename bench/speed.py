@@ -29,8 +29,8 @@ from sampling.drawer import Drawer, drawer_of
 from sampling.loading import drawing, set_draws
 from sde.samplers import heun
 from utils.cli import common_parser, read_config
+from utils.devices import choose_device, device_name, peak_memory_mib
 from utils.errors import UsageError
-from utils.runs import choose_device, device_name, peak_memory_mib
 from utils.schema import Config
 
 Action = Callable[[], object]

@@ -11,8 +11,9 @@ from data.scenes import Scene, scenes_of
 from models.denoiser import Denoiser
 from sampling.loading import load_denoiser
 from utils.cli import Parser, common_parser, read_config
+from utils.devices import choose_device
 from utils.errors import UsageError
-from utils.runs import checked_run, checkpoint_path, choose_device, newest_run
+from utils.runs import checked_run, checkpoint_path, newest_run
 from utils.schema import Config
 
 

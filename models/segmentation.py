@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import segmentation
 
 from models.layers import group_norm, zero_init
 from models.unet import Sizes, Trunk
@@ -65,6 +64,8 @@ class FCN(nn.Module):
 
     def __init__(self, backbone: str, image_channels: int, outputs: int, dropout: float) -> None:
         super().__init__()
+        from torchvision.models import segmentation  # takes seconds, which no other network needs
+
         build = getattr(segmentation, f"fcn_{backbone}")
         self.network = build(weights=None, weights_backbone=None, num_classes=outputs, aux_loss=False)
         self.copies = 3 // image_channels

@@ -31,11 +31,12 @@ from results.tiff import band_writer
 from sampling.segmenter import Segmenter
 from sampling.tiled import costs_of
 from utils.config import dump_config
+from utils.devices import device_name, peak_memory_mib
 from utils.errors import DataError, UsageError, problems_error
 from utils.files import naming, whole_folder, write_json, write_text
 from utils.locks import held
 from utils.reading import read_json
-from utils.runs import device_name, peak_memory_mib, settle
+from utils.runs import settle
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
 OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart

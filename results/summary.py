@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.images import read_image
+from data.images import read_image, read_table
 from data.scenes import Scene
 from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
@@ -26,7 +26,7 @@ from report.raters import rater_sheet
 from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_scores
 from utils.config import dump_config
 from utils.files import whole_file, write_json, write_text
-from utils.reading import read_json, read_table
+from utils.reading import read_json
 from utils.runs import folders_with
 from utils.schema import Config
 from utils.sections import NOT_OF_DRAWS

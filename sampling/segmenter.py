@@ -23,8 +23,9 @@ from sampling.drawer import Drawer, drawer_of
 from sampling.loading import loaded
 from sampling.tiled import Band, TiledDrawer, Watch, costs_of, tiled_of
 from utils.config import load_config, override_config
+from utils.devices import choose_device
 from utils.errors import CheckpointError
-from utils.runs import checked_run, checkpoint_path, choose_device
+from utils.runs import checked_run, checkpoint_path
 from utils.schema import Config
 from utils.weights import read_header
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from data.dataset import Patch
-from main import build_state, training_step
 from models.denoiser import Denoiser
 from sampling.drawer import drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
 from sampling.sampler import draws_of
+from training.session import build_state, training_step
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-import sample
+from results import modes
 from sampling.segmenter import Segmenter
 from tests.helpers import LIBRARY, RESUNET, ROOT, UNET, Workspace, content, newest, sets, shake_checkpoint
 from utils.locks import held
@@ -140,7 +140,7 @@ def test_a_film_is_whole_or_absent(trained: Workspace, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "trajectory", killed)
+        patch.setattr(modes, "trajectory", killed)
         assert trained("sample", "--set", "sampling.animate=true").code == 130
     assert not list(newest(trained).glob("*trajectory.gif"))
     assert trained("sample", "--set", "sampling.animate=true", "--resume").code == 0

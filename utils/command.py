@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -40,6 +41,17 @@ def _is_a_command() -> bool:
 
 if _is_a_command():
     _handle(_exit)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that take seconds, in the middle of a command: a signal ends it at once, as before its start."""
+    if not _is_a_command():
+        yield
+        return
+    _handle(_exit)
+    yield
+    _handle(_raise_stopped)
 
 
 class StopFlag:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -84,15 +83,6 @@ def read_array(path: Path) -> np.ndarray:
         if array.dtype.kind not in "fiu":
             raise ValueError(f"numbers are expected, not {array.dtype}")
         return np.array(array)
-
-
-def read_table(path: Path, numbers: Collection[str] = ()) -> pd.DataFrame:
-    """A CSV table of images: image_id as text, and these columns of numbers. Raises UsageError."""
-    with damaged(path):
-        table = pd.read_csv(path, dtype={"image_id": str, **dict.fromkeys(numbers, float)})
-        if absent := {"image_id", *numbers} - set(table.columns):
-            raise ValueError(f"no column {', '.join(sorted(absent))}")
-        return table
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -5,37 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from utils.errors import UsageError, cut
 from utils.files import naming, remove_leftovers, write_json
 from utils.reading import read_json
-
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of --device; auto prefers CUDA, then MPS. Raises UsageError if it is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # meta has no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {cut(name)}: not usable here ({cut(error, 150)}); try auto or cpu") from None
-    return device
 
 
 def new_folder(parent: Path) -> Path:
@@ -86,34 +63,6 @@ def newest_run(name: str, root: Path = Path("runs")) -> Path:
     return runs[-1]
 
 
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def device_name(device: torch.device) -> str:
-    """A name to print beside a timing."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on besides the config."""
-    return {
-        "command": sys.argv,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "packages": {name: next((d.version for d in distributions(name=name)), None) for name in PACKAGES},
-    }
-
-
 class _LogFile(logging.FileHandler):
     """A full disk ends the command with its line, not with a traceback for every line of the log."""
 
@@ -146,11 +95,3 @@ def checkpoint_path(run: Path, name: str) -> Path:
     if name == "best" and not path.is_file() and path.with_name("last.pt").is_file():
         raise UsageError(f"{path}: not validated yet, so there is no best; use --checkpoint last")
     return path
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory used so far: of the GPU where there is one, of the process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -36,8 +36,8 @@ def test_shares_of_clean_masks_and_images() -> None:
 
 def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is clean reaches the network without noise and has no loss; everything else has one."""
-    import main
     import training.losses
+    from training import session
 
     seen: list[tuple[Tensor, ...]] = []
     inner = JointDenoiser.joint
@@ -54,7 +54,7 @@ def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pyt
     monkeypatch.setattr(JointDenoiser, "joint", spy)
     monkeypatch.setattr(training.losses, "perturbed", keep)
     config = load_config("config.yaml", ["training.noises=20"])
-    state = main.build_state(config, main.load_data(config.data)[0], torch.device("cpu"))
+    state = session.build_state(config, session.load_data(config.data)[0], torch.device("cpu"))
     batch = state.batches.next()
     losses, times = training.losses.loss_of(state.model, batch, state.generators, config.sde, config.training)
     z_m, t_m, z_x, t_x = seen[0]

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-import main
 from tests.helpers import LIBRARY, RESUNET, UNET, Workspace, rows, same_state, sets
-from training import state
+from training import session, state
 from training.state import _averaging, ema_decay, learning_rate_factor
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -179,7 +178,7 @@ def test_a_kill_between_best_and_last_does_not_leave_an_old_best(
     def validated(*_: object) -> tuple[dict[str, float], Tensor]:
         return dict.fromkeys(("val_f1", "val_energy"), next(scores)), torch.zeros(3, 3, 8, 8)
 
-    monkeypatch.setattr(main, "validate", validated)
+    monkeypatch.setattr(session, "validate", validated)
     with monkeypatch.context() as patch:
         patch.setattr(state, "link_checkpoint", dying)
         assert trained("main").code == 130

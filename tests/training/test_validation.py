@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import main
 from data.dataset import Patch
 from tests.helpers import Pixelwise, Workspace, noise, sets
+from training import session
 from training.validation import validate
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
@@ -97,7 +97,7 @@ def test_the_best_checkpoint_is_that_of_the_chosen_score(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch, choose: str, step: int
 ) -> None:
     scores = iter([{"val_f1": 0.5, "val_energy": 1.0}, {"val_f1": 0.6, "val_energy": 2.0}])
-    monkeypatch.setattr(main, "validate", lambda *_: (next(scores), torch.zeros(3, 3, 8, 8)))
+    monkeypatch.setattr(session, "validate", lambda *_: (next(scores), torch.zeros(3, 3, 8, 8)))
     result = trained("main", "--set", f"evaluation.choose_by={choose}")
     assert result.code == 0
     assert f"best validation F1 {'0.5000' if choose == 'energy' else '0.6000'}" in result.out

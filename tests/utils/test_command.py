@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from utils.command import run_command
 
+import os
 import signal
 import subprocess
 import sys
@@ -48,6 +49,37 @@ def test_a_signal_during_the_imports_ends_a_command_quietly(program: list[str], 
     out, err = process.communicate()
     assert "libtorch" not in loaded  # the handler is there before what takes time
     assert (process.returncode, out, err) == (128 + number, "", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what is loaded")
+def test_a_signal_during_later_imports_ends_a_command_quietly(workspace: Workspace) -> None:
+    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), "--config", "config.yaml"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (143, "", "")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--config", "config.yaml", "--print-config"], ["--confg", "x"]], ids=str
+)
+@pytest.mark.parametrize("program", ["main.py", "sample.py"])
+def test_what_needs_no_network_loads_no_libraries(workspace: Workspace, program: str, words: list[str]) -> None:
+    """They would take seconds."""
+    ask = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: print(*sys.modules, sep='\\n')"
+    )
+    command = [sys.executable, "-c", ask, str(ROOT / program), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    loaded = set(done.stdout.splitlines())
+    assert "utils.cli" in loaded, done.stderr
+    assert not loaded & {"torch", "torchvision", "pandas", "scipy", "skimage", "matplotlib", "tensorboard"}
 
 
 OPTIONS = [

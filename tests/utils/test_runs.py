@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import runs
+from utils import devices
 from utils.runs import new_folder, newest_run
 
 
@@ -22,7 +22,7 @@ def test_newest_run_and_folders_within_a_second(tmp_path: Path) -> None:
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples are not lost for it: environment.json is written when they are all drawn."""
-    monkeypatch.setattr(runs, "PACKAGES", ("torch", "no-such-package"))
-    found = runs.environment(torch.device("cpu"))["packages"]
+    monkeypatch.setattr(devices, "PACKAGES", ("torch", "no-such-package"))
+    found = devices.environment(torch.device("cpu"))["packages"]
     assert found["torch"] == version("torch")
     assert found["no-such-package"] is None

@@ -1,0 +1,211 @@
+"""What sample.py does: samples of a split, generated pairs, predictions on pictures."""
+
+from __future__ import annotations
+
+from utils.command import StopFlag
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.dataset import Patch, load_split
+from data.scenes import Scene, scenes_of
+from report.figures import trajectory
+from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
+from results.predicted import inputs_of, open_output, predict
+from results.sampled import ImageResult, open_folder, settings_of, write_image
+from results.summary import finish
+from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
+from sampling.loading import load_denoiser
+from sampling.sampler import draws_of
+from sampling.segmenter import Segmenter
+from utils.config import dump_config
+from utils.data_schema import DataConfig
+from utils.devices import choose_device, device_name, environment, peak_memory_mib
+from utils.errors import UsageError
+from utils.files import whole_file, write_json, write_text
+from utils.runs import checked_run, checkpoint_path, file_hash, new_folder, newest_run
+from utils.schema import Config
+from utils.sections import EvaluationConfig, SamplingConfig
+
+log = logging.getLogger("sample")
+
+
+def sample_group(
+    drawer: Drawer,
+    scenes: list[Scene],
+    data: DataConfig,
+    sampling: SamplingConfig,
+    evaluation: EvaluationConfig,
+    folder: Path,
+) -> None:
+    """All draws of a few images, and their files. With draws: auto, rounds of a few draws for every image whose MMSE
+    map's standard error is above the tolerance."""
+    results = [ImageResult(drawer, scene, data, evaluation, sampling.save_draws) for scene in scenes]
+    auto, errors = sampling.draws == "auto", [drawer.standard_error() for _ in scenes]
+
+    def sure(i: int) -> bool:
+        return auto and errors[i].value <= sampling.standard_error
+
+    drawn: Timed[Any]
+    if sampling.sampler == "mean" and drawer.denoiser.second_moment:
+        drawn = Timed(whole_moments(drawer, scene) for scene in scenes)
+        for result, (mmse, std) in zip(results, drawn, strict=True):
+            result.set_moments(mmse, std)
+    else:
+        drawn = Timed(whole_draws(drawer, scenes, draws_of(sampling, drawer.denoiser), sure, ROUND if auto else None))
+        for i, sdf, evaluations in drawn:
+            results[i].add(sdf, evaluations)
+            if auto:
+                errors[i].add(sdf)
+    total = sum(len(result.draw_counts) for result in results)
+    for result in results:
+        draws = len(result.draw_counts)
+        costs = {
+            "nfe": (result.evaluations + drawer.denoiser.shared) / draws,
+            "seconds": drawn.seconds * draws / total,
+            "peak_memory_mib": peak_memory_mib(drawer.device),
+        }
+        write_image(result, folder, costs)
+
+
+def animate(drawer: Drawer, patch: Patch, path: Path) -> None:
+    """A GIF of the first draw of one image."""
+    frames: list[tuple[float, np.ndarray]] = []
+
+    def keep(m: Tensor, noise: float) -> None:
+        frames.append((noise, m[0].min(dim=0).values.float().cpu().numpy() / drawer.sdf_scale))
+
+    list(drawer(image_tensor([patch]), [patch.key], 1, callback=keep))
+    with whole_file(path) as temporary:
+        trajectory(frames, drawer.threshold, temporary)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. run: None for --weights. path: of the checkpoint. args: of the command."""
+
+    config: Config
+    run: Path | None
+    path: Path
+    device: torch.device
+    args: Any
+    stop: StopFlag
+
+    def drawer(self) -> Drawer:
+        """An image in hand is dropped at a signal: nothing of it is written yet."""
+        drawer = drawer_of(self.config, load_denoiser(self.config, self.path, self.device))
+        drawer.before_evaluation = self.stop.raise_if_set
+        return drawer
+
+    def folder(self) -> Path:
+        """That of the run; for weights that were trained elsewhere one for their samples, apart from trainings'."""
+        if self.run is not None:
+            return self.run
+        root = Path("runs/weights")
+        if self.args.resume:
+            return newest_run(self.config.name, root)
+        run = new_folder(root / self.config.name)
+        write_text(run / "config.yaml", dump_config(self.config))
+        return run
+
+    def facts(self, drawer: Drawer) -> dict[str, Any]:
+        """What a summary says of how its results were made."""
+        return {
+            "sampler": self.config.sampling.sampler,
+            "threshold": drawer.threshold,
+            "device": device_name(drawer.device),
+            "checkpoint": str(self.path),
+            "seed": drawer.seed,
+        }
+
+
+def generate(request: Request) -> None:
+    """Pairs, or images for the test masks, of a joint model."""
+    config, args, stop = request.config, request.args, request.stop
+    requests = (pair_requests if args.generate == "pairs" else image_requests)(config.data, args.count)
+    drawer = request.drawer()
+    settings = {**settings_of(config, request.path, "test"), "generate": args.generate, "count": args.count}
+    with open_folder(request.folder(), settings, args.resume, "generated") as folder:
+        with tqdm(total=len(requests), desc="generating", unit="image", disable=args.quiet) as bar:
+            for made in write_samples(drawer, requests, config.data, folder):
+                bar.update(made)
+                stop.raise_if_set()
+        write_json(folder / "environment.json", environment(drawer.device))
+        nfe = drawer.evaluations or None  # none where all samples were there already
+        facts = {"generated": args.generate, "nfe_per_sample": nfe, **request.facts(drawer)}
+        summary = finish_samples(folder, requests, config.data, facts)
+        print(f"{summary['samples']} {args.generate}, {summary['foreground']:.1%} foreground: {folder / 'sheet.png'}")
+
+
+def sample(request: Request) -> None:
+    """Draws of a split, and their scores."""
+    config, args, stop = request.config, request.args, request.stop
+    scenes = scenes_of(load_split(config.data, args.split, instances=True))
+    drawer = request.drawer()
+    settings = settings_of(config, request.path, args.split)
+    with open_folder(request.folder(), settings, args.resume) as folder:
+        log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
+        bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
+        at_once = ROUND if config.sampling.draws == "auto" else draws_of(config.sampling, drawer.denoiser)
+        for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
+            stop.raise_if_set()
+            if not all((folder / scene.key / "scores.json").is_file() for scene in group):
+                sample_group(drawer, group, config.data, config.sampling, config.evaluation, folder)
+            bar.update(len(group))
+        bar.close()
+        if config.sampling.animate and not (folder / "trajectory.gif").is_file():
+            animate(drawer, scenes[0].parts[0], folder / "trajectory.gif")
+        stop.raise_if_set()
+        write_json(folder / "environment.json", environment(drawer.device))
+        facts = {"split": args.split, **request.facts(drawer)}
+        summary, report = finish(folder, scenes, config, facts)
+        print(
+            f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
+            f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
+            f"{summary['images']} images, {summary['nfe_per_draw']:.4g} evaluations per draw, "
+            f"{summary['seconds_per_image']:.2f} s per image, {summary['peak_memory_mib']:.0f} MiB\n"
+            f"report: {report}"
+        )
+
+
+def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> None:
+    """--input and --output."""
+    if args.resume and not args.output:
+        raise UsageError("--resume with --input needs --output, the folder of the results to go on with")
+    inputs = inputs_of(Path(args.input))
+    output = Path(args.output) if args.output else new_folder(Path("predictions"))
+    config = segmenter.config
+    settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
+    with open_output(output, settings, args.overwrite, args.resume):
+        segmenter.drawer.before_evaluation = stop.raise_if_set
+        with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
+            rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
+        write_json(output / "environment.json", environment(segmenter.drawer.device))
+        print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
+
+
+def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
+    """The run folder, none for --weights, and the checkpoint. name: of the config."""
+    if args.weights:
+        return None, Path(args.weights)
+    run = Path(args.run) if args.run else newest_run(name)
+    return checked_run(run, "--run "), checkpoint_path(run, args.checkpoint)
+
+
+def carry_out(config: Config, args: Any, stop: StopFlag) -> None:
+    """args: of the command."""
+    if args.generate:
+        check_generation(config.model.kind, config.sampling.sampler, args.count)
+    device = choose_device(args.device)
+    run, path = run_and_checkpoint(args, config.name)
+    if args.input:
+        predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
+    else:
+        (generate if args.generate else sample)(Request(config, run, path, device, args, stop))

@@ -562,7 +562,8 @@ def gaussian_denoiser(process: Process, mean: Tensor = MEAN, covariance: Tensor 
         alpha, sigma = process.alpha(t).item(), process.sigma(t).item()
         gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(2))
         centre = mean.view(1, 2, 1, 1)
-        return centre + torch.einsum("ij,bjhw->bihw", gain.to(z), z - alpha * centre)
+        columns = gain.to(z).T[:, None, :, None, None]  # a matrix product may round as the batch is large
+        return centre + sum(g * c for g, c in zip(columns, (z - alpha * centre).split(1, dim=1), strict=True))
 
     return denoise
 

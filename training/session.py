@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -136,7 +135,8 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
             denoiser = cast(Denoiser, state.average.module)
             scores, pictures = validate(config, denoiser, validation)
             recorder.write_validation(state.step, scores)
-            writer.add_image("validation", make_grid(pictures, nrow=3), state.step)
+            rows = pictures.unflatten(0, (-1, 3))  # three pictures each
+            writer.add_image("validation", rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), state.step)
             state.model.spread.copy_(denoiser.spread)
             by_f1 = config.evaluation.choose_by == "f1" or not (config.evaluation.choose_by or config.has_draws)
             score = -scores["val_f1"] if by_f1 else scores["val_energy"]

@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     """What a training step sees.
 
     images: (B, C, H, W) in [0, 255]. m: (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all. indices: which
-    images they are. raters: (B,), of whom m is. shares: (B, R), what each of all raters counts in an image, together 1;
-    0 for those that it lacks.
+    images they are. raters: (B,), of whom m is, on the host. shares: (B, R), what each of all raters counts in an
+    image, together 1; 0 for those that it lacks.
     """
 
     images: Tensor
@@ -90,7 +90,7 @@ class Batches:
         return torch.cat([self._next_of(0, after - before), self._next_of(1, self.batch - (after - before))])
 
     def _raters(self, indices: Tensor) -> Tensor:
-        """One for each image, on the host."""
+        """One for each image, on the host; each of an image's own alike."""
         raters = self.sdfs.shape[1]
         if raters == 1:
             return torch.zeros_like(indices)
@@ -123,7 +123,7 @@ class Batches:
             sdf, shares = self.sdfs[where], self._shares(indices).to(self.device)
         else:
             raters = self._raters(indices)
-            sdf, raters = self.sdfs[where, raters.to(where.device)], raters.to(self.device)
+            sdf = self.sdfs[where, raters.to(where.device)]
         image, sdf = self._crop(*self.augment(image, sdf.to(self.device, non_blocking=True), self.generator))
         return Batch(image, sdf, indices.tolist(), raters, shares)
 

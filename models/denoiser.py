@@ -268,15 +268,17 @@ class Denoiser(nn.Module):
             skips = self._down(z, t, [rows_of(f, images.to(f.device)) for f in features[:levels]])
         corners = [(draw.top, draw.left) for draw in draws]
         latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
-        m = self._up(skips, z, t, [level.to(z.device) for level in latent], self._raters_of(draws).to(z.device))
+        m = self._up(skips, z, t, [level.to(z.device) for level in latent], self._raters_of(draws, z.device))
         if not at_end or float(self.spread) == 1.0:
             return m
         centre = mean if kept else self._up(skips, z, t)
         return centre + self.spread * (m - centre)
 
-    def _raters_of(self, draws: Sequence[Draw]) -> Tensor:
-        known = max(1, self.network.raters)
-        return torch.tensor([draw.number % known if self.rater is None else self.rater for draw in draws])
+    def _raters_of(self, draws: Sequence[Draw], device: torch.device) -> Tensor | None:
+        if not self.network.raters:
+            return None
+        raters = [draw.number % self.network.raters if self.rater is None else self.rater for draw in draws]
+        return torch.tensor(raters, device=device)
 
     def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:
         """z, which is 0 for the direct mean, and the coefficients."""

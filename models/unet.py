@@ -204,10 +204,10 @@ class ConditionalUNet(nn.Module):
         latent: Sequence[Tensor] | None = None,
         raters: Tensor | None = None,
     ) -> Tensor:
-        """The other half, (B, out_channels, H, W); size: (H, W). latent: see `Trunk.up`. raters: (B,), as whom to draw
-        where the network knows them apart; None for all."""
+        """The other half, (B, out_channels, H, W); size: (H, W). latent: see `Trunk.up`. raters: (B,), of those
+        that the network knows apart, as whom to draw; None for all."""
         embedding = self.embedding(noise_condition)
-        if self.raters and raters is not None:
+        if raters is not None:
             embedding = embedding + self.as_rater(raters)
         maps = self.trunk.up(skips, embedding, latent)
         return self.head(maps[0])[..., : size[0], : size[1]]

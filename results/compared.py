@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from typing_extensions import TypedDict
 
 from evaluation.comparison import COSTS, LEAST, RESAMPLES, SCORES, SPREAD, Comparison, Run, compare_runs
 from report.page import TEMPLATES, filled
-from results.sampled import Settings
+from results.sampled import Settings, read_metrics
 from utils.errors import UsageError
 from utils.files import write_text
-from utils.reading import damaged, read_json
+from utils.reading import read_json
 from utils.runs import folders_with, new_folder
 
 Area = TypedDict("Area", {"coverage": float | None, "expected": float | None}, total=False)  # noqa: UP013
@@ -54,17 +54,8 @@ def sampled_folder(name: str) -> Path:
     return done[-1]
 
 
-def _read_metrics(path: Path, numbers: Collection[str]) -> pd.DataFrame:
-    """A CSV table of images: image_id as text, and these columns of numbers. Raises UsageError."""
-    with damaged(path):
-        table = pd.read_csv(path, dtype={"image_id": str, **dict.fromkeys(numbers, float)})
-        if absent := {"image_id", *numbers} - set(table.columns):
-            raise ValueError(f"no column {', '.join(sorted(absent))}")
-        return table
-
-
 def _run(folder: Path) -> Run:
-    rows = _read_metrics(folder / "metrics.csv", SCORES)
+    rows = read_metrics(folder / "metrics.csv", SCORES)
     parts = folder.resolve().parts
     # runs/<name>/<time>/samples/<id>
     name = "/".join(p for p in parts[-4:] if p != "samples") if len(parts) > 4 else str(folder)

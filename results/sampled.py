@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -254,6 +254,15 @@ def read_scores(folder: Path, classes: int) -> Scores:
         if {len(scores["mmse"]), *map(len, scores["draws"])} != {classes}:
             raise ValueError(f"counts of {classes} classes are expected")
     return scores
+
+
+def read_metrics(path: Path, numbers: Collection[str] = ()) -> pd.DataFrame:
+    """A CSV table of images: image_id as text, and these columns of numbers. Raises UsageError."""
+    with damaged(path):
+        table = pd.read_csv(path, dtype={"image_id": str, **dict.fromkeys(numbers, float)})
+        if absent := {"image_id", *numbers} - set(table.columns):
+            raise ValueError(f"no column {', '.join(sorted(absent))}")
+        return table
 
 
 def read_map(path: Path, shape: Sequence[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.images import read_image, read_table
+from data.images import read_image
 from data.scenes import Scene
 from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
@@ -23,7 +23,7 @@ from report.calibration_figures import rank_histograms, reliability_diagram, spa
 from report.layers import ImageLayers
 from report.page import render_report
 from report.raters import rater_sheet
-from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_scores
+from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_metrics, read_scores
 from utils.config import dump_config
 from utils.files import whole_file, write_json, write_text
 from utils.reading import read_json
@@ -110,7 +110,7 @@ def _validation_details(folder: Path) -> list[Details]:
     for other in reversed(folders_with(folder.parent, "settings.json")):
         theirs = read_json(other / "settings.json", Settings)
         if _of_draws(theirs) == own and "val data" in theirs and (other / "summary.json").is_file():
-            return [read_details(other / key) for key in read_table(other / "metrics.csv")["image_id"]]
+            return [read_details(other / key) for key in read_metrics(other / "metrics.csv")["image_id"]]
     return []
 
 

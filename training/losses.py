@@ -123,7 +123,8 @@ def loss_of(
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
             levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
             latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
-            raters = None if batch.raters is None else batch.raters.repeat_interleave(training.noises)
+            raters = batch.raters if model.network.raters else None
+            raters = None if raters is None else raters.repeat_interleave(training.noises).to(m.device)
             mean, one, two = model.evaluate(z, t, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
             variance, extra = None, weight * energy_loss(one, two, truths, shares)

@@ -148,7 +148,8 @@ def start_from(model: Denoiser, path: Path) -> None:
     """
     file = checkpoint_path(path, "best") if path.is_dir() else path
     own, weights = model.state_dict(), load_checkpoint(file)["ema"]
-    new = {key: value for key, value in own.items() if key == "spread" or key.startswith("network.trunk.inject.")}
+    only = ("spread", "network.trunk.inject.", "network.as_rater.")
+    new = {key: value for key, value in own.items() if key.startswith(only)}
     weights = {**(new if model.distribution else {}), **weights}
     check_weights(own, weights, file)
     model.load_state_dict(weights)

@@ -54,7 +54,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("training.ema.kind", ("power",), "training.ema.gamma"),
     ("sampling.sampler", ("pc",), "sampling.corrector_steps sampling.r sampling.denoise_last"),
     ("sampling.sampler", ("ddim",), "sampling.eta"),
-    ("sampling.sampler", ("ancestral",), "sampling.variance"),
+    ("sampling.sampler", ("ancestral",), "sampling.variance sampling.rater"),
     ("sampling.sampler", ("dpm_solver",), "sampling.order sampling.stochastic"),
     ("sampling.sampler", ("adaptive",), "sampling.tolerance"),
     ("sampling.sampler", ("ensemble", *FROM_NOISE, "adaptive", "logits"), "sampling.members"),

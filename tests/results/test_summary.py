@@ -82,6 +82,10 @@ def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Wo
     # Other draws are another prediction: nothing is promised for them.
     assert trained("sample", *QUICK, "--set", "sampling.draws=2").code == 0
     assert summary_of(newest(trained))["uncertainty"]["risk_control"] is None
+    (validation / "metrics.csv").write_text("name,f1\nphantom,1\n")
+    assert "metrics.csv: damaged, or not of this program (ValueError: no column image_id)" in trained.fails(
+        "sample", *QUICK
+    )
 
 
 def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:

@@ -87,6 +87,13 @@ def test_the_spread_goes_with_the_weights(trained: Workspace) -> None:
     assert '"nfe_per_draw": 1.3' in (folder / "summary.json").read_text()  # 3 draws and the mean
     wider = [*kind, f"training.start_from={start}", "model.channels=16", "name=wider"]
     assert "of another architecture" in trained.fails("main", *sets(wider))
+    told = [
+        *kind,
+        f"training.start_from={start}",
+        "model.raters=1",
+        "name=told",
+    ]  # new to those weights, as the noise is
+    assert trained("main", *sets(told)).code == 0
     assert "no such checkpoint" in trained.fails("main", *sets([*kind, "training.start_from=nowhere.pt"]))
     assert not Path("runs/wider").exists()
 

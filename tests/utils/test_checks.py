@@ -109,6 +109,10 @@ def test_settings_of_the_other_kind_are_refused(workspace: Workspace, override: 
             [*DRAWS, "model.raters=3", "sampling.rater=3"],
             "sampling.rater: 3 must be below model.raters: 3, those that the network tells apart",
         ),
+        (
+            [*DRAWS[:2], "model.raters=3", "sampling.sampler=mean", "sampling.rater=1"],
+            "sampling.rater: 1 is for sampler: ancestral, not mean",
+        ),
         (["model.raters=3"], "model.raters: 3 is for sde.objective: distribution, not mean"),
         (["sde.tanh=true"], "tanh: true is for prediction: x or both, not edm"),
         (["sde.input_scale=0.5"], "input_scale: 0.5 is for process: cosine, linear, linear_simple or parabola, not ve"),

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     images: (B, C, H, W) in [0, 255]. m: (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all. indices: which
     images they are. raters: (B,), of whom m is, on the host. shares: (B, R), what each of all raters counts in an
-    image, together 1; 0 for those that it lacks.
+    image, together 1; 0 for those that it lacks. scale: m is in [-scale, scale].
     """
 
     images: Tensor
@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     indices: Sequence[int] = ()
     raters: Tensor | None = None
     shares: Tensor | None = None
+    scale: float = 1.0
 
 
 class Batches:

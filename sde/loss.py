@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -96,38 +98,66 @@ def denoising_loss(
 
 ALPHA = 0.95  # of the almost fair CRPS
 CELLS = 8  # a side, of the pooled SDFs in the energy score
+OVERLAP = 0.5  # how much the score of masks counts
 
 
-def energy_loss(one: Tensor, two: Tensor, m: Tensor, shares: Tensor | None = None) -> Tensor:
-    """How well two draws stand for the law of m: a strictly proper score, a mean over scales for each element, (B,).
+def almost_fair_score(
+    distance: Callable[[Tensor, Tensor], Tensor], draws: Sequence[Tensor], truths: Sequence[Tensor], shares: Tensor
+) -> Tensor:
+    """Draws against the truth by the almost fair energy score of a distance (Lang et al. 2024, eq. 4), (B,).
 
-    The almost fair CRPS (Lang et al. 2024, eq. 4) of pixels and of means over 2x2, 4x4, ... up to all pixels, and the
-    energy score of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square. The fair form does
-    not reward draws for being alike; a little of the other keeps it from being blind to two equal errors.
-    one, two, m: (B, K, H, W). shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score,
-    being linear in the truth's law, the mean of their scores by these shares, which add up to 1.
+    The fair form does not reward draws for being alike; a little of the other keeps it from being blind to two equal
+    errors. shares (B, R): what each of R truths counts, together 1; the score is linear in the truth's law.
     """
-    share = 1.0 - (1.0 - ALPHA) / 2
+    apart = torch.stack([torch.stack([distance(draw, truth) for draw in draws]).mean(dim=0) for truth in truths], dim=1)
+    alike = torch.stack([distance(*pair) for pair in combinations(draws, 2)]).mean(dim=0)
+    return (apart * shares).sum(dim=1) - 0.5 * (1.0 - (1.0 - ALPHA) / len(draws)) * alike
+
+
+def absolute(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of each element, (B,)."""
+    return (a - b).abs().flatten(1).mean(dim=1)
+
+
+def root_mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """Of the difference of each element, (B,)."""
+    return ((a - b).square().flatten(1).mean(dim=1) + 1e-8).sqrt()
+
+
+def jaccard(a: Tensor, b: Tensor) -> Tensor:
+    """1 - IoU of soft masks (B, K, H, W) in [0, 1], a mean over classes, (B,).
+
+    Of sums of the smaller and of the greater value (Ruzicka 1958), whose kernel is positive definite: the energy score
+    of this distance is proper. One pixel that is in every mask makes two empty ones equal.
+    """
+    both, either = (f(a, b).flatten(2).sum(dim=2) for f in (torch.minimum, torch.maximum))
+    return ((either - both) / (either + 1.0)).mean(dim=1)
+
+
+def energy_loss(
+    draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, scale: float = 1.0, unit: float | Tensor = 1.0
+) -> Tensor:
+    """How well draws stand for the law of m: a strictly proper score for each element, in the units of m, (B,).
+
+    A mean of the almost fair CRPS of pixels and of means over 2x2, 4x4, ... up to all pixels, and of the energy score
+    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and, times OVERLAP, the energy
+    score of `jaccard`, by which a small object counts as much as a large one.
+    draws: two or more; they and m (B, K, H, W), SDFs in [-scale, scale]; edges of masks are half of that wide.
+    shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score the mean of their scores by
+    these shares. unit: in which the first scores are.
+    """
     truths = [m] if shares is None else list(m.unbind(dim=1))
+    weights = m.new_ones((len(m), 1)) if shares is None else shares
 
-    def score(distance: Callable[[Tensor, Tensor], Tensor], parts: list[Tensor]) -> Tensor:
-        a, b, *each = parts
-        apart = torch.stack([distance(a, truth) + distance(b, truth) for truth in each], dim=1)
-        apart = apart.sum(dim=1) if shares is None else (apart * shares).sum(dim=1)
-        return 0.5 * apart - 0.5 * share * distance(a, b)
+    def score(distance: Callable[[Tensor, Tensor], Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
+        return almost_fair_score(distance, [of(x) for x in draws], [of(x) for x in truths], weights)
 
-    def absolute(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().flatten(1).mean(dim=1)
-
-    def norm(a: Tensor, b: Tensor) -> Tensor:
-        return ((a - b).square().flatten(1).mean(dim=1) + 1e-8).sqrt()
-
-    scales = [[one, two, *truths]]
-    while max(scales[-1][0].shape[-2:]) > 1:
-        scales.append([F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in scales[-1]])
-    scores = [score(absolute, parts) for parts in scales]
-    scores.append(score(norm, [F.adaptive_avg_pool2d(x, CELLS) for x in scales[0]]))
-    return torch.stack(scores).mean(dim=0)
+    scores, cell = [score(root_mean_square, partial(F.adaptive_avg_pool2d, output_size=CELLS))], 1
+    while cell < 2 * max(m.shape[-2:]):
+        scores.append(score(absolute, partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)))
+        cell *= 2
+    overlap = score(jaccard, lambda x: (0.5 - x / scale).clamp(0.0, 1.0))
+    return torch.stack(scores).mean(dim=0) + OVERLAP * unit * overlap
 
 
 def second_moment_loss(variance: Tensor, mean: Tensor, m: Tensor, sigma_data: float | Tensor) -> Tensor:

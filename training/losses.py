@@ -125,9 +125,10 @@ def loss_of(
             latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
             raters = None if raters is None else raters.repeat_interleave(training.noises).to(m.device)
-            mean, one, two = model.evaluate(z, t, features, [None, *latents], raters)
+            mean, *draws = model.evaluate(z, t, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
-            variance, extra = None, weight * energy_loss(one, two, truths, shares)
+            variance = None
+            extra = weight * energy_loss(draws, truths, shares, batch.scale, model.sigma_data)
         else:
             mean, variance = model.moments(z, t, features)
             extra = torch.zeros(())

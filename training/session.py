@@ -94,7 +94,7 @@ def training_step(
     """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
     finite; nothing is updated then."""
     batch = state.batches.next()
-    batch = batch._replace(m=representation_of(batch.m, data))
+    batch = batch._replace(m=representation_of(batch.m, data), scale=data.sdf_scale)
     losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)

@@ -56,7 +56,7 @@ def test_all_raters_are_changed_alike() -> None:
     batches = Batches(images, sdfs, 6, 0, CPU, data)
     moved = False
     for _ in range(4):
-        image, sdf, indices, _, shares = batches.next()
+        image, sdf, indices, _, shares, _ = batches.next()
         assert sdf.shape == (6, 3, 1, 8, 8)
         for k in range(3):
             torch.testing.assert_close(sdf[:, k] - 1000 * k, image.float())
@@ -91,10 +91,10 @@ def test_images_with_fewer_raters() -> None:
         for i, rater in zip(batch.indices, batch.raters.tolist(), strict=True):
             seen.setdefault(i, set()).add(rater)
     assert seen == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 2}}
-    _, _, indices, _, shares = Batches(images, sdfs, 4, 0, CPU, section(raters="all"), counts).next()
-    assert shares is not None
+    batch = Batches(images, sdfs, 4, 0, CPU, section(raters="all"), counts).next()
+    assert batch.shares is not None
     expected = torch.tensor([[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]])
-    torch.testing.assert_close(shares, expected[list(indices)])
+    torch.testing.assert_close(batch.shares, expected[list(batch.indices)])
 
 
 def sparse(batch: int, share: float | None, marked: int = 5, count: int = 40) -> Batches:

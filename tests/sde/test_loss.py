@@ -6,9 +6,21 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss
+from sde.loss import (
+    OVERLAP,
+    Weighting,
+    almost_fair_score,
+    denoising_loss,
+    energy_loss,
+    jaccard,
+    perturbed,
+    sample_times,
+    second_moment_loss,
+)
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.helpers import noise, small_denoiser
 from utils.sections import WEIGHTINGS
@@ -137,7 +149,8 @@ def test_at_the_end_the_loss_is_the_plain_one_for_every_weighting() -> None:
         torch.testing.assert_close(found, m.square().flatten(1).mean(1) / 0.25)
 
 
-def test_the_energy_loss_is_least_for_the_true_law() -> None:
+@pytest.mark.parametrize("draws", [2, 4])
+def test_the_energy_loss_is_least_for_the_true_law(draws: int) -> None:
     """Images with a shared part: draws of the truth's law beat narrower and wider ones, and ones without that part."""
     generator = torch.Generator().manual_seed(0)
 
@@ -146,7 +159,7 @@ def test_the_energy_loss_is_least_for_the_true_law() -> None:
         return scale * (math.sqrt(shared) * whole + math.sqrt(1 - shared) * own)
 
     def loss(shared: float, scale: float = 1.0) -> float:
-        return energy_loss(field(shared, scale), field(shared, scale), field(0.5)).mean().item()
+        return energy_loss([field(shared, scale) for _ in range(draws)], field(0.5)).mean().item()
 
     true = loss(0.5)
     for other in (loss(0.5, 0.6), loss(0.5, 1.5), loss(0.0), loss(1.0)):
@@ -154,19 +167,74 @@ def test_the_energy_loss_is_least_for_the_true_law() -> None:
 
 
 def test_the_energy_loss_by_hand() -> None:
-    """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same."""
+    """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same. The truth is
+    an edge everywhere, half inside, where the draws have no mask: 32 of 33 pixels, the one in all masks counted."""
     one, two, m = (torch.full((1, 1, 8, 8), value) for value in (1.0, 3.0, 0.0))
-    assert energy_loss(one, two, m).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
+    assert energy_loss([one, two], m, unit=0.0).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
+    assert energy_loss([one, two], m, unit=2.0).item() == pytest.approx(
+        2.0 - 0.975 * 1.0 + 2 * OVERLAP * 32 / 33, abs=1e-4
+    )
+
+
+@given(scale=st.floats(0.1, 10), seed=st.integers(0, 99))
+def test_the_energy_loss_has_the_units_of_m(scale: float, seed: int) -> None:
+    one, two, m = noise(3, 2, 1, 8, 8, seed=seed)
+    scaled = energy_loss([scale * one, scale * two], scale * m, scale=scale, unit=scale)
+    torch.testing.assert_close(scaled, scale * energy_loss([one, two], m), rtol=1e-3, atol=1e-4)
+
+
+def squares(left: Tensor, side: int = 3) -> Tensor:
+    """Masks (N, 1, 8, 16) of squares that begin at these columns."""
+    column, row = torch.arange(16), torch.arange(8)[:, None]
+    inside = (column >= left[:, None, None]) & (column < left[:, None, None] + side) & (row >= 2) & (row < 2 + side)
+    return inside[:, None].float()
+
+
+def test_jaccard_by_hand() -> None:
+    nine, moved, none = squares(torch.tensor([0])), squares(torch.tensor([1])), torch.zeros(1, 1, 8, 16)
+    for a, b, expected in ((nine, nine, 0.0), (none, none, 0.0), (nine, none, 9 / 10), (nine, moved, 6 / 13)):
+        assert jaccard(a, b).item() == jaccard(b, a).item() == pytest.approx(expected)
+    assert jaccard(0.5 * nine, nine).item() == pytest.approx(4.5 / 10)
+    classes = jaccard(torch.cat([nine, none], dim=1), torch.cat([moved, none], dim=1))
+    assert classes.item() == pytest.approx(3 / 13)
+
+
+@given(seed=st.integers(0, 999))
+def test_an_energy_score_by_jaccard_is_proper(seed: int) -> None:
+    """Its distances of soft masks are those of points in a space with a product: conditionally negative definite."""
+    masks = torch.rand(12, 2, 3, 3, generator=torch.Generator().manual_seed(seed)).double() ** 2
+    apart = torch.stack([jaccard(mask.expand_as(masks), masks) for mask in masks])
+    centred = torch.eye(12).double() - 1 / 12
+    assert torch.linalg.eigvalsh(-centred @ apart @ centred).min() > -1e-9
+
+
+def test_overlap_sees_a_small_object_that_comes_and_goes() -> None:
+    """There in half of the truths, at one of four places: draws of that law win against those that always have it or
+    never, have it at one place, or at twelve."""
+    generator = torch.Generator().manual_seed(0)
+
+    def law(there: float, places: int) -> Tensor:
+        left = torch.randint(places, (4000,), generator=generator)
+        shown = torch.rand(4000, generator=generator) < there
+        return squares(left) * shown[:, None, None, None]
+
+    def score(there: float, places: int = 4) -> float:
+        draws = [law(there, places) for _ in range(2)]
+        return almost_fair_score(jaccard, draws, [law(0.5, 4)], torch.ones(4000, 1)).mean().item()
+
+    true = score(0.5)
+    for other in (score(1.0), score(0.0), score(0.5, 1), score(0.5, 12)):
+        assert other > true + 0.01
 
 
 def test_several_truths_are_scored_as_each_by_itself() -> None:
     """The score is linear in the truth's law: a mean by shares over raters, of values and of gradients."""
     one, two, truths = noise(2, 1, 12, 12, seed=1).requires_grad_(), noise(2, 1, 12, 12, seed=2), noise(2, 3, 1, 12, 12)
     shares = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]])
-    together = energy_loss(one, two, truths, shares)
-    apart = torch.stack([energy_loss(one, two, truths[:, k]) for k in range(3)], dim=1)
+    together = energy_loss([one, two], truths, shares)
+    apart = torch.stack([energy_loss([one, two], truths[:, k]) for k in range(3)], dim=1)
     torch.testing.assert_close(together, (apart * shares).sum(dim=1))
     gradients = [torch.autograd.grad(loss.sum(), one)[0] for loss in (together, (apart * shares).sum(dim=1))]
     torch.testing.assert_close(*gradients)
-    same = energy_loss(one, two, truths[:, :1], torch.ones(2, 1))
-    assert torch.equal(same, energy_loss(one, two, truths[:, 0]))
+    same = energy_loss([one, two], truths[:, :1], torch.ones(2, 1))
+    assert torch.equal(same, energy_loss([one, two], truths[:, 0]))

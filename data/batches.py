@@ -12,6 +12,7 @@ from torch import Tensor
 from data.augment import Augmentation
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
+from utils.share import WHOLE, Share
 
 ORDERS = ("order", "empty")  # what is left of an epoch, in a checkpoint; empty: of images without foreground
 
@@ -29,8 +30,9 @@ class Batch(NamedTuple):
     """What a training step sees.
 
     images: (B, C, H, W) in [0, 255]. m: (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all. indices: which
-    images they are. raters: (B,), of whom m is, on the host. shares: (B, R), what each of all raters counts in an
-    image, together 1; 0 for those that it lacks. scale: m is in [-scale, scale].
+    images they are, and those of the batch's other parts. raters: (B,), of whom m is, on the host. shares: (B, R), what
+    each of all raters counts in an image, together 1; 0 for those that it lacks. scale: m is in [-scale,
+    scale].
     """
 
     images: Tensor
@@ -51,14 +53,15 @@ class Batches:
 
     With data.foreground_share, images with foreground of some rater and those without have epochs of their own, and
     after any number of batches the images with foreground are that share of all, to less than one.
-    Raises UsageError where the images are all of one kind and the share asks for both.
+    part: the part of each batch that is given; what is drawn at random is drawn for the whole.
+    Raises UsageError where the images are all of one kind and data.foreground_share asks for both.
     """
 
     def __init__(
         self, images: Tensor, sdfs: Tensor, batch: int, seed: int, device: torch.device, data: DataConfig,
-        counts: Tensor | None = None,
+        counts: Tensor | None = None, part: Share = WHOLE,
     ) -> None:  # fmt: skip
-        self.images, self.sdfs, self.batch, self.device = images, sdfs, batch, device
+        self.images, self.sdfs, self.batch, self.device, self.part = images, sdfs, batch, device, part
         self.augment, self.crop, self.every_rater = Augmentation(data), data.crop, data.raters == "all"
         self.counts = torch.full((len(sdfs),), sdfs.shape[1]) if counts is None else counts
         self.generator = torch.Generator().manual_seed(seed)
@@ -126,7 +129,8 @@ class Batches:
             raters = self._raters(indices)
             sdf = self.sdfs[where, raters.to(where.device)]
         image, sdf = self._crop(*self.augment(image, sdf.to(self.device, non_blocking=True), self.generator))
-        return Batch(image, sdf, indices.tolist(), raters, shares)
+        raters, shares = (None if x is None else self.part.of(x) for x in (raters, shares))
+        return Batch(self.part.of(image), self.part.of(sdf), indices.tolist(), raters, shares)
 
     def state_dict(self) -> dict[str, Any]:
         orders = {name: order.clone() for name, order in zip(ORDERS, self._orders, strict=False)}

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from sde.field import BLOCK, FieldNoise
+from utils.share import WHOLE, Share
 
 CELLS = (1, 4, 16, 64, 256)  # pixels a side
 CHANNELS = 2  # of each
@@ -49,16 +50,22 @@ def _at_levels(
 
 
 def random_latent(
-    count: int, size: Sequence[int], levels: int, places: Generator, noise: Generator, device: torch.device
+    count: int,
+    size: Sequence[int],
+    levels: int,
+    places: Generator,
+    noise: Generator,
+    device: torch.device,
+    share: Share = WHOLE,
 ) -> list[Tensor]:
     """For a training step: xi of `count` windows (H, W) at each level, all at one random place of an endless image.
 
-    places: on the host. noise: on the device.
+    places: on the host. noise: on the device. share: the part of a batch that these windows are.
     """
     top, left = torch.randint(max(CELLS), (2,), generator=places).tolist()
 
     def field(cell: int, window: Window) -> Tensor:
-        return torch.randn((count, CHANNELS, *window[2:]), generator=noise, device=device)
+        return share.normal((count, CHANNELS, *window[2:]), noise, device)
 
     return _at_levels(field, (top, left), size, levels)
 

@@ -19,6 +19,7 @@ from models.denoiser import Draw, rows_of
 from models.layers import ResidualBlock, SelfAttention, group_norm, small_init
 from models.unet import Sizes, Trunk, pad_to_multiple
 from sde.process import Process
+from utils.share import WHOLE, Share
 
 
 class DiagonalNormal(NamedTuple):
@@ -121,15 +122,15 @@ class ProbUNet(StochasticBaseline):
         maps, prior = self._seen(image)
         return self.encoder.combine(maps, prior.mean)
 
-    def reconstructed(self, image: Tensor, m: Tensor, noise: Generator) -> tuple[Tensor, Tensor]:
+    def reconstructed(self, image: Tensor, m: Tensor, noise: Generator, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """Logits of images (B, C, H, W) at a z from the posterior of their masks m (B, K, H, W), and KL(q || p), (B,).
 
-        The posterior sees masks of -1 inside and 1 outside. noise: on the device.
+        The posterior sees masks of -1 inside and 1 outside. noise: on the device. share: the part of a batch.
         """
         maps, prior = self._seen(image)
         mask = torch.where(m < 0, -1.0, 1.0).to(image.dtype)
         posterior = self.encoder.posterior(pad_to_multiple(torch.cat([image, mask], dim=1), self.stride))
-        eps = torch.randn(posterior.mean.shape, generator=noise, device=m.device)
+        eps = share.normal(posterior.mean.shape, noise, m.device)
         return self.encoder.combine(maps, posterior.at(eps)), kl_divergence(posterior, prior)
 
     def features(self, image: Tensor) -> list[Tensor]:

@@ -21,6 +21,7 @@ from models.segmentation import TrunkNetwork
 from models.unet import Sizes, Trunk
 from sde.field import FieldNoise
 from sde.process import Process
+from utils.share import WHOLE, Share
 
 SAMPLES = 20  # of the logits for each image and step, as in the paper
 LEAST = 1e-5  # variance of a logit, as in the released code
@@ -79,16 +80,18 @@ class SSN(StochasticBaseline):
         return normal.at(w.to(normal.mean.device), eps.to(normal.mean.device))
 
 
-def mask_likelihood_loss(normal: LowRankNormal, m: Tensor, noise: Generator, samples: int = SAMPLES) -> Tensor:
+def mask_likelihood_loss(
+    normal: LowRankNormal, m: Tensor, noise: Generator, share: Share = WHOLE, samples: int = SAMPLES
+) -> Tensor:
     """-log mean_s p(mask | eta_s) / pixels of each image, (B,), by `samples` reparametrised eta_s (the paper's eq. 8).
 
-    m: (B, K, H, W), negative inside. noise: on the device. Divided by the number of pixels, so that losses of images of
-    any size are like cross entropies. There is no mask that leaves out pixels of the covariance, as the paper has for
-    the outside of brains.
+    m: (B, K, H, W), negative inside. noise: on the device. share: the part of a batch. Divided by the number of pixels,
+    so that losses of images of any size are like cross entropies. There is no mask that leaves out pixels of the
+    covariance, as the paper has for the outside of brains.
     """
     mean, factors, device = normal.mean, normal.factors, m.device
-    w = torch.randn((samples, *factors.shape[:2]), generator=noise, device=device)
-    eps = torch.randn((samples, *mean.shape), generator=noise, device=device)
+    w = share.normal((samples, *factors.shape[:2]), noise, device, dim=1)
+    eps = share.normal((samples, *mean.shape), noise, device, dim=1)
     eta = normal.at(w, eps)
     if m.shape[1] == 1:
         pixels = F.logsigmoid(torch.where(m < 0, eta, -eta))[:, :, 0]

@@ -21,13 +21,15 @@ from models.ssn import SSN, mask_likelihood_loss
 from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
 from sde.process import Process
 from utils.sections import SDEConfig, TrainingConfig
+from utils.share import WHOLE, Share
 
 
 class Generators(NamedTuple):
-    """Of times, on the host, and of noise, on the network's device."""
+    """Of times, on the host, and of noise, on the network's device; share: the part of a batch that is here."""
 
     times: Generator
     noise: Generator
+    share: Share = WHOLE
 
 
 Losses = tuple[Tensor, Tensor]  # with their times, (N,) both
@@ -41,13 +43,13 @@ def baseline_losses(model: Baseline, batch: Batch, generators: Generators, train
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
         x = network_image(images, training.channels_last)
         if isinstance(model, ProbUNet):
-            logits, kl = model.reconstructed(x, m, generators.noise)
+            logits, kl = model.reconstructed(x, m, generators.noise, generators.share)
         else:
             logits = model.logits(x)
     if isinstance(model, ProbUNet) and kl is not None:
         losses = evidence_loss(logits, m, kl, model.beta)
     elif isinstance(model, SSN):
-        losses = mask_likelihood_loss(model.normal(logits), m, generators.noise)
+        losses = mask_likelihood_loss(model.normal(logits), m, generators.noise, generators.share)
     else:
         losses = dice_cross_entropy(logits, m)
     return losses, torch.full_like(losses, model.process.t_max)
@@ -76,14 +78,14 @@ def joint_losses(
     """Losses of masks and of images, (N,) together, and their times. What is clean is a condition: it has neither noise
     nor a loss."""
     images, m = batch.images, batch.m
-    device, process, weighting = m.device, model.process, _weighting(sde)
+    device, process, weighting, share = m.device, model.process, _weighting(sde), generators.share
     x = network_image(images, training.channels_last)
     pair = [part.repeat_interleave(training.noises, dim=0) for part in (m, x)]
-    t, clean = joint_times(len(pair[0]), process, generators.times, sde.clean_share)
-    t, clean = _moved(t, device), clean.to(device)
+    t, clean = joint_times(len(pair[0]) * share.count, process, generators.times, sde.clean_share)
+    t, clean = _moved(share.of(t, dim=1), device), share.of(clean, dim=1).to(device)
     noisy = []
     for data, times, is_clean in zip(pair, t, clean, strict=True):
-        eps = torch.randn(data.shape, generator=generators.noise, device=device)
+        eps = share.normal(data.shape, generators.noise, device)
         noisy.append(perturbed(process, data, times, eps.masked_fill(is_clean.view(-1, 1, 1, 1), 0.0)))
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, device)):
         means = model.joint(noisy[0], t[0], noisy[1], t[1])
@@ -109,12 +111,12 @@ def loss_of(
     if isinstance(model, Baseline):
         return baseline_losses(model, batch, generators, training)
     images, m, shares = batch.images, batch.m.repeat_interleave(training.noises, dim=0), batch.shares
-    truths = m
+    truths, share = m, generators.share
     if shares is not None:
         shares = shares.repeat_interleave(training.noises, dim=0)
         m = torch.einsum("brkhw,br->bkhw", truths, shares)
-    t = _moved(sample_times(len(m), model.process, generators.times, sde.prior_share), m.device)
-    eps = torch.randn(m.shape, generator=generators.noise, device=m.device)
+    times = sample_times(len(m) * share.count, model.process, generators.times, sde.prior_share)
+    t, eps = _moved(share.of(times), m.device), share.normal(m.shape, generators.noise, m.device)
     with torch.autocast(m.device.type, torch.bfloat16, enabled=use_bfloat16(training.precision, m.device)):
         # Several noise levels share the features of an image.
         features = model.encode(network_image(images, training.channels_last))
@@ -122,7 +124,8 @@ def loss_of(
         z = perturbed(model.process, m, t, eps)
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
             levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
-            latents = [random_latent(len(m), padded, levels, *generators, m.device) for _ in range(2)]
+            places, noise, _ = generators
+            latents = [random_latent(len(m), padded, levels, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
             raters = None if raters is None else raters.repeat_interleave(training.noises).to(m.device)
             mean, *draws = model.evaluate(z, t, features, [None, *latents], raters)

@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, on_device, representation_of
 from data.dataset import (
+    DataState,
     Patch,
     data_state,
     hold_out,
@@ -34,13 +35,14 @@ from data.dataset import (
 from data.description import read_description
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
-from training.losses import loss_of, rms_of_images
+from training.losses import rms_of_images
+from training.parallel import ALONE, Team, joined
 from training.recorder import Recorder
 from training.state import TrainingState, checked_resume, save_state, start_from
 from training.validation import validate
 from utils.config import dump_config
 from utils.data_schema import DataConfig
-from utils.devices import choose_device, environment
+from utils.devices import environment
 from utils.errors import UsageError
 from utils.files import naming, remove_leftovers, write_json, write_text
 from utils.locks import held
@@ -62,8 +64,9 @@ def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
     return hold_out(training, data.validation_fraction, data.split_seed)
 
 
-def build_state(config: Config, patches: list[Patch], device: torch.device) -> TrainingState:
-    """Network, optimiser and data, all seeded. Raises UsageError if the images are smaller than the crops."""
+def build_state(config: Config, patches: list[Patch], device: torch.device, team: Team = ALONE) -> TrainingState:
+    """Network, optimiser and data, all seeded, alike in all processes of a team. Raises UsageError if the images are
+    smaller than the crops."""
     size = same_size(patches, "train.csv")
     if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
@@ -79,13 +82,13 @@ def build_state(config: Config, patches: list[Patch], device: torch.device) -> T
     model = denoiser_of(config, sigma_data, sigma_image)
     if config.training.start_from:
         start_from(model, Path(config.training.start_from))
-    model = placed(model, device, config.training.channels_last)
+    model = team.prepared(placed(model, device, config.training.channels_last))
     images = on_device(image_array(patches), device)
     batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data,
-                      torch.from_numpy(counts))  # fmt: skip
+                      torch.from_numpy(counts), team.share)  # fmt: skip
     target = read_description(Path(config.data.root)).get("stain_target")
     known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
-    return TrainingState(model, config.training, batches, config.seed, known)
+    return TrainingState(model, config.training, batches, config.seed, known, team)
 
 
 def training_step(
@@ -95,11 +98,12 @@ def training_step(
     finite; nothing is updated then."""
     batch = state.batches.next()
     batch = batch._replace(m=representation_of(batch.m, data), scale=data.sdf_scale)
-    losses, t = loss_of(state.model, batch, state.generators, sde, settings, state.step)
-    loss = losses.mean()
+    losses, t = state.losses_of(batch, state.generators, sde, settings, state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    state.team.mean(losses).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
+    losses, t = state.team.gathered((losses.detach(), t))
+    loss = losses.mean()
     if not torch.isfinite(loss + norm):
         names = ", ".join(patches[i].filename for i in batch.indices)
         raise UsageError(
@@ -110,7 +114,7 @@ def training_step(
     state.schedule.step()
     state.average.update_parameters(state.model)
     state.step += 1
-    return {"loss": loss.detach(), "grad_norm": norm, "losses": losses.detach(), "t": t}
+    return {"loss": loss, "grad_norm": norm, "losses": losses, "t": t}
 
 
 def train(config: Config, run: Path, state: TrainingState, training: list[Patch], validation: list[Patch],
@@ -121,7 +125,7 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
     recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
-    while state.step < settings.steps and not stop():
+    while state.step < settings.steps and not state.team.stopped(stop):
         begin = time.perf_counter()
         result = training_step(state, config.data, config.sde, settings, training, checkpoints / "last.pt")
         recorder.add(result, settings.batch, time.perf_counter() - begin)
@@ -152,27 +156,48 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     writer.close()
 
 
-def run_training(config: Config, resumed: Path | None, args: argparse.Namespace, stop: StopFlag) -> None:
-    """A new run, or the rest of one; args: those of the command."""
-    device = choose_device(args.device)
-    training, validation = load_data(config.data)
-    known = data_state(config.data, training, validation)
-    state = build_state(config, training, device)
+def follow(state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: list[Patch],
+           last: Path, stop: StopFlag) -> None:  # fmt: skip
+    """The steps of `train`, of a process that leaves all else to the first one."""
+    while state.step < settings.steps and not state.team.stopped(stop):
+        training_step(state, data, sde, settings, patches, last)
+
+
+def lead(config: Config, resumed: Path | None, known: DataState, state: TrainingState, training: list[Patch],
+         validation: list[Patch], stop: StopFlag, quiet: bool) -> None:  # fmt: skip
+    """The training of the process that holds the run folder. known: the `data_state`."""
     run = resumed or new_folder(Path("runs") / config.name)
     with held(run / ".lock", str(run)), naming(run):
         if resumed:
             checked_resume(run, config, known, state)
             remove_leftovers(run)
         (run / "checkpoints").mkdir(exist_ok=True)
+        several = {"processes": processes} if (processes := state.team.share.count) > 1 else {}
         write_text(run / "config.yaml", dump_config(config))
-        write_json(run / "environment.json", {**environment(device), **known})
+        write_json(run / "environment.json", {**environment(state.device), **several, **known})
         log_to_file(run)
         count = sum(p.numel() for p in state.model.parameters())
         log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
-                 len(validation), count / 1e6, device, state.step)  # fmt: skip
+                 len(validation), count / 1e6, state.device, state.step)  # fmt: skip
         if not config.is_one_pass:
             warn_of_prior(state.model, state.images["size"])
-        with nullcontext() if args.quiet else logging_redirect_tqdm():
-            train(config, run, state, training, validation, stop, args.quiet)
+        with nullcontext() if quiet else logging_redirect_tqdm():
+            train(config, run, state, training, validation, stop, quiet)
+    if not stop():
+        print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")
+
+
+def run_training(config: Config, resumed: Path | None, args: argparse.Namespace, stop: StopFlag) -> None:
+    """A new run, or the rest of one; args: those of the command."""
+    with joined(args.device, config.training.batch) as (team, device):
+        training, validation = load_data(config.data)
+        known = data_state(config.data, training, validation)
+        state = build_state(config, training, device, team)
+        if team.leads:
+            lead(config, resumed, known, state, training, validation, stop, args.quiet)
+        else:
+            if resumed:
+                checked_resume(resumed, config, known, state)
+            last = Path(resumed or "nowhere", "checkpoints", "last.pt")
+            follow(state, config.data, config.sde, config.training, training, last, stop)
     stop.raise_if_set()
-    print(f"trained {state.step} steps, best validation F1 {max(state.best_f1, 0):.4f}: {run}")

@@ -18,6 +18,7 @@ from data.batches import Batches
 from data.dataset import DataState, data_change
 from models.denoiser import Denoiser
 from training.losses import Generators
+from training.parallel import ALONE, Team
 from utils.checkpoint import Dense, Weights, check_weights, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.errors import CheckpointError, UsageError
@@ -77,11 +78,14 @@ class TrainingState:
     """Denoiser, its average, optimiser, schedule, data order and generators.
 
     images: what predictions on other images need to know of the training images. since_row: sums over the steps that
-    no row of metrics.csv speaks of yet, see `Recorder`.
+    no row of metrics.csv speaks of yet, see `Recorder`. team: of processes that are in the same state.
     """
 
-    def __init__(self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: Images) -> None:
-        self.model, self.batches, self.images = model, batches, images
+    def __init__(
+        self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: Images, team: Team = ALONE
+    ) -> None:
+        self.model, self.batches, self.images, self.team = model, batches, images, team
+        self.losses_of = team.losses_of(model)
         # AveragedModel copies at its first update; before that it equals the model.
         # Running statistics of batch norms are averaged too.
         averaging = _averaging(training.ema)
@@ -89,8 +93,9 @@ class TrainingState:
         self.average.update_parameters(model)
         self.optimizer = optimizer_of(training, model)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(training, step))
-        device = next(model.parameters()).device
-        self.generators = Generators(torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed))
+        self.device = next(model.parameters()).device
+        times, noise = (torch.Generator(where).manual_seed(seed) for where in ("cpu", self.device))
+        self.generators = Generators(times, noise, team.share)
         self.step = 0
         self.best = math.inf  # least is best
         self.best_f1 = -1.0  # of the best checkpoint
@@ -98,7 +103,7 @@ class TrainingState:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, to be read with weights_only=True."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
             "step": self.step,
             "best": self.best,
@@ -137,8 +142,8 @@ class TrainingState:
         self.generators.times.set_state(generators["times"])
         self.generators.noise.set_state(generators["noise"])
         torch.set_rng_state(generators["torch"])
-        if generators["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(generators["cuda"])
+        if generators["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"][0], self.device)  # old checkpoints have those of all GPUs
 
 
 def start_from(model: Denoiser, path: Path) -> None:

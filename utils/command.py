@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,7 @@ from utils.errors import CheckpointError, ConfigError, DataError, Stopped, Usage
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LINE = 500  # characters of an error
+PATIENCE = 10  # seconds
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
@@ -64,7 +66,8 @@ class StopFlag:
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         _handle(signal.SIG_DFL)
-        print(f"\n{signal.Signals(number).name}: stopping as soon as everything is saved", file=sys.stderr)
+        if not _follows():
+            print(f"\n{signal.Signals(number).name}: stopping as soon as everything is saved", file=sys.stderr)
 
     def __call__(self) -> bool:
         return self.number is not None
@@ -74,7 +77,15 @@ class StopFlag:
             raise Stopped(self.number)
 
 
+def _follows() -> bool:
+    """Whether torchrun has started this process and a first one on this machine."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] != "0"
+
+
 def _failed(error: object) -> int:
+    if _follows():  # torchrun ends it before it says what the first process has said
+        _handle(signal.SIG_DFL)
+        time.sleep(PATIENCE)
     print("error: " + "\n".join(cut(line, LINE) for line in str(error).splitlines()), file=sys.stderr)
     return 2
 

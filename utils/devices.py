@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -28,6 +29,20 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {cut(name)}: not usable here ({cut(error, 150)}); try auto or cpu") from None
+    return device
+
+
+def own_device(name: str) -> torch.device:
+    """As `choose_device`, of one of several processes that torchrun has started on a machine: a GPU for each."""
+    own = int(os.environ["LOCAL_RANK"])
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        if own >= (there := torch.cuda.device_count()):
+            raise UsageError(f"process {own} of this machine finds {there} GPUs; use --nproc-per-node {there}")
+        torch.cuda.set_device(own)
+        return torch.device("cuda", own)
+    device = choose_device("cpu" if name == "auto" else name)
+    if device.type != "cpu":
+        raise UsageError(f"--device {cut(name)}: with several processes it is cpu, or cuda, a GPU for each")
     return device
 
 

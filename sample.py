@@ -20,7 +20,7 @@ log = logging.getLogger("sample")
 NEEDS = {"--output": "--input", "--overwrite": "--input", "--count": "--generate"}
 APART = {
     "--input": {"--generate", "--split"},
-    "--generate": {"--split"},
+    "--generate": {"--split", "--shard"},
     "--weights": {"--config", "--run", "--checkpoint"},  # they have their own
 }
 
@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--weights", metavar="FILE", help="weights with their config (weights/) instead of a run")
     parser.add_argument("--split", choices=("val", "test"), help="of the data set; default: test")
     parser.add_argument("--resume", action="store_true", help="go on with the newest, interrupted sampling of the run")
+    parser.add_argument("--shard", metavar="I/N", help="be the I-th of N processes that share the images, I from 1 "
+                        "on; the same command for each I")  # fmt: skip
     parser.add_argument("--input", metavar="PATH", help="predict on a picture, or a folder of them, instead")
     parser.add_argument("--output", metavar="FOLDER", help="where the results of --input go; default: "
                         "predictions/<time>")  # fmt: skip

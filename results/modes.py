@@ -19,7 +19,8 @@ from data.scenes import Scene, scenes_of
 from report.figures import trajectory
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
 from results.predicted import inputs_of, open_output, predict
-from results.sampled import ImageResult, open_folder, settings_of, write_image
+from results.sampled import ImageResult, settings_of, write_image
+from results.shards import WAIT, last_share, open_folder, share_of
 from results.summary import finish
 from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
 from sampling.loading import load_denoiser
@@ -27,12 +28,14 @@ from sampling.sampler import draws_of
 from sampling.segmenter import Segmenter
 from utils.config import dump_config
 from utils.data_schema import DataConfig
-from utils.devices import choose_device, device_name, environment, peak_memory_mib
+from utils.devices import choose_device, device_name, environment, own_device, peak_memory_mib
 from utils.errors import UsageError
 from utils.files import whole_file, write_json, write_text
-from utils.runs import checked_run, checkpoint_path, file_hash, new_folder, newest_run
+from utils.locks import held
+from utils.runs import checked_run, checkpoint_path, file_hash, folders_with, new_folder, newest_run
 from utils.schema import Config
 from utils.sections import EvaluationConfig, SamplingConfig
+from utils.share import WHOLE, Share, torchrun_share
 
 log = logging.getLogger("sample")
 
@@ -89,7 +92,7 @@ def animate(drawer: Drawer, patch: Patch, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. run: None for --weights. path: of the checkpoint. args: of the command."""
+    """What is asked for. run: None for --weights. path: of the checkpoint. args: of the command. share: of images."""
 
     config: Config
     run: Path | None
@@ -97,6 +100,7 @@ class Request:
     device: torch.device
     args: Any
     stop: StopFlag
+    share: Share = WHOLE
 
     def drawer(self) -> Drawer:
         """An image in hand is dropped at a signal: nothing of it is written yet."""
@@ -111,8 +115,13 @@ class Request:
         root = Path("runs/weights")
         if self.args.resume:
             return newest_run(self.config.name, root)
-        run = new_folder(root / self.config.name)
-        write_text(run / "config.yaml", dump_config(self.config))
+        own, text = root / self.config.name, dump_config(self.config)
+        with held(own / ".lock", str(own), WAIT):
+            for run in reversed(folders_with(own, "config.yaml")) if self.share.count > 1 else ():
+                if (run / "config.yaml").read_text() == text:
+                    return run
+            run = new_folder(own)
+            write_text(run / "config.yaml", text)
         return run
 
     def facts(self, drawer: Drawer) -> dict[str, Any]:
@@ -150,22 +159,31 @@ def sample(request: Request) -> None:
     scenes = scenes_of(load_split(config.data, args.split, instances=True))
     drawer = request.drawer()
     settings = settings_of(config, request.path, args.split)
-    with open_folder(request.folder(), settings, args.resume) as folder:
-        log.info("%s: %d images, %s draws each", folder, len(scenes), config.sampling.draws)
-        bar = tqdm(total=len(scenes), desc="sampling", unit="image", disable=args.quiet)
+    share = request.share
+    with open_folder(request.folder(), settings, args.resume, share=share) as folder:
         at_once = ROUND if config.sampling.draws == "auto" else draws_of(config.sampling, drawer.denoiser)
-        for group in scene_groups(scenes, max(1, drawer.max_batch // at_once)):
+        # Shares are of whole batches: in batches of other sizes draws may be rounded otherwise.
+        batches = list(scene_groups(scenes, max(1, drawer.max_batch // at_once)))[share.rank :: share.count]
+        own = sum(map(len, batches))
+        log.info("%s: %d of %d images, %s draws each", folder, own, len(scenes), config.sampling.draws)
+        bar = tqdm(total=own, desc="sampling", unit="image", disable=args.quiet)
+        for group in batches:
             stop.raise_if_set()
             if not all((folder / scene.key / "scores.json").is_file() for scene in group):
                 sample_group(drawer, group, config.data, config.sampling, config.evaluation, folder)
             bar.update(len(group))
         bar.close()
-        if config.sampling.animate and not (folder / "trajectory.gif").is_file():
-            animate(drawer, scenes[0].parts[0], folder / "trajectory.gif")
         stop.raise_if_set()
-        write_json(folder / "environment.json", environment(drawer.device))
-        facts = {"split": args.split, **request.facts(drawer)}
-        summary, report = finish(folder, scenes, config, facts)
+        with last_share(folder, share) as of_all:
+            if of_all is None:
+                print(done_line(share, folder))
+                return
+            if config.sampling.animate and not (folder / "trajectory.gif").is_file():
+                animate(drawer, scenes[0].parts[0], folder / "trajectory.gif")
+            stop.raise_if_set()
+            write_json(folder / "environment.json", environment(drawer.device))
+            facts = {"split": args.split, **request.facts(drawer)}
+            summary, report = finish(folder, scenes, config, facts)
         print(
             f"MMSE of {summary['draws']:.4g} draws: F1 {summary['mmse']['f1']:.4f}, IoU {summary['mmse']['iou']:.4f}; "
             f"single draws: F1 {summary['single']['f1']:.4f}, IoU {summary['single']['iou']:.4f}\n"
@@ -175,20 +193,38 @@ def sample(request: Request) -> None:
         )
 
 
-def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag) -> None:
+def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag, share: Share) -> None:
     """--input and --output."""
-    if args.resume and not args.output:
-        raise UsageError("--resume with --input needs --output, the folder of the results to go on with")
     inputs = inputs_of(Path(args.input))
     output = Path(args.output) if args.output else new_folder(Path("predictions"))
     config = segmenter.config
     settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
-    with open_output(output, settings, args.overwrite, args.resume):
+    with open_output(output, settings, args.overwrite, args.resume, share):
         segmenter.drawer.before_evaluation = stop.raise_if_set
-        with tqdm(total=len(inputs), desc="predicting", unit="image", disable=args.quiet) as bar:
-            rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update)
+        own = len(inputs[share.rank :: share.count])
+        with tqdm(total=own, desc="predicting", unit="image", disable=args.quiet) as bar:
+            rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update, share)
+        if rows is None:
+            print(done_line(share, output))
+            return
         write_json(output / "environment.json", environment(segmenter.drawer.device))
         print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
+
+
+def done_line(share: Share, folder: Path) -> str:
+    return f"shard {share.rank + 1}/{share.count} of {folder} is done; the last one to be done writes its report"
+
+
+def check_shares(args: Any, share: Share) -> None:
+    """Raises UsageError where processes cannot share what is asked for, or would not find each other's results."""
+    if share.count > 1 and args.generate:
+        raise UsageError("--generate: is for one process")
+    if share.count > 1 and args.overwrite:
+        raise UsageError("--overwrite: not with several processes, who would remove each other's results")
+    if args.input and not args.output and (args.resume or share.count > 1):
+        which = "to go on with" if args.resume else "of all processes"
+        raise UsageError(f"{'--resume' if args.resume else '--shard'} with --input needs --output, the folder of the "
+                         f"results {which}")  # fmt: skip
 
 
 def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
@@ -203,9 +239,12 @@ def carry_out(config: Config, args: Any, stop: StopFlag) -> None:
     """args: of the command."""
     if args.generate:
         check_generation(config.model.kind, config.sampling.sampler, args.count)
-    device = choose_device(args.device)
+    share = share_of(args.shard)
+    check_shares(args, share)
+    args.quiet |= torchrun_share().rank > 0
+    device = choose_device(args.device) if args.shard or share.count == 1 else own_device(args.device)
     run, path = run_and_checkpoint(args, config.name)
     if args.input:
-        predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop)
+        predict_all(Segmenter.from_checkpoint(config, path, device), path, args, stop, share)
     else:
-        (generate if args.generate else sample)(Request(config, run, path, device, args, stop))
+        (generate if args.generate else sample)(Request(config, run, path, device, args, stop, share))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from report.layers import ImageLayers
 from report.page import render_report
 from results.exports import write_labels
 from results.sampled import read_layers, write_maps, write_objects
+from results.shards import WAIT, held_share, last_share, settle_alone
 from results.tiff import band_writer
 from sampling.segmenter import Segmenter
 from sampling.tiled import costs_of
@@ -37,6 +39,9 @@ from utils.files import naming, whole_folder, write_json, write_text
 from utils.locks import held
 from utils.reading import read_json
 from utils.runs import settle
+from utils.share import WHOLE, Share
+
+log = logging.getLogger("sample")
 
 LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
 OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
@@ -198,12 +203,23 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 @contextmanager
-def open_output(output: Path, settings: Mapping[str, Any], overwrite: bool, resume: bool) -> Iterator[None]:
-    """Hold an empty folder, or with `resume` one made with the same settings. Raises UsageError for others' files."""
-    known = output / "settings.json"
+def open_output(
+    output: Path, settings: Mapping[str, Any], overwrite: bool, resume: bool, share: Share = WHOLE
+) -> Iterator[None]:
+    """Hold an empty folder, or with `resume` one made with the same settings; or a share of either one. Raises
+    UsageError for others' files."""
+    known, what = output / "settings.json", f"--output {output}"
     if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: is not a folder")
-    with held(output / ".lock", f"--output {output}"), naming(output):
+        raise UsageError(f"{what}: is not a folder")
+    if share.count > 1:
+        with held(output / ".lock", what, WAIT), naming(output):
+            if not known.is_file() and any(path for path in output.iterdir() if not path.name.startswith(".")):
+                raise UsageError(f"{what}: holds files that were not written here; choose another folder")
+            settle(output, settings, known.is_file(), "--output")
+        with held_share(output, share), naming(output):
+            yield
+        return
+    with held(output / ".lock", what), naming(output):
         resume = resume and known.is_file()
         if not resume and any(path for path in output.iterdir() if not path.name.startswith(".")):
             if not overwrite:
@@ -214,7 +230,7 @@ def open_output(output: Path, settings: Mapping[str, Any], overwrite: bool, resu
                 if (path / "result.json").is_file():
                     (path / "result.json").unlink()  # first: without it no half of the folder is taken for the whole
                     shutil.rmtree(path)
-        settle(output, settings, resume)
+        settle_alone(output, settings, resume)
         yield
 
 
@@ -226,12 +242,18 @@ def _done(one: Input, output: Path) -> Row | None:
 
 
 def predict(
-    segmenter: Segmenter, inputs: list[Input], output: Path, stopped: Callable[[], None], progress: Callable[[], object]
-) -> list[Row]:
-    """Predict on every picture that is not done yet; results.csv at the end.
+    segmenter: Segmenter,
+    inputs: list[Input],
+    output: Path,
+    stopped: Callable[[], None],
+    progress: Callable[[], object],
+    share: Share = WHOLE,
+) -> list[Row] | None:
+    """Predict on every picture of a share that is not done yet; results.csv and report at the end, if all shares are
+    done, else None.
 
     stopped: raises to end early. Raises DataError with a line for each picture that could not be predicted on; the
-    others are done by then. Raises OSError where no other could be written either.
+    others are done by then, those of all shares. Raises OSError where no other could be written either.
     """
     rows: list[Row] = []
     problems = []
@@ -241,7 +263,7 @@ def predict(
             write_text(output / "results.csv", results_table(rows).to_csv(index=False))
 
     try:
-        for one in inputs:
+        for one in inputs[share.rank :: share.count]:
             stopped()
             try:
                 rows.append(_done(one, output) or predict_one(segmenter, one, output))
@@ -252,12 +274,20 @@ def predict(
                 problems.append(text if str(one.path) in text else f"{one.path}: {text}")
             progress()
     except BaseException:
-        with suppress(OSError):
-            write_table()
+        if share.count == 1:
+            with suppress(OSError):
+                write_table()
         raise
-    write_table()
-    if rows:
-        write_report(segmenter, inputs, rows, output)
-    if problems:
-        raise problems_error("--input", problems)
+    with last_share(output, share, problems) as of_all:
+        if of_all is None:
+            for problem in problems:
+                log.warning("%s", problem)
+            return None
+        if share.count > 1:
+            rows = [row for one in inputs if (row := _done(one, output))]
+        write_table()
+        if rows:
+            write_report(segmenter, inputs, rows, output)
+    if of_all:
+        raise problems_error("--input", of_all)
     return rows

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,11 +33,9 @@ from results.exports import write_geojson, write_labels
 from sampling.drawer import Drawer
 from sampling.loading import member_checkpoints
 from utils.data_schema import DataConfig
-from utils.errors import UsageError
-from utils.files import naming, whole_folder, write_array, write_json
-from utils.locks import held
+from utils.files import whole_folder, write_array, write_json
 from utils.reading import damaged, read_array, read_json
-from utils.runs import file_hash, folders_with, new_folder, settle
+from utils.runs import file_hash
 from utils.schema import Config
 from utils.sections import EvaluationConfig
 
@@ -309,15 +306,3 @@ def settings_of(config: Config, path: Path, split: str) -> dict[str, Any]:
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": config.seed,
     }
-
-
-@contextmanager
-def open_folder(run: Path, settings: Mapping[str, Any], resume: bool, kind: str = "samples") -> Iterator[Path]:
-    """A new folder under run/kind, or with `resume` the newest one, whose settings must have been the same; held."""
-    folders = folders_with(run / kind, "settings.json")
-    if resume and not folders:
-        raise UsageError(f"--resume: {run / kind} has nothing to go on with")
-    folder = folders[-1] if resume else new_folder(run / kind)
-    with held(folder / ".lock", str(folder)), naming(folder):
-        settle(folder, settings, resume)
-        yield folder

@@ -16,13 +16,14 @@ from utils.files import naming
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, which is gone afterwards. Raises UsageError at once where another process does.
+def held(path: Path, what: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, which is gone afterwards. Raises UsageError where another process does, at once or
+    after `wait` seconds.
 
     The system frees the lock of a process that was killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UsageError, cut
-from utils.files import naming, remove_leftovers, write_json
+from utils.files import naming, write_json
 from utils.reading import read_json
 
 
@@ -28,18 +28,24 @@ def new_folder(parent: Path) -> Path:
     raise UsageError(f"{parent}: no free folder name for {stamp}")
 
 
-def settle(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+def settle(folder: Path, settings: Mapping[str, Any], resume: bool, hint: str = "--resume") -> None:
     """Note in a folder of results that is held what they depend on, or with `resume` compare: raises UsageError where
-    they were made with anything else. What a killed process has left half-written goes."""
-    settings = json.loads(json.dumps(settings))
-    remove_leftovers(folder)
+    they were made with anything else. hint: the option that brought it here."""
+    settings = plain(settings)
     if not resume:
         write_json(folder / "settings.json", settings)
         return
     before = read_json(folder / "settings.json", dict[str, Any])
     for key in settings:
         if before.get(key) != settings[key]:
-            raise UsageError(f"--resume: {folder} was made with another {key}; leave out --resume for a new folder")
+            other = f"leave out {hint} for a new folder" if hint == "--resume" else "choose another folder"
+            raise UsageError(f"{hint}: {folder} was made with another {key}; {other}")
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are read from a file."""
+    content: dict[str, Any] = json.loads(json.dumps(settings))
+    return content
 
 
 def folders_with(parent: Path, name: str) -> list[Path]:

@@ -13,6 +13,7 @@ import numpy as np
 
 METHODS = ("vahadane", "macenko")
 
+GLASS = 1e-3  # share of tissue pixels below which a tile is empty
 TISSUE_DENSITY = 0.15  # mean optical density of the three channels above which a pixel counts as tissue
 LEAST_TISSUE = 0.01  # share of the picture
 LEAST_PIXELS = 200
@@ -42,6 +43,11 @@ def optical_density(image: np.ndarray) -> np.ndarray:
     """Beer-Lambert, base e: (..., 3) uint8 to float32 in [0, log 255]; black counts as 1."""
     table = -np.log(np.maximum(np.arange(256, dtype=np.float32), 1) / 255)
     return table[image]
+
+
+def is_glass(image: np.ndarray) -> bool:
+    """Whether a picture (H, W, C) uint8 in bright field is empty: less than a thousandth of its pixels are tissue."""
+    return bool((optical_density(image).mean(axis=-1) > TISSUE_DENSITY).mean() < GLASS)
 
 
 def tissue_density(image: np.ndarray) -> np.ndarray:

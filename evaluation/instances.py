@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import find_objects, label
@@ -182,7 +182,7 @@ class ObjectRecord:
     """One object, and what the draws say of it. Lengths are in pixels.
 
     centroid: row, column. bbox: top, left, bottom, right, the last two exclusive.
-    probability: share of draws with an object that has an IoU above 0.5 with this one.
+    probability: share of draws with an object that has an IoU above 0.5 with this one; nan where no draw was kept.
     area_mean, area_std: of those objects (n - 1 in the denominator, 0 for a single one; nan where no draw has any).
     mean_std: mean standard deviation of the SDF inside, if it was given.
     contour, inner, outer: polygons in x, y from the top-left corner of the image, so that the centre of its first pixel
@@ -241,33 +241,20 @@ def matched_areas(labels: np.ndarray, draws: DrawObjects, count: int) -> np.ndar
     return areas
 
 
-def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | None = None) -> list[ObjectRecord]:
-    """What the draws say of each object of labels (H, W), 0 = background; by rising label.
+def plain_objects(labels: np.ndarray, std: np.ndarray | None = None) -> list[ObjectRecord]:
+    """Objects of labels (H, W), 0 = background, by rising label; what is of their draws is nan or empty.
 
-    std: (H, W) standard deviation of the SDF over draws, for `mean_std`. So that the band of an object does not
-    run into its neighbours, the pixels that 5 % of the draws have are divided among the objects by a watershed
-    on the number of draws; those that no object reaches belong to none.
-    Raises ValueError without draws, or for another shape or type.
+    std: (H, W) standard deviation of the SDF over draws, for `mean_std`. Raises ValueError for another shape or type.
     """
     check_labels(labels)
-    if len(draws) == 0:
-        raise ValueError("no draws yet")
-    for name, other in (("draws", draws.foreground), ("std", std)):
-        if other is not None and other.shape != labels.shape:
-            raise ValueError(f"{name} are {other.shape}, labels {labels.shape}")
-    found = [(value, slices) for value, slices in enumerate(find_objects(labels), start=1) if slices is not None]
-    areas = matched_areas(labels, draws, len(found))
-    often, wide = draws.foreground * 20 >= 19 * len(draws), draws.foreground * 20 >= len(draws)
-    basins = watershed(-draws.foreground, labels.astype(np.int32), mask=wide | (labels > 0))
-    extents = find_objects(basins)
+    if std is not None and std.shape != labels.shape:
+        raise ValueError(f"std are {std.shape}, labels {labels.shape}")
     records = []
-    for (value, slices), sizes in zip(found, areas.T, strict=True):
+    for value, slices in enumerate(find_objects(labels), start=1):
+        if slices is None:
+            continue
         inside, top, left = labels[slices] == value, slices[0].start, slices[1].start
         rows, columns = np.nonzero(inside)
-        matched = sizes[np.isfinite(sizes)]
-        mean = float(matched.mean()) if len(matched) else math.nan
-        extent = extents[value - 1]
-        basin, corner = basins[extent] == value, (extent[0].start, extent[1].start)
         records.append(
             ObjectRecord(
                 label=value,
@@ -275,11 +262,47 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
                 equivalent_diameter=math.sqrt(4 * len(rows) / math.pi),
                 centroid=(float(rows.mean()) + top, float(columns.mean()) + left),
                 bbox=(top, left, slices[0].stop, slices[1].stop),
+                probability=math.nan,
+                area_mean=math.nan,
+                area_std=math.nan,
+                mean_std=None if std is None else float(std[slices][inside].mean()),
+                contour=polygons(inside, top, left),
+                inner=[],
+                outer=[],
+            )
+        )
+    return records
+
+
+def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | None = None) -> list[ObjectRecord]:
+    """What the draws say of each object of labels; see `plain_objects`.
+
+    So that the band of an object does not run into its neighbours, the pixels that 5 % of the draws have are divided
+    among the objects by a watershed on the number of draws; those that no object reaches belong to none.
+    Raises ValueError without draws, or for another shape or type.
+    """
+    check_labels(labels)
+    if len(draws) == 0:
+        raise ValueError("no draws yet")
+    if draws.foreground.shape != labels.shape:
+        raise ValueError(f"draws are {draws.foreground.shape}, labels {labels.shape}")
+    plain = plain_objects(labels, std)
+    areas = matched_areas(labels, draws, len(plain))
+    often, wide = draws.foreground * 20 >= 19 * len(draws), draws.foreground * 20 >= len(draws)
+    basins = watershed(-draws.foreground, labels.astype(np.int32), mask=wide | (labels > 0))
+    extents = find_objects(basins)
+    records = []
+    for record, sizes in zip(plain, areas.T, strict=True):
+        matched = sizes[np.isfinite(sizes)]
+        mean = float(matched.mean()) if len(matched) else math.nan
+        extent = extents[record.label - 1]
+        basin, corner = basins[extent] == record.label, (extent[0].start, extent[1].start)
+        records.append(
+            replace(
+                record,
                 probability=len(matched) / len(sizes),
                 area_mean=mean,
                 area_std=float(matched.std(ddof=1)) if len(matched) > 1 else 0.0 * mean,  # nan where the mean is
-                mean_std=None if std is None else float(std[slices][inside].mean()),
-                contour=polygons(inside, top, left),
                 inner=polygons(basin & often[extent], *corner),
                 outer=polygons(basin & wide[extent], *corner),
             )

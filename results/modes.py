@@ -202,7 +202,7 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag, sha
     with open_output(output, settings, args.overwrite, args.resume, share):
         segmenter.drawer.before_evaluation = stop.raise_if_set
         own = len(inputs[share.rank :: share.count])
-        with tqdm(total=own, desc="predicting", unit="image", disable=args.quiet) as bar:
+        with tqdm(total=own, desc="predicting", unit="image", unit_scale=True, disable=args.quiet) as bar:
             rows = predict(segmenter, inputs, output, stop.raise_if_set, bar.update, share)
         if rows is None:
             print(done_line(share, output))

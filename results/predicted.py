@@ -22,16 +22,15 @@ from data.images import SUFFIXES
 from data.inputs import Picture
 from data.names import unique_names
 from data.patches import Window
-from evaluation.instances import split_large
+from evaluation.instances import plain_objects, split_large
 from report import figures
 from report.layers import ImageLayers
 from report.page import render_report
-from results.exports import write_labels
 from results.sampled import read_layers, write_maps, write_objects
 from results.shards import WAIT, held_share, last_share, settle_alone
 from results.tiff import band_writer
 from sampling.segmenter import Segmenter
-from sampling.tiled import costs_of
+from sampling.tiled import Tick, costs_of
 from utils.config import dump_config
 from utils.devices import device_name, peak_memory_mib
 from utils.errors import DataError, UsageError, problems_error
@@ -93,9 +92,9 @@ class Row(TypedDict):
     seconds: float
 
 
-def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
+def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path, tick: Tick) -> dict[str, Any]:
     """The files of an image, as of test images but for what needs a truth."""
-    result = segmenter(picture.whole(), key)
+    result = segmenter(picture.whole(), key, tick)
     write_maps(folder, result.mmse, result.std, result.probability, result.classes)
     masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
     figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
@@ -111,13 +110,13 @@ def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     }
 
 
-def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Path) -> dict[str, Any]:
+def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Path, tick: Tick) -> dict[str, Any]:
     """Maps as tiled TIFF, in bounded memory; objects of the MMSE only, as no draw is kept."""
     prepared, classes = segmenter.prepared(picture), segmenter.drawer.denoiser.mask_channels
     area, spread = 0, 0.0
     costs: list[tuple[int, float, float]] = []
     with band_writer(folder, prepared.shape, classes) as write:
-        for band in segmenter.bands(prepared, key):
+        for band in segmenter.bands(prepared, key, tick=tick):
             write(band)
             area += int((band.labels > 0).sum())
             spread += float(band.std.max(axis=0).sum())
@@ -127,7 +126,8 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     if pixels <= OBJECTS and classes == 1:
         evaluation, mmse = segmenter.config.evaluation, tifffile.imread(folder / "mmse.tif")
         labels = split_large(mmse, segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area)
-        write_labels(folder / "instances.tif", labels)
+        del mmse
+        write_objects(folder, labels, plain_objects(labels, tifffile.imread(folder / "std.tif")), large=True)
         count = int(labels.max(initial=0))
     _large_overlay(picture, folder)
     return {
@@ -152,14 +152,14 @@ def _large_overlay(picture: Picture, folder: Path) -> None:
     figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
 
 
-def predict_one(segmenter: Segmenter, one: Input, output: Path) -> Row:
-    """All files of one picture; its line of results.csv."""
+def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lambda share: None) -> Row:
+    """All files of one picture; its line of results.csv. tick: see `TiledDrawer`."""
     begin = time.perf_counter()
     picture = segmenter.open(one.path)
     height, width = picture.shape
     large = height * width > LARGE and segmenter.config.data.size is None
     with whole_folder(output / one.key) as folder:
-        found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder)
+        found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder, tick)
         row: Any = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **found}
         row["seconds"] = time.perf_counter() - begin
         write_json(folder / "result.json", row)
@@ -246,14 +246,15 @@ def predict(
     inputs: list[Input],
     output: Path,
     stopped: Callable[[], None],
-    progress: Callable[[], object],
+    progress: Tick,
     share: Share = WHOLE,
 ) -> list[Row] | None:
     """Predict on every picture of a share that is not done yet; results.csv and report at the end, if all shares are
     done, else None.
 
-    stopped: raises to end early. Raises DataError with a line for each picture that could not be predicted on; the
-    others are done by then, those of all shares. Raises OSError where no other could be written either.
+    stopped: raises to end early. progress: is told how many pictures more are done, or shares of one. Raises DataError
+    with a line for each picture that could not be predicted on; the others are done by then, those of all shares.
+    Raises OSError where no other could be written either.
     """
     rows: list[Row] = []
     problems = []
@@ -265,14 +266,21 @@ def predict(
     try:
         for one in inputs[share.rank :: share.count]:
             stopped()
+            left = 1.0
+
+            def told(part: float) -> None:
+                nonlocal left
+                left -= part
+                progress(part)
+
             try:
-                rows.append(_done(one, output) or predict_one(segmenter, one, output))
+                rows.append(_done(one, output) or predict_one(segmenter, one, output, told))
             except (DataError, OSError, ValueError, MemoryError, RuntimeError) as error:
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise
                 text = " ".join(str(error).split()) or type(error).__name__
                 problems.append(text if str(one.path) in text else f"{one.path}: {text}")
-            progress()
+            progress(left)
     except BaseException:
         if share.count == 1:
             with suppress(OSError):

@@ -101,9 +101,11 @@ def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
 
 
-def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord]) -> None:
-    """instances.png (.tif where 16 bits are too few), objects.csv without contours, and objects.geojson."""
-    write_labels(folder / ("instances.png" if labels.max(initial=0) < 2**16 else "instances.tif"), labels)
+def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord], *, large: bool = False) -> None:
+    """instances.png (.tif of large pictures, and where 16 bits are too few), objects.csv without contours, and
+    objects.geojson."""
+    name = "instances.tif" if large or labels.max(initial=0) >= 2**16 else "instances.png"
+    write_labels(folder / name, labels)
     names = ["label", "area", "equivalent_diameter", "row", "column",
              "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
     rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]

@@ -21,7 +21,7 @@ from evaluation.ensemble import classify
 from evaluation.instances import DrawObjects, ObjectRecord, objects_of
 from sampling.drawer import Drawer, drawer_of
 from sampling.loading import loaded
-from sampling.tiled import Band, TiledDrawer, Watch, costs_of, tiled_of
+from sampling.tiled import Band, Tick, TiledDrawer, Watch, costs_of, tiled_of
 from utils.config import load_config, override_config
 from utils.devices import choose_device
 from utils.errors import CheckpointError
@@ -114,22 +114,28 @@ class Segmenter:
         """As the training images were. Raises DataError for pictures too large to be resized."""
         return PreparedPicture(picture, self.config.data, self._stain)
 
-    def bands(self, prepared: PreparedPicture, key: str, watch: Watch | None = None) -> Iterator[Band]:
+    def bands(
+        self, prepared: PreparedPicture, key: str, watch: Watch | None = None, tick: Tick = lambda share: None
+    ) -> Iterator[Band]:
         """Maps of an image of any size from the top down, in the resolution of `prepared`; see TiledDrawer."""
-        return self.tiles(prepared.planes, prepared.shape, key, watch)
+        return self.tiles(prepared.planes, prepared.shape, key, watch, tick)
 
-    def __call__(self, image: np.ndarray | str | Path, key: str = "image") -> Result:
+    def __call__(self, image: np.ndarray | str | Path, key: str = "image", tick: Tick = lambda share: None) -> Result:
         """Everything about one image: (H, W) or (H, W, 3) uint8, or the path of a picture.
 
-        key: seeds the draws, together with the config's seed. Raises DataError for files that are no picture,
-        ValueError for other arrays.
+        key: seeds the draws, together with the config's seed. tick: see `TiledDrawer`. Raises DataError for files that
+        are no picture, ValueError for other arrays.
         """
         picture = image_of(image) if isinstance(image, np.ndarray) else self.open(image)
         check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)
         threshold, evaluation = self.drawer.threshold, self.config.evaluation
         objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
-        bands = list(self.bands(prepared, key, lambda sdf: objects.add(resized(sdf, picture.shape).min(axis=0))))
+
+        def watch(sdf: np.ndarray) -> None:
+            objects.add(resized(sdf, picture.shape).min(axis=0))
+
+        bands = list(self.bands(prepared, key, watch, tick))
         mmse, std = (np.concatenate([getattr(b, name) for b in bands], axis=1) for name in ("mmse", "std"))
         mmse, std = resized(mmse, picture.shape), resized(std, picture.shape)
         probability = np.concatenate([b.probability for b in bands])[None]

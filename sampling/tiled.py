@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from data.patches import Window
+from data.stain import is_glass
 from evaluation.ensemble import Ensemble, Moments, classify
 from sampling.drawer import ROUND, Drawer
 from sampling.memory import batches
@@ -30,7 +31,9 @@ from utils.sections import SamplingConfig
 
 Read = Callable[[Window], np.ndarray]
 Watch = Callable[[np.ndarray], object]
+Tick = Callable[[float], object]
 MEMORY = 3 * 2**29  # bytes for the features and the state of a band
+AT_ONCE = 1024  # draws of a tile between two signs of progress, about
 STATE = 128  # bytes for a pixel and channel of a draw: a sampler's float64 iterates, noise, statistics
 
 
@@ -54,19 +57,23 @@ class Band:
 class TiledDenoise:
     """E[m | z_t = z, x] of draws z (D, K, H, W) at a scalar t, by tiles: what samplers call `denoise`.
 
-    images: (T, C, h, w) uint8, one for each tile. top: of the band in the image. cached: whether features are kept, or
-    computed anew at every evaluation. At most drawer.max_batch tiles are evaluated at once; the outputs are blended in
-    a fixed order, so that a draw depends on neither.
+    images: (T, C, h, w) uint8, one for each tile. shown: (T,) bool, others are background without an evaluation. top:
+    of the band in the image. cached: whether features are kept, or computed anew at every evaluation. At most
+    drawer.max_batch tiles are evaluated at once; the outputs are blended in a fixed order, so that a draw depends on
+    neither.
     """
 
-    def __init__(self, drawer: Drawer, tiling: Tiling, images: Tensor, top: int, cached: bool) -> None:
-        self.drawer, self.tiling, self.images, self.top = drawer, tiling, images, top
-        self.features = drawer.encode(images) if cached else None
-        self.weights = tiling.weights.to(drawer.device)
+    def __init__(self, drawer: Drawer, tiling: Tiling, images: Tensor, shown: Tensor, top: int, cached: bool) -> None:
+        self.drawer, self.tiling, self.images, self.top = drawer, tiling, images[shown], top
+        self.windows = [window for window, some in zip(tiling.windows, shown.tolist(), strict=True) if some]
+        self.features = drawer.encode(self.images) if cached and self.windows else None
+        self.weights = tiling.weights[shown].to(drawer.device)
+        empty = (~shown).float()[:, None, None].expand(-1, *tiling.size)
+        self.background = (tiling.blend(empty) * drawer.sdf_scale).to(drawer.device)
 
     def __call__(self, z: Tensor, t: Tensor, owners: Sequence[tuple[str, int]]) -> Tensor:
         """owners: image and number of each draw."""
-        windows, draws = self.tiling.windows, len(z)
+        windows, draws = self.windows, len(z)
 
         def some(part: slice) -> Tensor:
             # Draws of a tile side by side: they share its features.
@@ -77,7 +84,7 @@ class TiledDenoise:
             features, rows = self._features([tile for tile, _ in pairs])
             return self.drawer.denoised(crops, t, self.drawer.denoiser.of_draws(features, rows, identities))
 
-        blended = torch.zeros_like(z)
+        blended = self.background.to(z).expand_as(z).clone()
         for part, denoised in batches(self.drawer, len(windows) * draws, some, self.drawer.at_once(self.tiling.size)):
             for i, output in zip(range(part.start, part.stop), denoised, strict=True):
                 tile, d = divmod(i, draws)
@@ -99,7 +106,8 @@ class TiledDrawer:
 
     tile: side of a tile in pixels, best that of the training images. overlap: see `tiling_of`. draws: of every image,
     0 for mean and standard deviation from one evaluation without noise (`Drawer.moments`).
-    standard_error: draws end where a band's is below this. memory: bytes to plan for; more makes fewer bands.
+    standard_error: draws end where a band's is below this. skip_glass: tiles that `is_glass` are background.
+    memory: bytes to plan for; more makes fewer bands.
     """
 
     drawer: Drawer
@@ -107,14 +115,18 @@ class TiledDrawer:
     overlap: float
     draws: int
     standard_error: float | None = None
+    skip_glass: bool = False
     memory: int = MEMORY
 
     @torch.no_grad()
-    def __call__(self, read: Read, shape: tuple[int, int], key: str, watch: Watch | None = None) -> Iterator[Band]:
+    def __call__(
+        self, read: Read, shape: tuple[int, int], key: str, watch: Watch | None = None, tick: Tick = lambda share: None
+    ) -> Iterator[Band]:
         """Yield the bands of one image (H, W) from the top; together they cover every row once.
 
         read: gives (C, height, width) uint8 of a window of the image. key: seeds the noise, with the draw's number.
-        watch: sees every draw (K, H, W), if the image is drawn in one band.
+        watch: sees every draw (K, H, W), if the image is drawn in one band. tick: is told of every share of the work
+        that is done, 1 together.
 
         Bands are tile rows, full width. Neighbours have one row of tiles in common, in the middle of which the maps of
         one pass into those of the next; their draws have the same noise there. A draw is the same as in one band but
@@ -127,15 +139,22 @@ class TiledDrawer:
         fade = max(1, min([tiling.size[0] // 2, *(b - a for a, b in pairwise(tiling.tops))]))
         start, held = 0, np.empty(0)
         groups = split_rows(len(tiling.tops), most)
+        rows = sum(last - first + 1 for first, last in groups)
         for i, (first, last) in enumerate(groups):
             part, top = tiling.rows(first, last), tiling.tops[first]
             images = part.cut(torch.from_numpy(read(Window(top, 0, *part.shape))))
+            shown = self._shown(images)
             found: Ensemble | Moments
+
+            def done(of_band: float, share: float = (last - first + 1) / rows) -> None:
+                tick(share * of_band)
+
             if self.draws:
-                denoise = TiledDenoise(self.drawer, part, images, top, cached)
-                found, nfe = self._ensemble(denoise, key, at_once, watch if len(groups) == 1 else None)
+                denoise = TiledDenoise(self.drawer, part, images, shown, top, cached)
+                found, nfe = self._ensemble(denoise, key, at_once, watch if len(groups) == 1 else None, done)
             else:
-                found, nfe = self._moments(part, images), 1.0
+                found, nfe = self._moments(part, images, shown), float(shown.float().mean())
+                done(1.0)
             maps = np.concatenate([found.mmse, found.std, found.probability[None]])[:, start - top :]
             if i > 0:
                 share = ramp(fade).float().numpy()[:, None]
@@ -167,18 +186,31 @@ class TiledDrawer:
         spare = self.memory - needed(most, cached)
         return most, 1 + max(0, spare) // needed(most, False), cached
 
-    def _moments(self, tiling: Tiling, images: Tensor) -> Moments:
-        mean, std = self.drawer.moments(images)
+    def _shown(self, images: Tensor) -> Tensor:
+        """Which tiles (T, C, h, w) are evaluated, (T,) bool."""
+        if not self.skip_glass:
+            return torch.ones(len(images), dtype=torch.bool)
+        return torch.tensor([not is_glass(image) for image in images.permute(0, 2, 3, 1).numpy()])
+
+    def _moments(self, tiling: Tiling, images: Tensor, shown: Tensor) -> Moments:
+        mean = torch.ones(len(images), self.drawer.denoiser.mask_channels, *tiling.size)
+        std = torch.zeros_like(mean)
+        if shown.any():
+            mean[shown], std[shown] = self.drawer.moments(images[shown])
         std = tiling.blend(std.square()).sqrt()
         return Moments(tiling.blend(mean).numpy(), std.numpy(), self.drawer.threshold)
 
-    def _ensemble(self, denoise: TiledDenoise, key: str, at_once: int, watch: Watch | None) -> tuple[Ensemble, float]:
+    def _ensemble(
+        self, denoise: TiledDenoise, key: str, at_once: int, watch: Watch | None, tick: Tick
+    ) -> tuple[Ensemble, float]:
         """All draws of one band, and the network evaluations for each."""
         drawer, tiling = self.drawer, denoise.tiling
         classes = drawer.denoiser.mask_channels
         ensemble = Ensemble((classes, *tiling.shape), drawer.threshold)
         error = drawer.standard_error()
-        evaluations = float(drawer.denoiser.shared if denoise.features or not drawer.denoiser.direct else 0)
+        evaluations = 0.0
+        if denoise.features or not drawer.denoiser.direct:
+            evaluations = drawer.denoiser.shared * len(denoise.windows) / len(tiling.windows)
 
         def some(part: slice) -> np.ndarray:
             owners = [(key, d) for d in range(part.start, part.stop)]
@@ -188,7 +220,9 @@ class TiledDrawer:
                 noise = DrawNoise(drawer.seed, owners, (classes, *tiling.shape), drawer.device, drawer.antithetic)
             return drawer.sample(partial(denoise, owners=owners), noise, count).float().cpu().numpy() / drawer.sdf_scale
 
-        for _, draws in batches(drawer, self.draws, some, at_once):
+        at_once = min(at_once, max(1, AT_ONCE // len(tiling.windows)))
+        for part, draws in batches(drawer, self.draws, some, at_once):
+            tick((part.stop - part.start) / self.draws)
             for sdf in draws:
                 ensemble.add(sdf)
                 evaluations += drawer.evaluations
@@ -197,6 +231,7 @@ class TiledDrawer:
                 if self.standard_error is not None:
                     error.add(sdf)
                     if ensemble.draws % ROUND == 0 and error.value <= self.standard_error:
+                        tick(1 - part.stop / self.draws)
                         return ensemble, evaluations / ensemble.draws
         return ensemble, evaluations / ensemble.draws
 
@@ -217,4 +252,5 @@ def tiled_of(sampling: SamplingConfig, drawer: Drawer, trained: int) -> TiledDra
         sampling.tile_overlap,
         0 if moments else draws_of(sampling, drawer.denoiser),
         sampling.standard_error if sampling.draws == "auto" else None,
+        sampling.skip_glass,
     )

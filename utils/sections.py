@@ -249,6 +249,9 @@ class SamplingConfig(Section):
     tile_overlap: Float = Field(
         0.25, ge=0, le=0.5, description="whole images: smallest share of a tile that overlaps its neighbour"
     )
+    skip_glass: bool = Field(
+        False, description="whole images: take bright tiles, empty glass under H&E, for background and leave them out"
+    )
     animate: bool = Field(True, description="write a GIF of one draw of the first image")
     save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
 

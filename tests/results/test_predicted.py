@@ -170,8 +170,8 @@ def test_large_pictures_are_streamed(trained: Workspace, inbox: Path, monkeypatc
     monkeypatch.setattr(predicting, "LARGE", 2000)
     assert predict(trained, output="streamed")()[0] == 0
     folder = Path("streamed") / "large"
-    assert {p.name for p in folder.iterdir()} == {"mmse.tif", "std.tif", "probability.tif", "mask.tif", "instances.tif",
-                                                  "overlay.png", "result.json"}  # fmt: skip
+    maps, objects = ["mmse.tif", "std.tif", "probability.tif", "mask.tif"], ["objects.csv", "objects.geojson"]
+    assert {p.name for p in folder.iterdir()} == {*maps, *objects, "instances.tif", "overlay.png", "result.json"}
     np.testing.assert_allclose(tifffile.imread(folder / "mmse.tif"), np.load("out/large/mmse.npy"), atol=1e-5)
     np.testing.assert_array_equal(
         tifffile.imread(folder / "instances.tif"), np.asarray(Image.open("out/large/instances.png"))
@@ -179,6 +179,13 @@ def test_large_pictures_are_streamed(trained: Workspace, inbox: Path, monkeypatc
     rows = [json.loads((Path(o) / "large/result.json").read_text()) for o in ("out", "streamed")]
     assert rows[0]["mean_std"] == pytest.approx(rows[1]["mean_std"], rel=1e-4)
     assert rows[0]["objects"] == rows[1]["objects"]
+    tables = [pd.read_csv(Path(o) / "large/objects.csv") for o in ("out", "streamed")]
+    seen = ["label", "area", "row", "column"]
+    pd.testing.assert_frame_equal(tables[1][seen], tables[0][seen])
+    np.testing.assert_allclose(tables[1]["mean_std"], tables[0]["mean_std"], rtol=1e-3)
+    assert tables[1]["probability"].isna().all()
+    shapes = [json.loads((Path(o) / "large/objects.geojson").read_text())["features"] for o in ("out", "streamed")]
+    assert [f["geometry"] for f in shapes[1]] == [f["geometry"] for f in shapes[0]][: len(shapes[1])]
 
 
 def test_old_checkpoints_that_cannot_predict_say_so(trained: Workspace, inbox: Path) -> None:

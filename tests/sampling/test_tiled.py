@@ -208,3 +208,45 @@ def test_settings_are_those_of_the_config(trained: Workspace) -> None:
     for nonsense in ("tile=0", "tile=15", "tile_overlap=0.6", "tile_overlap=-0.1"):
         with pytest.raises(ConfigError, match=r"sampling\.tile"):
             load_config("config.yaml", [f"sampling.{nonsense}"])
+
+
+@pytest.mark.parametrize("memory", [1, WHOLE])
+@pytest.mark.parametrize("draws", [0, 3])
+def test_glass_is_background_without_an_evaluation(draws: int, memory: int) -> None:
+    """White right half: where only tiles of glass are, draws are background; elsewhere they are what they were, but
+    where the denoised tiles meet the others. It saves as many evaluations as tiles."""
+    image = blurred(160, 160)
+    image[..., 72:] = 255
+    whole, skipped = (tiled(Pixelwise(), draws, skip_glass=skip, overlap=0.0, memory=memory) for skip in (False, True))
+    mmse, std, *_, labels = maps(skipped, image)
+    before = maps(whole, image)
+    tiles = tiling_of((160, 160), 32, 0.0)
+    assert len(tiles.lefts) == 5
+    for found, other in zip((mmse, std), before, strict=False):
+        np.testing.assert_array_equal(found[..., :96], other[..., :96])
+    assert (mmse[..., 96:] == 1).all()
+    assert (std[..., 96:] == 0).all()
+    assert not labels[:, 96:].any()
+    costs = [[band.nfe for band in drawer(lambda w: image[(slice(None), *w.slices)], (160, 160), "image")]
+             for drawer in (whole, skipped)]  # fmt: skip
+    np.testing.assert_allclose(costs[1], 0.6 * np.array(costs[0]))
+
+
+def test_a_picture_of_glass_alone() -> None:
+    image = np.full((1, 70, 70), 255, np.uint8)
+    mmse, std, probability, labels = maps(tiled(Pixelwise(), 2, skip_glass=True), image)
+    np.testing.assert_allclose(mmse, 1, atol=1e-6)
+    np.testing.assert_allclose(std, 0, atol=1e-6)
+    assert not probability.any()
+    assert not labels.any()
+
+
+@pytest.mark.parametrize(("draws", "error"), [(0, None), (7, None), (40, 10.0)])
+def test_progress_is_told_by_tiles_and_adds_up(draws: int, error: float | None) -> None:
+    """Bands that end early, too."""
+    image, told = blurred(300, 60), list[float]()
+    drawer = tiled(Pixelwise(), draws, memory=1, standard_error=error)
+    bands = list(drawer(lambda w: image[(slice(None), *w.slices)], (300, 60), "image", tick=told.append))
+    assert len(told) >= len(bands) > 3
+    assert sum(told) == pytest.approx(1)
+    assert min(told) >= 0

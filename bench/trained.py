@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.dataset import load_split
-from data.scenes import Scene, scenes_of
+from data.dataset import Split
+from data.scenes import Scenes, scenes_of
 from models.denoiser import Denoiser
 from sampling.loading import load_denoiser
 from utils.cli import Parser, common_parser, read_config
@@ -22,7 +22,7 @@ class Trained:
     config: Config
     run: Path
     denoiser: Denoiser
-    scenes: list[Scene]
+    scenes: Scenes
 
 
 def parser_of(description: str, images: int = 0) -> Parser:
@@ -47,6 +47,6 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
     run = checked_run(Path(args.run), "--run ") if args.run else newest_run(config.name)
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
-    scenes = scenes_of(load_split(config.data, args.split))
+    scenes = scenes_of(Split(config.data, args.split))
     denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
     return Trained(config, run, denoiser, scenes[: args.images or None])

@@ -6,18 +6,18 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 from typing_extensions import TypedDict
 
 from data.description import check_prepared, data_hash, read_description
-from data.images import load_npy, read_image, read_labels, read_table, two_valued
+from data.images import load_npy, read_image, read_labels, read_rows, two_valued
 from data.names import unique_names
 from data.sdf import signed_distance
 from utils.data_schema import DataConfig
@@ -183,49 +183,74 @@ def _read_row(row: dict[str, str], key: str, where: str, data: DataConfig, insta
     return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects, owner)
 
 
-def _read_table(root: Path, split: str) -> list[dict[str, str]]:
+def table_rows(root: Path, split: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file, one after the other. Raises DataError for what they lack."""
     path = root / f"{split}.csv"
     if not path.is_file():
         raise DataError(f"{path} is missing: run `python -m data.prepare` with this config first")
-    table = read_table(path)
-    missing = {"filename", "maskname"} - set(table.columns)
-    if missing:
-        raise DataError(f"{path}: no column {' or '.join(sorted(missing))}; found {', '.join(table.columns)}")
-    rows: list[dict[str, str]] = table.to_dict("records")
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(read_rows(path), 2):
+        if missing := {"filename", "maskname"} - row.keys():
+            raise DataError(f"{path}: no column {' or '.join(sorted(missing))}; found {', '.join(row)}")
         for column in ("filename", "maskname"):
             if not row[column].strip():
                 raise DataError(f"{path} row {number}: {column} is empty")
-    return rows
+        yield row
 
 
-def _keys(rows: list[dict[str, str]]) -> list[str]:
+def _keys(rows: Iterable[dict[str, str]]) -> list[str]:
     """The image_id, or the file's stem; with the position where several patches share it."""
-    ids = [row.get("image_id") or Path(row["filename"]).stem for row in rows]
-    counts = Counter(ids)
-    names = []
-    for number, (name, row) in enumerate(zip(ids, rows, strict=True), 2):
-        if counts[name] > 1:
-            name += f"_{row['top']}_{row['left']}" if row.get("top") and row.get("left") else f"_row{number}"
-        names.append(name)
-    return unique_names(names)
+    names = [(row.get("image_id") or Path(row["filename"]).stem, row.get("top"), row.get("left")) for row in rows]
+    counts = Counter(name for name, _, _ in names)
+    places = (f"_{top}_{left}" if top and left else f"_row{number}" for number, (_, top, left) in enumerate(names, 2))
+    return unique_names([name + place if counts[name] > 1 else name
+                         for (name, _, _), place in zip(names, places, strict=True)])  # fmt: skip
+
+
+def folder_identity(root: Path) -> int | None:
+    """Another number after a preparation has replaced the folder."""
+    return root.stat().st_ino if root.is_dir() else None
 
 
 @contextmanager
-def unchanged(root: Path) -> Iterator[None]:
-    """Raises DataError where a preparation has replaced root meanwhile: what was read is of two folders."""
+def unchanged(root: Path, before: int | None = None) -> Iterator[None]:
+    """Raises DataError where a preparation has replaced root meanwhile: what was read is of two folders.
 
-    def identity() -> int | None:
-        return root.stat().st_ino if root.is_dir() else None
-
-    before = identity()
+    before: its `folder_identity` of an earlier moment that counts; None: of now.
+    """
+    before = before or folder_identity(root)
     try:
         yield
     except DataError:
-        if identity() == before:
+        if folder_identity(root) == before:
             raise
-    if identity() != before:
+    if folder_identity(root) != before:
         raise DataError(f"data.root: {root} was prepared anew while it was read; start again")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a CSV file, before its files are read. where: what errors name."""
+
+    cells: dict[str, str]
+    key: str
+    where: str
+
+    def read(self, data: DataConfig, instances: bool = False) -> Patch:
+        """Raises DataError naming file and row."""
+        return _read_row(self.cells, self.key, self.where, data, instances)
+
+
+def split_rows(data: DataConfig, split: str) -> Iterator[Row]:
+    """The rows of one CSV file of data.root, if root was prepared as the config says. Raises DataError."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder {root}; run `python -m data.prepare` with this config first")
+    check_prepared(data, training=split == "train")
+    keys, number = _keys(table_rows(root, split)), 1
+    for number, cells in enumerate(table_rows(root, split), 2):
+        yield Row(cells, keys[number - 2] if number - 2 < len(keys) else "", f"{root / split}.csv row {number}")
+    if number - 1 != len(keys):
+        raise DataError(f"{root / split}.csv has changed while it was read")
 
 
 def read_split(data: DataConfig, split: str, *, instances: bool = False) -> Iterator[Patch]:
@@ -234,13 +259,31 @@ def read_split(data: DataConfig, split: str, *, instances: bool = False) -> Iter
     instances: read the numbers of the objects too, where the table names them.
     Raises DataError naming file and row (the header is row 1).
     """
-    root = Path(data.root)
-    if not root.is_dir():
-        raise DataError(f"data.root: no folder {root}; run `python -m data.prepare` with this config first")
-    check_prepared(data, training=split == "train")
-    rows = _read_table(root, split)
-    for number, (row, key) in enumerate(zip(rows, _keys(rows), strict=True), 2):
-        yield _read_row(row, key, f"{root / split}.csv row {number}", data, instances)
+    for row in split_rows(data, split):
+        yield row.read(data, instances)
+
+
+def largest_of(patch: Patch) -> float:
+    """Absolute value of its SDFs."""
+    return float(np.abs(patch.sdf).max(initial=0.0))
+
+
+def is_published(largest: float, table: Path) -> bool:
+    """Whether the SDFs of a split with this largest value are on the published scale: none exceeds it, and that is
+    where they end."""
+    if found := abs(largest - PUBLISHED_SCALE) < 1e-4:
+        log.info("%s: SDFs end at 0.2, the published scale; multiplied by 5", table)
+    return found
+
+
+def rescaled(sdf: np.ndarray) -> np.ndarray:
+    """From the published scale to [-1, 1]."""
+    return np.asarray(np.clip(sdf / np.float32(PUBLISHED_SCALE), -1, 1))
+
+
+def at_full_scale(patch: Patch) -> Patch:
+    """With SDFs as `rescaled`."""
+    return replace(patch, sdf=rescaled(patch.sdf))
 
 
 def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_empty: bool = False) -> list[Patch]:
@@ -253,11 +296,55 @@ def load_split(data: DataConfig, split: str, *, instances: bool = False, may_be_
         patches = list(read_split(data, split, instances=instances))
     if not patches and not may_be_empty:
         raise DataError(f"{table} lists no images")
-    largest = max((float(np.abs(patch.sdf).max(initial=0.0)) for patch in patches), default=0.0)
-    if abs(largest - PUBLISHED_SCALE) < 1e-4:  # none exceeds it, and that is where they end
-        log.info("%s: SDFs end at 0.2, the published scale; multiplied by 5", table)
-        patches = [replace(patch, sdf=np.clip(patch.sdf / np.float32(PUBLISHED_SCALE), -1, 1)) for patch in patches]
+    if is_published(max(map(largest_of, patches), default=0.0), table):
+        patches = [at_full_scale(patch) for patch in patches]
     return patches
+
+
+def _outline(patch: Patch) -> Patch:
+    """The patch with shapes instead of pixels: all zeros, which take no memory."""
+    image, sdf, labels = (np.broadcast_to(x.dtype.type(0), x.shape) for x in (patch.image, patch.sdf, patch.labels))
+    return replace(patch, image=image, sdf=sdf, labels=labels, raters=(), instances=None)
+
+
+class Split(Sequence[Patch]):
+    """The patches of one split as `load_split` has them, each read from its files when it is asked for.
+
+    All are checked at the start. outlines: the patches without their pixels. Raises DataError, later too where
+    data.root is no longer what it was.
+    """
+
+    def __init__(self, data: DataConfig, split: str, *, instances: bool = False) -> None:
+        self.data, self.instances = data, instances
+        self.outlines: list[Patch] = []
+        self._rows: list[Row] = []
+        table, largest = Path(data.root, f"{split}.csv"), 0.0
+        self._folder = folder_identity(Path(data.root))
+        with unchanged(Path(data.root)):
+            for row in split_rows(data, split):
+                patch = row.read(data, instances)
+                largest = max(largest, largest_of(patch))
+                self._rows.append(row)
+                self.outlines.append(_outline(patch))
+        if not self._rows:
+            raise DataError(f"{table} lists no images")
+        self._published = is_published(largest, table)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Patch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Patch]: ...
+
+    def __getitem__(self, index: int | slice) -> Patch | list[Patch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        with unchanged(Path(self.data.root), self._folder):
+            patch = self._rows[index].read(self.data, self.instances)
+        return at_full_scale(patch) if self._published else patch
 
 
 def same_size(patches: list[Patch], what: str) -> tuple[int, int]:
@@ -336,9 +423,17 @@ def data_change(before: DataState, now: DataState) -> str | None:
     return "the images or masks of train.csv or val.csv have changed"
 
 
-def hold_out(patches: list[Patch], fraction: float, seed: int) -> tuple[list[Patch], list[Patch]]:
-    """Training and validation patches, cut by patient, group or image, for folders without a val.csv."""
-    ids = sorted({patch.group for patch in patches})
+def held_out(groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Which patches of these groups are for validation, (N,) bool: by patient, group or image, for folders without a
+    val.csv."""
+    ids = sorted(set(groups))
     count = min(len(ids) - 1, max(1, round(fraction * len(ids)))) if fraction else 0
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
-    return [p for p in patches if p.group not in chosen], [p for p in patches if p.group in chosen]
+    return np.array([group in chosen for group in groups])
+
+
+def hold_out(patches: list[Patch], fraction: float, seed: int) -> tuple[list[Patch], list[Patch]]:
+    """Training and validation patches, see `held_out`."""
+    held = held_out([patch.group for patch in patches], fraction, seed).tolist()
+    pairs = list(zip(patches, held, strict=True))
+    return [patch for patch, out in pairs if not out], [patch for patch, out in pairs if out]

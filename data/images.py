@@ -21,6 +21,7 @@ from utils.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".npy")
 FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # Pillow knows others, some of which start other programs
+ROWS = 4096  # of a table at a time
 MAX_PIXELS, MAX_TILE = 100_000_000, 25_000_000
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 PERCENTILES = (0.1, 99.9)  # what is stretched to 0 .. 255 where pixels are wider than a byte
@@ -78,6 +79,13 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """A CSV file, every cell as text, '' where there is nothing. Raises DataError."""
     with readable(path):
         return pd.read_csv(path, dtype=str, keep_default_na=False, **options).fillna("")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file as `read_table` has them, a few thousand in memory at a time. Raises DataError."""
+    with readable(path):
+        for part in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=ROWS):
+            yield from part.fillna("").to_dict("records")
 
 
 def load_npy(path: Path) -> np.ndarray:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
-from data.dataset import Patch
+from data.dataset import Patch, Split
 from data.names import unique_names
 from data.patches import Window
 
@@ -93,17 +94,44 @@ def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
     return windows if covered.all() else None
 
 
-def scenes_of(patches: Sequence[Patch]) -> list[Scene]:
+class Scenes(Sequence[Scene]):
+    """The images of a split, each put together when it is asked for: of a `Split` no more are in memory.
+
+    keys: of all, in their order.
+    """
+
+    def __init__(self, patches: Sequence[Patch], plans: Sequence[tuple[Scene, tuple[int, ...]]]) -> None:
+        self._patches, self._plans = patches, plans
+        self.keys = [plan.key for plan, _ in plans]
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Scenes: ...
+
+    def __getitem__(self, index: int | slice) -> Scene | Scenes:
+        if isinstance(index, slice):
+            return Scenes(self._patches, self._plans[index])
+        plan, places = self._plans[index]
+        return replace(plan, parts=tuple(self._patches[i] for i in places))
+
+
+def scenes_of(patches: Sequence[Patch]) -> Scenes:
     """Parts of one image_id together where they cover it, every other patch by itself; in the order of the first."""
-    by_image: dict[str, list[Patch]] = {}
-    for patch in patches:
-        by_image.setdefault(patch.image_id, []).append(patch)
-    scenes = []
-    for image_id, parts in by_image.items():
+    by_image: dict[str, list[tuple[int, Patch]]] = {}
+    for i, patch in enumerate(patches.outlines if isinstance(patches, Split) else patches):
+        by_image.setdefault(patch.image_id, []).append((i, patch))
+    plans = []
+    for image_id, numbered in by_image.items():
+        places, parts = zip(*numbered, strict=True)
         windows = _windows(parts) if len(parts) > 1 else None
         if windows is not None:
-            scenes.append(Scene(image_id, tuple(parts), windows))
+            plans.append((Scene(image_id, parts, windows), places))
         else:
-            scenes += [Scene(p.key, (p,), (Window(0, 0, *p.labels.shape),)) for p in parts]
-    keys = unique_names([scene.key for scene in scenes])
-    return [replace(scene, key=key) for scene, key in zip(scenes, keys, strict=True)]
+            plans += [(Scene(p.key, (p,), (Window(0, 0, *p.labels.shape),)), (i,)) for i, p in numbered]
+    keys = unique_names([plan.key for plan, _ in plans])
+    return Scenes(patches, [(replace(plan, key=key), places) for (plan, places), key in zip(plans, keys, strict=True)])

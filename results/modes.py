@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Patch, load_split
+from data.dataset import Patch, Split
 from data.scenes import Scene, scenes_of
 from report.figures import trajectory
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
@@ -156,7 +156,7 @@ def generate(request: Request) -> None:
 def sample(request: Request) -> None:
     """Draws of a split, and their scores."""
     config, args, stop = request.config, request.args, request.stop
-    scenes = scenes_of(load_split(config.data, args.split, instances=True))
+    scenes = scenes_of(Split(config.data, args.split, instances=True))
     drawer = request.drawer()
     settings = settings_of(config, request.path, args.split)
     share = request.share

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from data.images import read_image
-from data.scenes import Scene
+from data.scenes import Scenes
 from evaluation import calibration, spread
 from evaluation.calibration import ImageRecord
 from evaluation.conformal import interval_coverage, risk_control
@@ -171,18 +171,18 @@ def write_raters(folder: Path, details: Mapping[str, Details]) -> None:
             rater_sheet([Image.fromarray(read_image(path)) for path in paths]).save(temporary)
 
 
-def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+def finish(folder: Path, scenes: Scenes, config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
     rows, mmse, single, memory, details = [], [], [], [], []
-    for scene in scenes:
-        scores = read_scores(folder / scene.key, config.data.channels)
+    for key in scenes.keys:
+        scores = read_scores(folder / key, config.data.channels)
         whole = [Counts(*c) for c in scores["mmse"]]
         draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
         mmse.append(whole)
         single += draws
         memory.append(scores["peak_memory_mib"])
-        details.append(read_details(folder / scene.key))
-        rows.append(_row(scene.key, whole, draws, scores) | _object_columns(details[-1]["objects"]))
+        details.append(read_details(folder / key))
+        rows.append(_row(key, whole, draws, scores) | _object_columns(details[-1]["objects"]))
         rows[-1] |= details[-1].get("raters", {})
         if config.data.classes is not None:
             by_class = zip(config.data.classes, whole, strict=True)
@@ -207,17 +207,18 @@ def finish(folder: Path, scenes: list[Scene], config: Config, facts: Mapping[str
     if any("raters" in own for own in details):
         rated = [own["raters"] for own in details if "raters" in own]
         summary["raters"] = {**_mean_known(rated), "diversity_ratio": diversity_ratio(rated)}
-        write_raters(folder, {scene.key: own for scene, own in zip(scenes, details, strict=True)})
+        write_raters(folder, dict(zip(scenes.keys, details, strict=True)))
     if config.data.classes is not None:
         summary["mmse"]["classes"] = _by_class(mmse, config.data.classes)
         summary["single"]["classes"] = _by_class(single, config.data.classes)
     write_text(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
     write_json(folder / "summary.json", summary)
     title = f"{config.name}: {len(rows)} {facts['split']} images"
-    own = {scene.key: scene for scene in scenes}
+    places = {key: i for i, key in enumerate(scenes.keys)}
 
     def layers(key: str) -> ImageLayers:
-        return read_layers(folder / key, own[key].image, summary["draws"], own[key])
+        scene = scenes[places[key]]
+        return read_layers(folder / key, scene.image, summary["draws"], scene)
 
     write_text(folder / "report.html", render_report(title, summary, rows, layers, folder, dump_config(config)))
     return summary, folder / "report.html"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.dataset import hold_out, load_split, rater_counts, sdf_array
-from data.images import read_table
+from data.dataset import Patch, Split, hold_out, load_split, rater_counts, sdf_array
+from data.images import read_rows
 from data.scenes import scenes_of
 from data.sdf import signed_distance
 from tests.helpers import Workspace, section
@@ -80,14 +80,15 @@ def test_positions_far_apart_are_no_whole_image(folder: Path) -> None:
 
 def test_a_folder_replaced_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    def replaced(path: Path) -> pd.DataFrame:
+    def replaced(path: Path) -> Iterator[dict[str, str]]:
         """The table of the old folder, then the files of a new one."""
-        table = read_table(path)
-        folder.rename(folder.with_name("old"))
-        shutil.copytree(folder.with_name("old"), folder)
-        return table
+        rows = list(read_rows(path))
+        if not folder.with_name("old").exists():
+            folder.rename(folder.with_name("old"))
+            shutil.copytree(folder.with_name("old"), folder)
+        return iter(rows)
 
-    monkeypatch.setattr("data.dataset.read_table", replaced)
+    monkeypatch.setattr("data.dataset.read_rows", replaced)
     with pytest.raises(DataError, match="prepared anew while it was read"):
         load(folder)
 
@@ -236,3 +237,41 @@ def test_an_sdf_with_the_wrong_sign_is_refused(workspace: Workspace) -> None:
     path = next((workspace.path / "prepared" / "Training_patches").glob("*_sdf.npy"))
     np.save(path, -np.load(path))
     assert "an SDF is negative inside" in workspace.fails("main")
+
+
+def same_patch(one: Patch, other: Patch) -> None:
+    names = ("key", "image_id", "filename", "corner", "group")
+    assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+    for name in ("image", "sdf", "labels", "instances"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(one.raters, other.raters)
+
+
+@pytest.mark.parametrize("divisor", [1, 5])
+def test_a_split_that_is_read_when_asked_is_the_split_in_memory(folder: Path, divisor: int) -> None:
+    """Also where its SDFs are brought to [-1, 1]; what it keeps has shapes only."""
+    for name in ("s0.npy", "s1.npy"):
+        np.save(folder / name, np.load(folder / name) / np.float32(divisor))
+    (folder / "train.csv").write_text(
+        "filename,maskname,maskdtname,image_id,top,left,instancename\n"
+        "i0.png,m0.png,s0.npy,a,0,0,m0.png\ni1.png,m1.png,s1.npy,a,0,8,m0.png\n"
+    )
+    data = section(root=folder, truncation=3)
+    split = Split(data, "train", instances=True)
+    for lazy, held in zip(split, load_split(data, "train", instances=True), strict=True):
+        same_patch(lazy, held)
+    assert all(set(x.strides) == {0} for patch in split.outlines for x in (patch.image, patch.sdf, patch.labels))
+    (scene,) = scenes_of(split)
+    np.testing.assert_array_equal(scene.image, np.repeat([[100] * 8 + [101] * 8], 8, axis=0))
+
+
+def test_a_split_of_a_folder_that_is_replaced_or_damaged_later(folder: Path) -> None:
+    split = Split(section(root=folder, truncation=3), "train")
+    (folder / "i1.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"train\.csv row 3"):
+        split[1]
+    folder.rename(folder.with_name("old"))
+    shutil.copytree(folder.with_name("old"), folder)
+    for i in range(2):
+        with pytest.raises(DataError, match="prepared anew while it was read"):
+            split[i]

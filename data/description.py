@@ -15,6 +15,8 @@ from utils.runs import file_hash
 from utils.weights import StainTarget
 
 FORMAT = 2  # raise when the prepared files change for the same options
+# Columns of the CSV files that name files, and whose cells may be a `;`-separated list.
+COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames")
 # The keys of the data section that decide the prepared files, besides test_share and those of the source.
 DECIDING = ("source", "size", "color", "truncation", "validation_fraction", "split_seed", "stain", "stain_target",
             "stretch", "patch", "stride", "test_patch", "crop", "classes")  # fmt: skip

@@ -1,6 +1,7 @@
 """Raw archive to prepared patches: python -m data.prepare --config cfg/glas.yaml
 
-All cores at work, all or nothing: the folder is written beside its place and moved there at the end.
+All cores at work, all or nothing: the folder is written beside its place and moved there at the end. After a stop or a
+kill the same command goes on with the images that are done.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from utils.command import run_command
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
@@ -28,9 +28,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.description import FORMAT, options_of, read_description
+from data.description import COLUMNS, FORMAT, options_of, read_description
 from data.images import read_image, read_table
 from data.names import unique_names
+from data.pool import pool_of
 from data.recipe import FOLDERS, Written, read_sample, write_image
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive, Record
@@ -39,13 +40,13 @@ from data.stain import Stain, StainError, central_stain, fit_stain
 from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import DataConfig
 from utils.errors import DataError, UsageError, problems_error
-from utils.files import remove_leftovers, restore_folder, whole_folder
+from utils.files import remove_leftovers, restore_folder, whole_folder, write_text
 from utils.locks import held
 from utils.runs import file_hash
 
+JOURNAL = ".done.jsonl"
 CANDIDATES = 9  # training images among which the most typical stain is looked for
 ARCHIVES = {"phantom": phantom, "glas": glas, "monuseg": monuseg, "lidc": lidc, "dsb2018": dsb2018, "folder": folder}
-COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames")
 ENDINGS = re.compile(r"(_\d+_\d+)?(_mask|_instances|_classes|_rater\d+)?$")  # of an image's files
 
 log = logging.getLogger("prepare")
@@ -85,7 +86,10 @@ def _inputs(records: Iterable[Record], data: DataConfig) -> dict[str, str]:
     """Raw file to hash, by its path inside the archive: a moved archive is the same archive."""
     paths = sorted({path for record in records for path in record.files})
     base = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    hashes = {os.path.relpath(path, base): file_hash(path) for path in paths if path.is_file()}
+    paths = [path for path in paths if path.is_file()]
+    with ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+        digests = pool.map(file_hash, paths)
+        hashes = {os.path.relpath(path, base): digest for path, digest in zip(paths, digests, strict=True)}
     if data.stain_target and Path(data.stain_target).is_file():
         hashes["stain target"] = file_hash(Path(data.stain_target))
     return hashes
@@ -118,21 +122,6 @@ def _current(root: Path, description: dict[str, object]) -> Prepared | None:
         return Prepared(found["counts"], found["patches"], False)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    """Processes that do not outlive an exception and leave Ctrl-C to this one; for one worker, a thread of it."""
-    pool: Executor = ThreadPoolExecutor(1)
-    if workers > 1:  # spawned, as forking a process that runs torch's threads can hang
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    with pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _stain_or_none(record: Record, method: str) -> Stain | None:
@@ -176,21 +165,70 @@ def stain_target(records: Sequence[Record], data: DataConfig, pool: Executor) ->
     return record.image_id, stain
 
 
-def _write(records: list[Record], root: Path, data: DataConfig, quiet: bool) -> tuple[list[Written], dict[str, object]]:
+def _checksums(root: Path, written: Written) -> dict[str, int]:
+    """CRC-32 of the files of an image."""
+    names = {name for row in written.rows for column in COLUMNS for name in str(row.get(column, "")).split(";") if name}
+    return {name: zlib.crc32((root / name).read_bytes()) for name in sorted(names)}
+
+
+def _write_one(record: Record, root: Path, data: DataConfig, target: Stain | None) -> tuple[Written, dict[str, int]]:
+    written = write_image(record, root, data, target)
+    return written, _checksums(root, written)
+
+
+class _Journal:
+    """Which images are done in a folder that is being written, so that another process can go on.
+
+    A line for what all of them follow from, then one for each. done: by image_id, those whose files are whole. Anything
+    that follows from something else is removed.
+    """
+
+    def __init__(self, root: Path, description: Mapping[str, object]) -> None:
+        self.root, self.path, self.done = root, root / JOURNAL, dict[str, Written]()
+        head, kept = json.dumps(description), []
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        if lines[:1] != [head]:
+            shutil.rmtree(root)
+            root.mkdir()
+        for line in lines[1:] if lines[:1] == [head] else ():
+            with suppress(OSError, ValueError, TypeError, KeyError):  # torn, or of files that are
+                name, rows, notes, warning, sums = json.loads(line)
+                written = Written(tuple(rows), tuple(notes), warning)
+                if _checksums(root, written) == sums:
+                    self.done[name] = written
+                    kept.append(line)
+        write_text(self.path, "\n".join([head, *kept]) + "\n")
+
+    def add(self, name: str, written: Written, sums: Mapping[str, int]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps([name, written.rows, written.notes, written.warning, sums]) + "\n")
+
+
+def _write(
+    records: list[Record], root: Path, data: DataConfig, journal: _Journal, quiet: bool
+) -> tuple[list[Written], dict[str, object]]:
     """What became of every record, and what dataset.json says of the stain target. Raises DataError with the problems
     of all images."""
-    workers = data.workers or os.cpu_count() or 1
-    with _pool(min(workers, max(1, len(records)))) as pool:
+    workers, done = data.workers or os.cpu_count() or 1, journal.done
+    left = [record for record in records if record.image_id not in done]
+    if done:
+        log.info("going on with %d images; %d are done", len(left), len(done))
+    with pool_of(min(workers, max(1, len(left)))) as pool:
         name, target = stain_target(records, data, pool)
-        job = partial(write_image, root=root, data=data, target=target)
-        results = pool.map(job, records, chunksize=max(1, min(4, len(records) // (8 * workers))))
-        written = list(tqdm(results, total=len(records), desc="preparing", unit="image", disable=quiet or not records))
-    if problems := [w.problem for w in written if w.problem]:
+        job = partial(_write_one, root=root, data=data, target=target)
+        results = pool.map(job, left, chunksize=max(1, min(4, len(left) // (8 * workers))))
+        bar = tqdm(results, total=len(left), desc="preparing", unit="image", disable=quiet or not left)
+        for record, (written, sums) in zip(left, bar, strict=True):
+            done[record.image_id] = written
+            if not written.problem:
+                journal.add(record.image_id, written, sums)
+    if problems := [w.problem for record in records if (w := done[record.image_id]).problem]:
         raise problems_error("data.raw", problems)
+    written_all = [done[record.image_id] for record in records]
     if target is None:
-        return written, {}
+        return written_all, {}
     stains = {"matrix": target.matrix.tolist(), "strength": target.strength.tolist()}
-    return written, {"stain_target": {"image": name, **stains}}
+    return written_all, {"stain_target": {"image": name, **stains}}
 
 
 def _save_tables(root: Path, records: list[Record], written: list[Written], description: dict[str, object]) -> Prepared:
@@ -217,7 +255,7 @@ def _carry_over(root: Path, new: Path) -> None:
     """The user's own files of the old folder into the new one: all that the preparation and the inspection did not
     write."""
     tables = [root / f"{split}.csv" for split in FOLDERS]
-    ours = {"dataset.json", "inspection.html", *(table.name for table in tables)}
+    ours = {"dataset.json", "inspection.html", *(table.name for table in tables), *(f"packed/{s}" for s in FOLDERS)}
     for table in tables:
         with suppress(DataError):  # of a table that nobody can read any more, files are kept as the user's own
             ours |= {name.lstrip("/") for name in _files_of(read_table(table))}
@@ -239,7 +277,8 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
     """Write the prepared folder data.root from the archive data.raw.
 
     Does nothing where root already holds the result of the same inputs and options. Otherwise everything is written
-    beside root and moved there at the end, so that an interruption leaves the old folder as it was.
+    beside root and moved there at the end, so that an interruption leaves the old folder as it was; images done by then
+    are not made again where inputs and options are still the same.
     Raises DataError, with all problems of listing the archive or else all of reading its images, for unusable raw data,
     and for a root that holds other people's files; UsageError where another process prepares it; OSError if not
     writable.
@@ -267,13 +306,15 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
         }
         if found := _current(root, description):
             return found
-        with whole_folder(root) as new:
+        with whole_folder(root, part=root.with_name(f".part.{root.name}")) as new:
+            journal = _Journal(new, description)
             for name in FOLDERS.values():
-                (new / name).mkdir()
-            written, stain = _write(records, new, data, quiet)
+                (new / name).mkdir(exist_ok=True)
+            written, stain = _write(records, new, data, journal, quiet)
             result = _save_tables(new, records, written, description | stain)
             if root.is_dir():
                 _carry_over(root, new)
+            journal.path.unlink()
     return result
 
 

@@ -63,20 +63,29 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole_file`, for a folder that is new and empty at the start of the block."""
-    temporary = _hidden(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+def whole_folder(path: Path, *, part: Path | None = None) -> Iterator[Path]:
+    """As `whole_file`, for a folder that is new and empty at the start of the block.
+
+    part: the name to write to, beside `path`. A process that is killed or stopped leaves it, and the next one has what
+    it holds at the start of its block; only errors remove it.
+    """
+    temporary, stopped = part or _hidden(path), False
+    if part is None:
+        shutil.rmtree(temporary, ignore_errors=True)
     with naming(path, temporary):
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=True, exist_ok=part is not None)
             yield temporary
             if path.exists():
                 os.rename(path, _old(path))
             os.rename(temporary, path)
+        except BaseException as error:
+            stopped = not isinstance(error, Exception)
+            raise
         finally:
             restore_folder(path)
-            shutil.rmtree(temporary, ignore_errors=True)
+            if part is None or not stopped:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:

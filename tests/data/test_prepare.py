@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.prepare import prepare
+from data.recipe import Written, write_image
 from data.sdf import signed_distance
+from data.sources.record import Record
 from tests.helpers import ROOT, Workspace, colours, fake_glas, save, section
 from utils.data_schema import DataConfig
 from utils.errors import DataError
@@ -146,6 +149,53 @@ def test_a_preparation_killed_while_it_replaces_the_old_folder(
     assert not prepare(small(tmp_path, truncation=6), quiet=True).written
 
 
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def stopped_after(images: int, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Prepare and stop within the image after so many; returns how many were begun."""
+    begun = []
+
+    def write(record: Record, root: Path, *rest: Any) -> Written:
+        begun.append(record.image_id)
+        if len(begun) > images:
+            (root / "Training_patches" / f"{record.image_id}.png").write_text("half")
+            raise Killed
+        return write_image(record, root, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.prepare.write_image", write)
+        with suppress(Killed):
+            prepare(data, quiet=True)
+    return len(begun)
+
+
+def test_an_interrupted_preparation_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the images that are done and whole, and no others; only of the same inputs and options."""
+    expected = tree(prepared(tmp_path))
+    shutil.rmtree(tmp_path / "p")
+    part = tmp_path / ".part.p"
+    stopped_after(4, small(tmp_path), monkeypatch)
+    assert not (tmp_path / "p").exists()
+    stopped_after(3, small(tmp_path), monkeypatch)
+    sdf = next(part.glob("Training_patches/*_sdf.npy"))
+    sdf.write_bytes(sdf.read_bytes()[:-4])
+    with (part / ".done.jsonl").open("a") as journal:
+        journal.write('["torn", [')
+    assert stopped_after(99, small(tmp_path), monkeypatch) == 11 - 7 + 1  # the damaged one, too
+    assert tree(tmp_path / "p") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "raw"]
+    for options, image in (({"truncation": 5}, None), ({}, "train_1.bmp")):
+        stopped_after(4, small(tmp_path, truncation=6), monkeypatch)
+        assert tree(tmp_path / "p") == expected
+        if image:
+            Image.new("RGB", (30, 20), "white").save(tmp_path / "raw" / image)
+        assert stopped_after(99, small(tmp_path, **options), monkeypatch) == 11
+        expected = tree(tmp_path / "p")
+        assert not part.exists()
+
+
 def test_images_of_odd_names_have_files_of_their_own(tmp_path: Path) -> None:
     names = ["図", "像", "a b", "a_b", "a_b_mask", "x(1)", "x[1]"]
     for i, name in enumerate(names):
@@ -189,7 +239,9 @@ def test_command_says_when_there_is_nothing_to_do(workspace: Workspace) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_preparation_leaves_nothing(workspace: Workspace, number: signal.Signals, code: int) -> None:
+def test_a_stopped_preparation_leaves_what_the_next_one_goes_on_with(
+    workspace: Workspace, number: signal.Signals, code: int
+) -> None:
     command = [sys.executable, "-m", "data.prepare", "--config", str(workspace.path / "config.yaml"), "--quiet"]
     options = ["--set", f"data.root={workspace.path / 'prepared'}", "--set", "data.phantom.train=5000"]
     process = subprocess.Popen(
@@ -201,4 +253,4 @@ def test_a_stopped_preparation_leaves_nothing(workspace: Workspace, number: sign
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert sorted(path.name for path in workspace.path.iterdir()) == ["config.yaml"]
+    assert sorted(path.name for path in workspace.path.iterdir()) == [".part.prepared", "config.yaml"]

@@ -1,15 +1,17 @@
-"""Training batches from memory: order, augmentation and position can be saved and restored."""
+"""Training batches: order, augmentation and position can be saved and restored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data.augment import Augmentation
+from data.dataset import mean_square
+from data.packed import Packed
 from utils.data_schema import DataConfig
 from utils.errors import UsageError
 from utils.share import WHOLE, Share
@@ -17,9 +19,8 @@ from utils.share import WHOLE, Share
 ORDERS = ("order", "empty")  # what is left of an epoch, in a checkpoint; empty: of images without foreground
 
 
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """There if at most half of its free memory is used by that, else on the host."""
-    tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)
     free, _ = torch.cuda.mem_get_info(device)
@@ -43,13 +44,88 @@ class Batch(NamedTuple):
     scale: float = 1.0
 
 
+class Source(Protocol):
+    """Where batches come from. counts: (N,), how many of the `raters` an image has. ahead: whether the next batch is
+    worth fetching while a step runs."""
+
+    counts: Tensor
+    raters: int
+    ahead: bool
+
+    def marked(self) -> Tensor:
+        """(N,) bool, on the host: which images some rater found foreground in."""
+
+    def fetch(self, indices: Tensor, raters: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) uint8, and SDFs (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all."""
+
+
+class InMemory:
+    """A `Source` of images (N, C, H, W) uint8 and sdfs (N, R, K, H, W) float32 of R raters and K classes, on any
+    device. counts: None for all R."""
+
+    def __init__(self, images: Tensor, sdfs: Tensor, counts: Tensor | None = None) -> None:
+        self.images, self.sdfs, self.raters, self.ahead = images, sdfs, sdfs.shape[1], False
+        self.counts = torch.full((len(sdfs),), self.raters) if counts is None else counts
+
+    def placed(self, device: torch.device) -> InMemory:
+        """With arrays on the device where they fit."""
+        return InMemory(on_device(self.images, device), on_device(self.sdfs, device), self.counts)
+
+    def mean_square(self) -> float:
+        """Of the SDFs."""
+        sdfs, known = self.sdfs.cpu().numpy(), (torch.arange(self.raters) < self.counts[:, None]).numpy()
+        own = (sdfs if known.all() else sdfs[known]).reshape(-1)
+        return mean_square(lambda start, stop: own[start:stop], own.size)
+
+    def marked(self) -> Tensor:
+        return (self.sdfs.flatten(1).amin(dim=1) <= 0).cpu()
+
+    def fetch(self, indices: Tensor, raters: Tensor | None) -> tuple[Tensor, Tensor]:
+        where = indices.to(self.sdfs.device)
+        sdfs = self.sdfs[where] if raters is None else self.sdfs[where, raters.to(where.device)]
+        return self.images[indices.to(self.images.device)], sdfs
+
+
+class Mapped:
+    """A `Source` of batches that reads every batch from a packed copy. scale: of the SDFs."""
+
+    def __init__(self, patches: Packed, scale: float) -> None:
+        self.patches, self.scale, self.ahead = patches, scale, True
+        self.counts = torch.from_numpy(patches.column("raters")).long()
+        self.raters = int(self.counts.max())
+
+    def placed(self, device: torch.device) -> Mapped:
+        """On the host, wherever the batches go."""
+        return self
+
+    def mean_square(self) -> float:
+        """Of the SDFs."""
+        values = self.patches.flat_values
+        return mean_square(lambda start, stop: values(start, stop) * self.scale, self.patches.size_of_maps)
+
+    def marked(self) -> Tensor:
+        return torch.from_numpy(self.patches.column("marked"))
+
+    def fetch(self, indices: Tensor, raters: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = indices.tolist()
+        sdfs = self.patches.sdfs_of(own, None if raters is None else raters.tolist(), self.raters)
+        return torch.from_numpy(self.patches.images_of(own)), torch.from_numpy(sdfs * self.scale)
+
+
+class Drawn(NamedTuple):
+    """What a batch is made of, before it is augmented."""
+
+    indices: Tensor
+    raters: Tensor | None
+    pair: Future[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]
+
+
 class Batches:
     """Endless batches: every image once per epoch, in an order drawn anew for each.
 
-    images (N, C, H, W) uint8, sdfs (N, R, K, H, W) float32 of R raters and K classes; counts (N,): how many of the R
-    an image has, None for all. One rater is drawn for each image of a batch, or all are shown (data.raters), augmented
-    as `data` says, and with data.crop a window. Batches come on `device`; one that spans two epochs is filled from
-    both.
+    One rater is drawn for each image of a batch, or all are shown (data.raters), augmented as `data` says, and with
+    data.crop a window. Batches come on `device`; one that spans two epochs is filled from both. Where the source is
+    worth it, a thread fetches the next batch; what is drawn at random does not depend on that.
 
     With data.foreground_share, images with foreground of some rater and those without have epochs of their own, and
     after any number of batches the images with foreground are that share of all, to less than one.
@@ -58,21 +134,21 @@ class Batches:
     """
 
     def __init__(
-        self, images: Tensor, sdfs: Tensor, batch: int, seed: int, device: torch.device, data: DataConfig,
-        counts: Tensor | None = None, part: Share = WHOLE,
-    ) -> None:  # fmt: skip
-        self.images, self.sdfs, self.batch, self.device, self.part = images, sdfs, batch, device, part
+        self, source: Source, batch: int, seed: int, device: torch.device, data: DataConfig, part: Share = WHOLE
+    ) -> None:
+        self.source, self.batch, self.device, self.part = source, batch, device, part
         self.augment, self.crop, self.every_rater = Augmentation(data), data.crop, data.raters == "all"
-        self.counts = torch.full((len(sdfs),), sdfs.shape[1]) if counts is None else counts
         self.generator = torch.Generator().manual_seed(seed)
         self.share = data.foreground_share
-        self.kinds = [torch.arange(len(images))] if self.share is None else self._by_foreground(self.share)
+        self.kinds = [torch.arange(len(source.counts))] if self.share is None else self._by_foreground(self.share)
         self._orders = [torch.empty(0, dtype=torch.int64) for _ in self.kinds]
         self._given = 0  # batches, of those with a share of foreground
+        self._pool = ThreadPoolExecutor(1) if source.ahead else None
+        self._ahead: tuple[dict[str, Any], Drawn] | None = None  # the state before the next batch was drawn, and that
 
     def _by_foreground(self, share: float) -> list[Tensor]:
         """Which images have foreground, and which have none."""
-        marked = (self.sdfs.flatten(1).amin(dim=1) <= 0).cpu()
+        marked = self.source.marked()
         kinds = [marked.nonzero()[:, 0], (~marked).nonzero()[:, 0]]
         for kind, what, part in zip(kinds, ("has", "lacks"), (share, 1 - share), strict=True):
             if part > 0 and not len(kind):
@@ -95,16 +171,16 @@ class Batches:
 
     def _raters(self, indices: Tensor) -> Tensor:
         """One for each image, on the host; each of an image's own alike."""
-        raters = self.sdfs.shape[1]
+        raters, counts = self.source.raters, self.source.counts
         if raters == 1:
             return torch.zeros_like(indices)
-        if (self.counts == raters).all():
+        if (counts == raters).all():
             return torch.randint(raters, (len(indices),), generator=self.generator)
-        return torch.randint(2**62, (len(indices),), generator=self.generator) % self.counts[indices]
+        return torch.randint(2**62, (len(indices),), generator=self.generator) % counts[indices]
 
     def _shares(self, indices: Tensor) -> Tensor:
-        counts = self.counts[indices][:, None]
-        return (torch.arange(self.sdfs.shape[1]) < counts) / counts
+        counts = self.source.counts[indices][:, None]
+        return (torch.arange(self.source.raters) < counts) / counts
 
     def _crop(self, image: Tensor, sdf: Tensor) -> tuple[Tensor, Tensor]:
         if self.crop is None:
@@ -119,25 +195,36 @@ class Batches:
 
         return cut(image), cut(sdf)
 
-    def next(self) -> Batch:
+    def _draw(self) -> Drawn:
         indices = self._next_indices()
-        image = self.images[indices.to(self.images.device)].to(self.device, non_blocking=True)
-        where, raters, shares = indices.to(self.sdfs.device), None, None
-        if self.every_rater:
-            sdf, shares = self.sdfs[where], self._shares(indices).to(self.device)
-        else:
-            raters = self._raters(indices)
-            sdf = self.sdfs[where, raters.to(where.device)]
-        image, sdf = self._crop(*self.augment(image, sdf.to(self.device, non_blocking=True), self.generator))
+        raters = None if self.every_rater else self._raters(indices)
+        if self._pool is None:
+            return Drawn(indices, raters, self.source.fetch(indices, raters))
+        return Drawn(indices, raters, self._pool.submit(self.source.fetch, indices, raters))
+
+    def next(self) -> Batch:
+        indices, raters, pair = self._ahead[1] if self._ahead else self._draw()
+        image, sdf = (
+            x.to(self.device, non_blocking=True) for x in (pair.result() if isinstance(pair, Future) else pair)
+        )
+        shares = self._shares(indices).to(self.device) if self.every_rater else None
+        image, sdf = self._crop(*self.augment(image, sdf, self.generator))
+        self._ahead = None
+        if self._pool is not None:
+            self._ahead = self._state(), self._draw()
         raters, shares = (None if x is None else self.part.of(x) for x in (raters, shares))
         return Batch(self.part.of(image), self.part.of(sdf), indices.tolist(), raters, shares)
 
-    def state_dict(self) -> dict[str, Any]:
-        orders = {name: order.clone() for name, order in zip(ORDERS, self._orders, strict=False)}
+    def _state(self) -> dict[str, Any]:
         given = {} if self.share is None else {"given": torch.tensor(self._given)}
-        return {**orders, **given, "generator": self.generator.get_state()}
+        return {**dict(zip(ORDERS, self._orders, strict=False)), **given, "generator": self.generator.get_state()}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._ahead[0] if self._ahead else self._state()
+        return {name: value.clone() for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ahead = None
         self._orders = [state[name] for name, _ in zip(ORDERS, self.kinds, strict=False)]
         for order, images in zip(self._orders, self.kinds, strict=True):
             if order.dtype != torch.int64 or not torch.isin(order, images).all():

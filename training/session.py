@@ -8,38 +8,28 @@ import argparse
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data.batches import Batches, on_device, representation_of
-from data.dataset import (
-    DataState,
-    Patch,
-    data_state,
-    hold_out,
-    image_array,
-    load_split,
-    rater_counts,
-    same_size,
-    sdf_array,
-    unchanged,
-)
+from data.batches import Batches, InMemory, Mapped, representation_of
+from data.dataset import DataState, Patch, data_state, image_array, rater_counts, sdf_array
 from data.description import read_description
+from data.packed import Packed, common_size, open_training
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from training.losses import rms_of_images
 from training.parallel import ALONE, Team, joined
 from training.recorder import Recorder
 from training.state import TrainingState, checked_resume, save_state, start_from
-from training.validation import validate
+from training.validation import chosen_of, validate
 from utils.config import dump_config
 from utils.data_schema import DataConfig
 from utils.devices import environment
@@ -55,44 +45,45 @@ from utils.weights import Images
 log = logging.getLogger("main")
 
 
-def load_data(data: DataConfig) -> tuple[list[Patch], list[Patch]]:
-    """Training and validation patches; without a val.csv, validation images are held out of train.csv."""
-    with unchanged(Path(data.root)):
-        training = load_split(data, "train")
-        if Path(data.root, "val.csv").is_file():
-            return training, load_split(data, "val", may_be_empty=True)
-    return hold_out(training, data.validation_fraction, data.split_seed)
+def source_of(patches: Sequence[Patch], scale: float) -> Mapped | InMemory:
+    """Where batches come from; scale: of the SDFs. In memory it is on the host."""
+    if isinstance(patches, Packed):
+        return Mapped(patches, scale)
+    sdfs, counts = sdf_array(patches) * scale, rater_counts(patches)
+    return InMemory(torch.from_numpy(image_array(patches)), torch.from_numpy(sdfs), torch.from_numpy(counts))
 
 
-def build_state(config: Config, patches: list[Patch], device: torch.device, team: Team = ALONE) -> TrainingState:
+def build_state(config: Config, patches: Sequence[Patch], device: torch.device, team: Team = ALONE) -> TrainingState:
     """Network, optimiser and data, all seeded, alike in all processes of a team. Raises UsageError if the images are
     smaller than the crops."""
-    size = same_size(patches, "train.csv")
+    size = common_size(patches, "train.csv")
     if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
     torch.manual_seed(config.seed)
-    sdfs, counts = sdf_array(patches) * config.data.sdf_scale, rater_counts(patches)
-    known = np.arange(sdfs.shape[1]) < counts[:, None]
-    if (raters := config.model.raters) and (others := np.flatnonzero(counts != raters)).size:
-        raise UsageError(f"model.raters: {raters}, but {patches[others[0]].filename} has {counts[others[0]]}")
+    source = source_of(patches, config.data.sdf_scale)
+    if (raters := config.model.raters) and (others := (source.counts != raters).nonzero()[:, 0]).numel():
+        first = int(others[0])
+        raise UsageError(f"model.raters: {raters}, but {patches[first].filename} has {source.counts[first]}")
     binary = config.data.representation == "binary"
-    own = sdfs if known.all() else sdfs[known]
-    sigma_data = config.data.sdf_scale if binary else float((own.astype("float64") ** 2).mean() ** 0.5)
+    sigma_data = config.data.sdf_scale if binary else source.mean_square() ** 0.5
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
     model = denoiser_of(config, sigma_data, sigma_image)
     if config.training.start_from:
         start_from(model, Path(config.training.start_from))
     model = team.prepared(placed(model, device, config.training.channels_last))
-    images = on_device(image_array(patches), device)
-    batches = Batches(images, on_device(sdfs, device), config.training.batch, config.seed, device, config.data,
-                      torch.from_numpy(counts), team.share)  # fmt: skip
+    batches = Batches(source.placed(device), config.training.batch, config.seed, device, config.data, team.share)
     target = read_description(Path(config.data.root)).get("stain_target")
     known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
     return TrainingState(model, config.training, batches, config.seed, known, team)
 
 
 def training_step(
-    state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: list[Patch], last: Path
+    state: TrainingState,
+    data: DataConfig,
+    sde: SDEConfig,
+    settings: TrainingConfig,
+    patches: Sequence[Patch],
+    last: Path,
 ) -> dict[str, Tensor]:
     """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
     finite; nothing is updated then."""
@@ -117,7 +108,7 @@ def training_step(
     return {"loss": loss, "grad_norm": norm, "losses": losses, "t": t}
 
 
-def train(config: Config, run: Path, state: TrainingState, training: list[Patch], validation: list[Patch],
+def train(config: Config, run: Path, state: TrainingState, training: Sequence[Patch], validation: Sequence[Patch],
           stop: StopFlag, quiet: bool) -> None:  # fmt: skip
     """Steps, log rows, validations and checkpoints until training.steps or a signal."""
     settings, checkpoints = config.training, run / "checkpoints"
@@ -156,15 +147,15 @@ def train(config: Config, run: Path, state: TrainingState, training: list[Patch]
     writer.close()
 
 
-def follow(state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: list[Patch],
+def follow(state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: Sequence[Patch],
            last: Path, stop: StopFlag) -> None:  # fmt: skip
     """The steps of `train`, of a process that leaves all else to the first one."""
     while state.step < settings.steps and not state.team.stopped(stop):
         training_step(state, data, sde, settings, patches, last)
 
 
-def lead(config: Config, resumed: Path | None, known: DataState, state: TrainingState, training: list[Patch],
-         validation: list[Patch], stop: StopFlag, quiet: bool) -> None:  # fmt: skip
+def lead(config: Config, resumed: Path | None, known: DataState, state: TrainingState, training: Sequence[Patch],
+         validation: Sequence[Patch], stop: StopFlag, quiet: bool) -> None:  # fmt: skip
     """The training of the process that holds the run folder. known: the `data_state`."""
     run = resumed or new_folder(Path("runs") / config.name)
     with held(run / ".lock", str(run)), naming(run):
@@ -178,7 +169,7 @@ def lead(config: Config, resumed: Path | None, known: DataState, state: Training
         log_to_file(run)
         count = sum(p.numel() for p in state.model.parameters())
         log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
-                 len(validation), count / 1e6, state.device, state.step)  # fmt: skip
+                 known["images"]["val"], count / 1e6, state.device, state.step)  # fmt: skip
         if not config.is_one_pass:
             warn_of_prior(state.model, state.images["size"])
         with nullcontext() if quiet else logging_redirect_tqdm():
@@ -190,8 +181,9 @@ def lead(config: Config, resumed: Path | None, known: DataState, state: Training
 def run_training(config: Config, resumed: Path | None, args: argparse.Namespace, stop: StopFlag) -> None:
     """A new run, or the rest of one; args: those of the command."""
     with joined(args.device, config.training.batch) as (team, device):
-        training, validation = load_data(config.data)
+        training, validation = open_training(config.data, stop.raise_if_set)
         known = data_state(config.data, training, validation)
+        validation = chosen_of(validation, config.evaluation.images)  # all that is kept of them
         state = build_state(config, training, device, team)
         if team.leads:
             lead(config, resumed, known, state, training, validation, stop, args.quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -44,7 +45,12 @@ def _energy(draws: np.ndarray, truths: np.ndarray) -> float:
     return float(np.mean([energy_score(draws, truth) for truth in truths]))
 
 
-def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[dict[str, float], Tensor]:
+def chosen_of(patches: Sequence[Patch], count: int) -> list[Patch]:
+    """At most that many, evenly chosen; of so few, all."""
+    return [patches[i] for i in np.linspace(0, len(patches) - 1, min(count, len(patches))).astype(int).tolist()]
+
+
+def validate(config: Config, denoiser: Denoiser, patches: Sequence[Patch]) -> tuple[dict[str, float], Tensor]:
     """Scores of a few draws of evenly chosen validation images; the spread of one-evaluation draws is chosen by them.
 
     val_f1, val_iou: of the MMSE masks. val_single_f1: of draws. val_energy: fair energy score (evaluation/proper.py).
@@ -52,7 +58,7 @@ def validate(config: Config, denoiser: Denoiser, patches: list[Patch]) -> tuple[
     generators, so that validating changes nothing in the training.
     """
     settings = config.evaluation
-    chosen = [patches[i] for i in np.linspace(0, len(patches) - 1, min(settings.images, len(patches))).astype(int)]
+    chosen = chosen_of(patches, settings.images)
     was_training = denoiser.training
     denoiser.eval()
     denoiser.spread.fill_(1.0)

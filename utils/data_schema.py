@@ -122,7 +122,7 @@ class DataConfig(Section):
     )
     split_seed: Int = Field(0, ge=0, lt=2**63, description="seed of the splits")
     allow_partial: bool = Field(False, description="accept an archive that lacks images of the official split")
-    workers: Int = Field(0, ge=0, le=1000, description="processes for preparation, 0 for all cores")
+    workers: Int = Field(0, ge=0, le=1000, description="processes for preparation and packing, 0 for all cores")
     raters: Literal["one", "all"] = Field(
         "one",
         description="which raters of an image a training step shows: one, drawn at random; or all, for prior_share: 1, "

@@ -18,7 +18,7 @@ from utils.files import naming
 @contextmanager
 def held(path: Path, what: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which is gone afterwards. Raises UsageError where another process does, at once or
-    after `wait` seconds.
+    after `wait` seconds, -1 for never.
 
     The system frees the lock of a process that was killed.
     """

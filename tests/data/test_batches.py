@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.batches import Batches
+from data.batches import Batches, InMemory
 from tests.helpers import noise, section
 from utils.errors import UsageError
 
@@ -19,7 +19,7 @@ def test_batches_draw_every_rater_and_every_place() -> None:
     images = torch.arange(121, dtype=torch.uint8).view(1, 1, 11, 11).repeat(5, 1, 1, 1)
     sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1) * torch.ones(5, 3, 1, 11, 11)
     sdfs = sdfs + torch.arange(121.0).view(11, 11) / 128
-    batches = Batches(images, sdfs, 5, 0, torch.device("cpu"), section(flips=False, crop=(9, 8)))
+    batches = Batches(InMemory(images, sdfs), 5, 0, torch.device("cpu"), section(flips=False, crop=(9, 8)))
     raters, places = set(), set()
     for _ in range(40):
         image, sdf = batches.next()[:2]
@@ -34,7 +34,7 @@ def test_batches_draw_every_rater_and_every_place() -> None:
 def test_every_image_once_per_epoch_and_resumable() -> None:
     def make() -> Batches:
         images = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).repeat(1, 1, 4, 4)
-        return Batches(images, torch.zeros(7, 1, 1, 4, 4), 3, 5, torch.device("cpu"), section(rotations=True))
+        return Batches(InMemory(images, torch.zeros(7, 1, 1, 4, 4)), 3, 5, torch.device("cpu"), section(rotations=True))
 
     batches = make()
     seen = [i for _ in range(14) for i in batches.next()[2]]
@@ -53,7 +53,7 @@ def test_all_raters_are_changed_alike() -> None:
     images = torch.randint(0, 256, (6, 1, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     sdfs = images[:, None].float() + 1000 * torch.arange(3.0).view(1, 3, 1, 1, 1)
     data = section(raters="all", rotations=True, crop=(8, 8))
-    batches = Batches(images, sdfs, 6, 0, CPU, data)
+    batches = Batches(InMemory(images, sdfs), 6, 0, CPU, data)
     moved = False
     for _ in range(4):
         image, sdf, indices, _, shares, _ = batches.next()
@@ -70,9 +70,9 @@ def test_deformed_raters_are_those_of_each_alone() -> None:
     images = torch.randint(0, 256, (2, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     sdfs = noise(2, 3, 1, 24, 24).cumsum(-1).cumsum(-2).div(20).clamp(-1, 1)
     data: dict[str, Any] = {"augment": {"scale": 0.2, "rotate": 30, "elastic": 2}, "truncation": 4}
-    together = Batches(images, sdfs, 2, 7, CPU, section(raters="all", **data)).next()[1]
+    together = Batches(InMemory(images, sdfs), 2, 7, CPU, section(raters="all", **data)).next()[1]
     for k in range(3):
-        alone = Batches(images, sdfs[:, k : k + 1], 2, 7, CPU, section(**data)).next()[1]
+        alone = Batches(InMemory(images, sdfs[:, k : k + 1]), 2, 7, CPU, section(**data)).next()[1]
         torch.testing.assert_close(together[:, k], alone)
     assert not torch.equal(together[:, 0], together[:, 1])
 
@@ -81,7 +81,7 @@ def test_images_with_fewer_raters() -> None:
     """Padding is never drawn as the one rater, and counts nothing among all."""
     images, counts = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.tensor([1, 2, 3, 3])
     sdfs = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(4, 3, 1, 4, 4).clone()
-    one = Batches(images, sdfs, 4, 0, CPU, section(), counts)
+    one = Batches(InMemory(images, sdfs, counts), 4, 0, CPU, section())
     seen: dict[int, set[int]] = {}
     for _ in range(40):
         batch = one.next()
@@ -91,7 +91,7 @@ def test_images_with_fewer_raters() -> None:
         for i, rater in zip(batch.indices, batch.raters.tolist(), strict=True):
             seen.setdefault(i, set()).add(rater)
     assert seen == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 2}}
-    batch = Batches(images, sdfs, 4, 0, CPU, section(raters="all"), counts).next()
+    batch = Batches(InMemory(images, sdfs, counts), 4, 0, CPU, section(raters="all")).next()
     assert batch.shares is not None
     expected = torch.tensor([[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]])
     torch.testing.assert_close(batch.shares, expected[list(batch.indices)])
@@ -102,7 +102,7 @@ def sparse(batch: int, share: float | None, marked: int = 5, count: int = 40) ->
     sdfs = torch.ones(count, 2, 1, 4, 4)
     sdfs[:marked, 1, 0, 1, 1] = 0
     images = torch.zeros(count, 1, 4, 4, dtype=torch.uint8)
-    return Batches(images, sdfs, batch, 3, CPU, section(foreground_share=share))
+    return Batches(InMemory(images, sdfs), batch, 3, CPU, section(foreground_share=share))
 
 
 @pytest.mark.parametrize(("batch", "share"), [(6, 0.5), (4, 0.3), (3, 0.1), (2, 1.0)])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch
+from data.packed import open_training
 from models.joint import JointDenoiser
 from sde.process import VP, Process
 from tests.helpers import Workspace, noise, shake, small_denoiser
@@ -54,7 +55,7 @@ def test_both_losses_are_trained_on_all_times(joint: Workspace, monkeypatch: pyt
     monkeypatch.setattr(JointDenoiser, "joint", spy)
     monkeypatch.setattr(training.losses, "perturbed", keep)
     config = load_config("config.yaml", ["training.noises=20"])
-    state = session.build_state(config, session.load_data(config.data)[0], torch.device("cpu"))
+    state = session.build_state(config, open_training(config.data)[0], torch.device("cpu"))
     batch = state.batches.next()
     losses, times = training.losses.loss_of(state.model, batch, state.generators, config.sde, config.training)
     z_m, t_m, z_x, t_x = seen[0]

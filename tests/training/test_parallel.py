@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from data.batches import representation_of
+from data.packed import open_training
 from tests.helpers import ROOT, Workspace, rows, sets, shake
 from training.losses import Losses, loss_of
 from training.parallel import SharedDropout
-from training.session import build_state, load_data
+from training.session import build_state
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.share import WHOLE, Share
@@ -82,7 +83,7 @@ def test_losses_of_the_parts_are_those_of_the_whole(workspace: Workspace, kind: 
     options = [*BATCH, *KINDS[kind], "training.noises=2"] if kind in ("mean", "joint") else [*BATCH, *KINDS[kind]]
     assert workspace("prepare", *sets(options)).code == 0
     config = load_config(Path("config.yaml"), options)
-    patches, _ = load_data(config.data)
+    patches, _ = open_training(config.data)
 
     def losses(share: Share) -> Losses:
         """Of the second batch."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.prepare import prepare
-from data.recipe import Written, write_image
+from data.recipe import FOLDERS, Written, write_image
 from data.sdf import signed_distance
 from data.sources.record import Record
 from tests.helpers import ROOT, Workspace, colours, fake_glas, save, section
@@ -160,7 +160,7 @@ def stopped_after(images: int, data: DataConfig, monkeypatch: pytest.MonkeyPatch
     def write(record: Record, root: Path, *rest: Any) -> Written:
         begun.append(record.image_id)
         if len(begun) > images:
-            (root / "Training_patches" / f"{record.image_id}.png").write_text("half")
+            (root / FOLDERS[record.split] / f"{record.image_id}.png").write_text("half")
             raise Killed
         return write_image(record, root, *rest)
 

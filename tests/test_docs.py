@@ -100,6 +100,8 @@ def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if words[0] == "bench/gpu.sh":
         return
+    if words[0] == "torchrun":
+        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
     if words[0] != "python":
         assert words[0].startswith("--"), f"unknown command: {line}"
         overrides = [value for word, value in pairwise(words) if word == "--set"]

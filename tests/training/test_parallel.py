@@ -131,6 +131,21 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(trained: Workspace) -> No
     assert runs(trained) == before
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_both_with_one_line(trained: Workspace) -> None:
+    path = trained.run_folder() / "checkpoints" / "best.pt"
+    state = load_checkpoint(path)
+    for weight in state["ema"].values():
+        if weight.ndim:
+            weight.fill_(1e30)
+    torch.save(state, trained.path / "large.pt")
+    process = command(trained, 2, *sets([*BATCH, "training.start_from=large.pt"]))
+    _, err = process.communicate(timeout=600)
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: step 1: the loss is ")
+    assert line.count("phantom_") == 4  # of both processes
+
+
 def children(process: subprocess.Popen[str]) -> list[int]:
     """In the order of their ranks."""
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

@@ -189,7 +189,7 @@ class _Journal:
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         if lines[:1] != [head]:
             shutil.rmtree(root)
-            root.mkdir()
+            root.mkdir(exist_ok=True)
         for line in lines[1:] if lines[:1] == [head] else ():
             with suppress(OSError, ValueError, TypeError, KeyError):  # torn, or of files that are
                 name, rows, notes, warning, sums = json.loads(line)

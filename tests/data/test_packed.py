@@ -78,7 +78,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], 
 
 
 @settings(
-    max_examples=30, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+    max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
 )
 @given(name=st.sampled_from(sorted(FOLDERS)), rgb=st.booleans(), seed=st.integers(0, 2**32), batch=st.integers(1, 16),
        crop=st.sampled_from([None, (8, 9)]), raters=st.sampled_from(["one", "all"]), share=st.sampled_from([None, 0.4]),
@@ -234,6 +234,7 @@ def test_the_mean_square_is_that_of_numpy_to_the_last_bit(size: int) -> None:
     assert mean_square(lambda start, stop: values[start:stop], size) == float((values.astype("float64") ** 2).mean())
 
 
+@pytest.mark.slow
 def test_a_training_from_a_packed_copy_is_that_from_memory(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def denoising_loss(
 
 ALPHA = 0.95  # of the almost fair CRPS
 CELLS = 8  # a side, of the pooled SDFs in the energy score
-OVERLAP = 0.5  # how much the score of masks counts
+OVERLAP = 0.2  # how much the score of masks counts
 
 
 def almost_fair_score(

@@ -16,14 +16,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run folder")
     args = parser.parse_args(argv)
     resumed = checked_run(Path(args.resume), "--resume ") if args.resume else None
+    log_to_console(args.quiet)
     config = read_config(args, resumed)
     if config is None:
         return
-    log_to_console(args.quiet)
     with importing():
         from training.session import run_training
     run_training(config, resumed, args, StopFlag())
 
 
+def run() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run())

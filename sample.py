@@ -14,6 +14,7 @@ from utils.config import override_config
 from utils.errors import UsageError
 from utils.runs import checked_run
 from utils.schema import Config
+from utils.shipped import weights_file
 
 log = logging.getLogger("sample")
 
@@ -31,7 +32,7 @@ def config_of(args: Any) -> Config | None:
         with importing():
             from utils.weights import read_header
 
-        path = Path(args.weights)
+        args.weights = path = weights_file(args.weights)
         header = read_header(path)
         log.info("%s: %s", path, header.licence)
         return shown(override_config(header.config, path, args.overrides), args)
@@ -85,5 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     carry_out(config, args, StopFlag())
 
 
+def run() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run())

@@ -249,5 +249,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'nothing suspicious' if not found else 'to look at'}: {output}")
 
 
+def run() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run())

@@ -320,10 +320,10 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
 
 def main(argv: list[str] | None = None) -> None:
     args = common_parser("Prepare a data set: resize, signed distances, CSV files.").parse_args(argv)
+    log_to_console(args.quiet)
     config = read_config(args)
     if config is None:
         return
-    log_to_console(args.quiet)
     data = config.data
     result = prepare(data, quiet=args.quiet)
     for warning in result.warnings:
@@ -337,5 +337,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'prepared' if result.written else 'up to date, nothing to do'}: {data.root} ({images}{cut})")
 
 
+def run() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run())

@@ -230,7 +230,7 @@ def check_shares(args: Any, share: Share) -> None:
 def run_and_checkpoint(args: Any, name: str) -> tuple[Path | None, Path]:
     """The run folder, none for --weights, and the checkpoint. name: of the config."""
     if args.weights:
-        return None, Path(args.weights)
+        return None, args.weights
     run = Path(args.run) if args.run else newest_run(name)
     return checked_run(run, "--run "), checkpoint_path(run, args.checkpoint)
 

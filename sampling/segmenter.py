@@ -27,6 +27,7 @@ from utils.devices import choose_device
 from utils.errors import CheckpointError
 from utils.runs import checked_run, checkpoint_path
 from utils.schema import Config
+from utils.shipped import weights_file
 from utils.weights import read_header
 
 
@@ -88,8 +89,9 @@ class Segmenter:
 
     @classmethod
     def from_weights(cls, path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Segmenter:
-        """Of a file of weights (`utils.weights`), which has its config with it; otherwise as `from_run`."""
-        path = Path(path)
+        """Of a file of weights (`utils.weights`), which has its config with it, or shipped ones by name; otherwise as
+        `from_run`."""
+        path = weights_file(path)
         config = override_config(read_header(path).config, path, overrides)
         return cls.from_checkpoint(config, path, choose_device(device))
 

@@ -40,6 +40,7 @@ from utils.reading import checked
 from utils.runs import log_to_file, new_folder
 from utils.schema import Config
 from utils.sections import SDEConfig, TrainingConfig
+from utils.shipped import weights_file
 from utils.weights import Images
 
 log = logging.getLogger("main")
@@ -69,7 +70,7 @@ def build_state(config: Config, patches: Sequence[Patch], device: torch.device, 
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
     model = denoiser_of(config, sigma_data, sigma_image)
     if config.training.start_from:
-        start_from(model, Path(config.training.start_from))
+        start_from(model, weights_file(config.training.start_from))
     model = team.prepared(placed(model, device, config.training.channels_last))
     batches = Batches(source.placed(device), config.training.batch, config.seed, device, config.data, team.share)
     target = read_description(Path(config.data.root)).get("stain_target")

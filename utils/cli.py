@@ -11,6 +11,9 @@ from typing import NoReturn
 from utils.config import dump_config, load_config
 from utils.errors import UsageError
 from utils.schema import Config
+from utils.shipped import config_file
+
+log = logging.getLogger(__name__)
 
 
 def _given(text: str) -> str:
@@ -56,7 +59,10 @@ def read_config(args: argparse.Namespace, run: Path | None = None) -> Config | N
         if run is None:
             raise UsageError("--config, or a run to take it from, is needed; --help lists the options")
         args.config = run / "config.yaml"
-    return shown(load_config(args.config, args.overrides), args)
+    path = config_file(args.config)
+    if path != Path(args.config):
+        log.info("--config %s: %s", args.config, path)
+    return shown(load_config(path, args.overrides), args)
 
 
 def shown(config: Config, args: argparse.Namespace) -> Config | None:

@@ -35,10 +35,11 @@ def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 def _is_a_command() -> bool:
-    """Whether the program is a file of this repository: tests and notebooks keep their own handlers."""
-    folder = os.path.dirname(os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "/"))
+    """Whether the program is a file of this repository, or an installed command: tests and notebooks keep their own
+    handlers."""
+    folder, name = os.path.split(os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "/"))
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return root in (folder, os.path.dirname(folder))
+    return name.startswith("segsdf-") or root in (folder, os.path.dirname(folder))
 
 
 if _is_a_command():

@@ -15,6 +15,7 @@ from utils.checks import idle_keys
 from utils.errors import ConfigError, cut
 from utils.reading import parse_yaml, read_yaml
 from utils.schema import Config
+from utils.shipped import config_file
 
 BASES = 20  # files that a config inherits from, one of the other
 PARTS = 5  # of a dotted key
@@ -61,7 +62,7 @@ def _load_chain(path: Path, above: tuple[str, ...] = ()) -> tuple[dict[str, Any]
             raise ConfigError(f"{cut(path, 120)}: base: the files refer to each other in a circle")
         if len(above) == BASES:
             raise ConfigError(f"{cut(path, 120)}: base: more than {BASES} files inherit from each other")
-        merged, origins = _load_chain(path.parent / base, (*above, here))
+        merged, origins = _load_chain(config_file(base, path.parent), (*above, here))
     origins |= dict.fromkeys(_keys(content), (-len(above), cut(path, 120)))
     return _merge(merged, content), origins
 

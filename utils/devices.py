@@ -8,12 +8,12 @@ import resource
 import subprocess
 import sys
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from utils.errors import UsageError, cut
+from utils.shipped import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "pydantic", "pillow")
 
@@ -62,9 +62,11 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def _commit() -> str | None:
+    if (noted := ROOT / "COMMIT").is_file():  # installed; a repository around it is another one
+        return noted.read_text() or None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, timeout=10)
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

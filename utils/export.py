@@ -73,5 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{output}: step {header.step}, {len(content) / 2**20:.1f} MiB")
 
 
+def run() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run())

@@ -26,3 +26,11 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.Monk
     found = devices.environment(torch.device("cpu"))["packages"]
     assert found["torch"] == version("torch")
     assert found["no-such-package"] is None
+
+
+def test_what_is_installed_knows_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not ask the repository in which somebody's virtual environment lies."""
+    monkeypatch.setattr(devices, "ROOT", tmp_path)
+    for noted, commit in (("3f2a", "3f2a"), ("", None)):
+        (tmp_path / "COMMIT").write_text(noted)
+        assert devices.environment(torch.device("cpu"))["commit"] == commit

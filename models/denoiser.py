@@ -215,6 +215,11 @@ class Denoiser(nn.Module):
             raise ValueError("this denoiser has not learned the direct mean")
         return self.moments(*self._at_end(features, size), features)
 
+    def end_scaling(self) -> Scaling:
+        """The coefficients at t_max, (1,)."""
+        z = self.sigma_data.new_zeros((1, self.mask_channels, 1, 1))
+        return self._scaled(z, torch.tensor(self.process.t_max))[1]
+
     def _at_end(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
         z = features[0].new_zeros((len(features[0]), self.mask_channels, *size), dtype=torch.float32)
         return z, torch.full((len(z),), self.process.t_max, device=z.device)
@@ -239,7 +244,7 @@ class Denoiser(nn.Module):
         if self.second_moment:
             raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
             variance = self.sigma_data**2 * F.softplus(spread)
-        return self._mask(raw, z, c), variance
+        return self.mask_of(raw, z, c), variance
 
     def evaluate(
         self,
@@ -300,9 +305,9 @@ class Denoiser(nn.Module):
         raters: Tensor | None = None,
     ) -> Tensor:
         z, c = self._scaled(z, t)
-        return self._mask(self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float(), z, c)
+        return self.mask_of(self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float(), z, c)
 
-    def _mask(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
+    def mask_of(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
         """m from the network's output."""
         if c.out_eps is None:
             return rows(c.skip) * z + rows(c.out) * self._bounded(raw)

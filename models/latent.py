@@ -49,6 +49,11 @@ def _at_levels(
     return [torch.cat(part, dim=1) for part in parts]
 
 
+def at_levels(finest: Tensor, levels: int) -> list[Tensor]:
+    """xi at each level from that of the finest, (B, channels, H, W), which holds all of it."""
+    return [finest[:, -count:, :: 2**level, :: 2**level] for level, count in enumerate(latent_channels(levels))]
+
+
 def random_latent(
     count: int,
     size: Sequence[int],

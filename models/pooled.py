@@ -27,7 +27,8 @@ def views_of(flips: bool, rotations: bool, square: bool) -> tuple[int, ...]:
 
 def seen(x: Tensor, view: int) -> Tensor:
     """(..., H, W) flipped left to right (bit 1 of the view), flipped upside down (bit 2), then transposed (bit 4)."""
-    x = x.flip([dim for bit, dim in ((1, -1), (2, -2)) if view & bit])
+    if dims := [dim for bit, dim in ((1, -1), (2, -2)) if view & bit]:
+        x = x.flip(dims)
     return x.transpose(-1, -2) if view & 4 else x
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from models.denoiser import Denoiser, Draw
-from models.latent import CELLS, CHANNELS, latent_channels, latent_of, random_latent
+from models.latent import CELLS, CHANNELS, at_levels, latent_channels, latent_of, random_latent
 from models.pooled import PooledDraws
 from sde.process import VP
 from tests.helpers import direct_denoiser, noise
@@ -31,6 +31,11 @@ def drawn(model: Denoiser, image: Tensor, draws: list[Draw], z: Tensor | None = 
     z = noise(len(draws), 1, *image.shape[-2:]) if z is None else z
     with torch.no_grad():
         return model(z, t, model.of_draws(model.encode(image), torch.zeros(len(draws), dtype=torch.int64), draws))
+
+
+def test_the_finest_level_holds_all_of_them() -> None:
+    levels = latent_of([5, 6], [(24, 12), (0, 0)], 1.0, (48, 32), 5)
+    assert all(map(torch.equal, at_levels(levels[0], 5), levels))
 
 
 def test_windows_of_a_draw_agree_and_draws_differ() -> None:

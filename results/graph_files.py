@@ -147,7 +147,7 @@ def onnx_bytes(network: Network) -> bytes:
         torch.onnx.export(
             graph,
             example_inputs(graph, channels, *_size(graph)),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # which this exporter takes, too
             dynamo=False,
             opset_version=OPSET,
             input_names=graph.inputs,

@@ -159,11 +159,11 @@ class DrawsGraph(MeanGraph):
         return torch.tensor([number % raters if self.denoiser.rater is None else self.denoiser.rater])
 
 
-def graph_of(config: Config, path: Path, draws: int | None, *, with_noise: bool = True) -> MeanGraph:
+def graph_of(config: Config, path: Path, draws: int | None) -> MeanGraph:
     """The graph of a checkpoint or weights: draws where one evaluation is one, otherwise the direct mean.
 
-    draws: mean, std and probability of so many. with_noise: whether there may be an input xi; else it is the mean.
-    Raises UsageError where the network has neither, and CheckpointError for a damaged file.
+    draws: mean, std and probability of so many. Raises UsageError where the network has neither,
+    CheckpointError for a damaged file.
     """
     sampling = config.sampling
     in_one = config.sde.objective == "distribution" and sampling.sampler == "ancestral" and draw_steps(sampling) == 1
@@ -182,7 +182,7 @@ def graph_of(config: Config, path: Path, draws: int | None, *, with_noise: bool 
     views = views_of(data.flips, data.rotations, size[0] == size[1]) if sampling.augment else AS_IT_IS
     if draws is not None:
         return DrawsGraph(member, scale, views, threshold_of(config), draws, config.seed).eval()
-    if not in_one or not with_noise:
+    if not in_one:
         return MeanGraph(member, scale, views).eval()
     if member.network.raters and sampling.rater is None:
         raise UsageError(f"{path}: tells raters apart; say as whom to draw, --set sampling.rater=0, or take --draws")

@@ -1,12 +1,13 @@
-"""Weights of a run as a small file to give away: python -m utils.export --run RUN --output weights/NAME.safetensors"""
+"""A trained network to give away: python -m utils.export --run RUN --output weights/NAME.safetensors --licence TEXT"""
 
 from __future__ import annotations
 
-from utils.command import run_command
+from utils.command import importing, run_command
 
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from utils.files import write_bytes
 from utils.reading import read_json
 from utils.runs import checkpoint_path
 from utils.schema import Config
-from utils.weights import SUFFIX, Header, halved, weights_bytes
+from utils.weights import SUFFIX, Header, halved, read_header, weights_bytes
 
 FREE = ("sampling.", "evaluation.", "data.raw=", "data.root=")  # what may change after the training
+SUFFIXES = {"safetensors": SUFFIX, "onnx": ".onnx", "torchscript": ".pt"}
+OTHERS = ("onnx", "torchscript")
+GOES_WITH = {"--full": ("safetensors", ("safetensors",)), "--draws": (", ".join(OTHERS), OTHERS)}  # fmt: skip
+MOST_DRAWS = 128
 
 
 def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -45,28 +50,66 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
     return override_config({**config, "name": name, "data": data}, path, overrides)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Write the averaged weights of a run as safetensors.")
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run folder")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
-    parser.add_argument("--output", required=True, metavar="FILE", help=f"NAME{SUFFIX}")
-    parser.add_argument("--licence", required=True, metavar="TEXT", help="of the data and what it means for weights")
-    parser.add_argument("--full", action="store_true", help="float32 instead of half precision")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="another way to sample than the run's")  # fmt: skip
-    args = parser.parse_args(argv)
-    run, output = Path(args.run), Path(args.output)
-    if output.suffix != SUFFIX:
-        raise UsageError(f"--output {output}: must end in {SUFFIX}")
-    path = checkpoint_path(run, args.checkpoint)
+def option_errors(args: Any, given: set[str]) -> None:
+    """Raises UsageError for options that do not go together."""
+    output, suffix = Path(args.output), SUFFIXES[args.format]
+    if output.suffix != suffix:
+        raise UsageError(f"--output {output}: must end in {suffix} with --format {args.format}")
+    if (args.run is None) == (args.weights is None):
+        raise UsageError("--run or --weights is needed, and not both")
+    if args.run is not None and args.licence is None:
+        raise UsageError("--run needs --licence, of the data and what it means for weights")
+    for option, (format, allowed) in GOES_WITH.items():
+        if option in given and args.format not in allowed:
+            raise UsageError(f"{option} goes with --format {format}")
+    if "--checkpoint" in given and args.run is None:
+        raise UsageError("--checkpoint goes with --run")
+    if args.draws is not None and not 1 <= args.draws <= MOST_DRAWS:
+        raise UsageError(f"--draws {args.draws}: must be 1 to {MOST_DRAWS}")
+
+
+def read_source(args: Any) -> tuple[Path, dict[str, Any], Header]:
+    """The checkpoint or weights that the arguments name: its path, state, and header with the config of the output."""
+    licence, commit = args.licence, None
+    if args.weights is not None:
+        path = Path(args.weights)
+        header = read_header(path)
+        licence, commit = licence or header.licence, header.commit
+    else:
+        path = checkpoint_path(Path(args.run), args.checkpoint)
+        with suppress(OSError, UsageError):
+            commit = read_json(Path(args.run) / "environment.json", dict[str, Any]).get("commit")
     state = load_checkpoint(path)
     if not {"images", "step"} <= state.keys():
         raise UsageError(f"{path}: does not say what images it was trained on; train again")
-    config = portable(state["config"], output.stem, path, args.overrides).model_dump(mode="json")
-    commit = None
-    with suppress(OSError, UsageError):
-        commit = read_json(run / "environment.json", dict[str, Any]).get("commit")
-    header = Header(config, state["images"], args.licence, commit or "unknown", state["step"])
+    config = portable(state["config"], Path(args.output).stem, path, args.overrides).model_dump(mode="json")
+    return path, state, Header(config, state["images"], licence, commit or "unknown", state["step"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("Write the averaged weights of a run as safetensors, or the network for other programs.")
+    parser.add_argument("--run", metavar="RUN", help="a run folder")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser.add_argument("--weights", metavar="FILE", help=f"weights ({SUFFIX}) instead of a run")
+    parser.add_argument("--output", required=True, metavar="FILE", help="NAME with the suffix of the format: "
+                        + ", ".join(SUFFIXES.values()))  # fmt: skip
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="default: safetensors")
+    parser.add_argument("--licence", metavar="TEXT", help="of the data and what it means for weights; default: that of "
+                        "--weights")  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="safetensors: float32 instead of half precision")
+    parser.add_argument("--draws", type=int, metavar="N", help="other formats: mean, std and probability of N draws in "
+                        "one graph, with their noise")  # fmt: skip
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="another way to sample than the run's")  # fmt: skip
+    args = parser.parse_args(argv)
+    option_errors(args, parser.given(args))
+    path, state, header = read_source(args)
+    if args.format != "safetensors":
+        with importing():  # by name, as what the command needs lies on higher floors
+            networks = import_module("results.networks")
+        networks.write_network(args, path, header)
+        return
+    output = Path(args.output)
     content = weights_bytes(state["ema"] if args.full else halved(state["ema"]), header)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, content)

@@ -14,8 +14,8 @@ from tests.helpers import direct_denoiser, noise, shake, small_baseline
 EIGHT = (0, 1, 2, 3, 4, 7, 5, 6)
 
 
-def distributional(**changes: object) -> Denoiser:
-    model = direct_denoiser(distribution=True, **changes)
+def distributional() -> Denoiser:
+    model = direct_denoiser(distribution=True)
     model.spread.fill_(1.5)
     return model.requires_grad_(False)
 

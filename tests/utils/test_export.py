@@ -49,3 +49,28 @@ def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
     words = ["--run", str(trained.run_folder()), "--output", "x.pt", "--licence", "free"]
     assert run_command(lambda: export.main(words)) == 2
     assert "must end in .safetensors" in trained.capture.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--output", "x.onnx", "--licence", "free"], "must end in .safetensors with --format safetensors"),
+        (["--output", "x.safetensors", "--licence", "free", "--weights", "w.safetensors"], "and not both"),
+        (["--output", "x.safetensors"], "--run needs --licence"),
+        (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--full"], "--full goes with"),
+        (["--output", "x.safetensors", "--licence", "free", "--draws", "4"], "--draws goes with"),
+        (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--draws", "0"], "must be 1 to 128"),
+    ],
+)
+def test_options_that_do_not_go_together(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: export.main(["--run", "absent", *words])) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_weights_are_exported_again_with_their_licence(trained: Workspace) -> None:
+    first = exported(trained)
+    words = ["--weights", str(first), "--output", "again.safetensors", "--set", "sampling.draws=2"]
+    assert run_command(lambda: export.main(words)) == 0
+    one, again = read_header(first), read_header(Path("again.safetensors"))
+    assert (one.licence, one.commit, one.step, one.images) == (again.licence, again.commit, again.step, again.images)
+    assert (again.config["name"], again.config["sampling"]["draws"]) == ("again", 2)

@@ -1,0 +1,28 @@
+"""What utils/export.py leaves to the upper floors: a trained network in the formats of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from results.graph_files import Network, onnx_bytes, torchscript_bytes
+from sampling.graph import graph_of
+from utils.cli import log_to_console
+from utils.config import parse_config
+from utils.files import write_bytes
+from utils.weights import Header
+
+
+def write_network(args: Any, path: Path, header: Header) -> None:
+    """args: of that command. path: of the checkpoint or weights. header: theirs.
+
+    Raises UsageError before anything is written.
+    """
+    log_to_console(quiet=False)
+    config = parse_config(header.config, path)
+    output = Path(args.output)
+    network = Network(config, header, graph_of(config, path, args.draws))
+    content = (onnx_bytes if args.format == "onnx" else torchscript_bytes)(network)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, content)
+    print(f"{output}: {len(content) / 2**20:.1f} MiB")

@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     option_errors(args, parser.given(args))
     path, state, header = read_source(args)
     if args.format != "safetensors":
-        with importing():  # by name, as what the command needs lies on higher floors
-            networks = import_module("results.networks")
+        with importing():  # by name, as what the command needs lies on higher floors, in a package where installed
+            networks = import_module(f"{(__package__ or '').removesuffix('utils')}results.networks")
         networks.write_network(args, path, header)
         return
     output = Path(args.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -214,3 +215,12 @@ def test_every_option_is_explained(module: str, monkeypatch: pytest.MonkeyPatch)
     parser = parsed(importlib.import_module(module), NEEDED.get(module, ["--config", "x"]), monkeypatch).parser
     assert parser.description
     assert not [action.dest for action in parser._actions if not action.help]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_begins_with_what_it_reached(path: Path) -> None:
+    """A score, or that there is none; and the page or the weights that a score is from exist."""
+    head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
+    assert re.search(r"[Nn]ot trained|Test\b.*: (F1|fair GED) \.\d{3}", head.replace("\n# ", " ")), head
+    for name in re.findall(r"(?:docs|weights)/[\w./]+\w", head):
+        assert (ROOT / name).is_file(), name

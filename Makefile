@@ -40,4 +40,4 @@ lock:
 	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --extra export --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:
-	rm -rf $(VENV) prepared runs
+	rm -rf $(VENV) prepared runs build *.egg-info

@@ -21,6 +21,7 @@ from bench.protocol import read_protocol
 from tests.helpers import ROOT
 from utils.config import load_config
 from utils.schema import Config
+from utils.shipped import weights_file
 
 PAGES = [
     ROOT / "README.md",
@@ -30,6 +31,9 @@ PAGES = [
 ]
 CONFIGS = sorted((ROOT / "cfg").glob("*.yaml"))
 SCRIPTS = [*sorted((ROOT / "bench").glob("*.py")), ROOT / "bench" / "gpu.sh"]
+INSTALLED = dict(
+    re.findall(r'^([\w-]+) = "segsdf\.([\w.]+):run"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+)
 COMMAND = re.compile(r"(?:^|`)((?:python |make |bench/gpu\.sh)[^`\n]*)")
 KEY = re.compile(r"`((?:data|model|sde|training|sampling|evaluation)\.[a-z_.]+)")
 # Entries of pages that say what was, not what is.
@@ -86,7 +90,9 @@ def has_key(parts: list[str]) -> bool:
 
 
 def module_of(words: list[str]) -> tuple[ModuleType, list[str]]:
-    """The module that `python ...` runs, and the words that are its arguments."""
+    """The module that `python ...` or an installed command runs, and the words that are its arguments."""
+    if words[0] in INSTALLED:
+        return importlib.import_module(INSTALLED[words[0]]), words[1:]
     target, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
     return importlib.import_module(target), rest
 
@@ -103,7 +109,7 @@ def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if words[0] == "torchrun":
         words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
-    if words[0] != "python":
+    if words[0] != "python" and words[0] not in INSTALLED:
         assert words[0].startswith("--"), f"unknown command: {line}"
         overrides = [value for word, value in pairwise(words) if word == "--set"]
         assert all(has_key(override.partition("=")[0].split(".")) for override in overrides)
@@ -128,7 +134,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for override in overrides:
         assert has_key(override.partition("=")[0].split(".")), override
     weights = getattr(arguments, "weights", None)
-    assert weights is None or (ROOT / weights).is_file() or not weights.startswith("weights/"), weights
+    assert weights is None or weights_file(weights).is_file() or "/" in weights.removeprefix("weights/"), weights
     if protocol is not None:
         read_protocol(protocol)
 
@@ -190,6 +196,11 @@ def test_python_imports_what_it_names(path: Path) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
                 assert hasattr(names[node.value.id], node.attr), node.attr
+
+
+def test_the_licences_name_every_dependency() -> None:
+    named = set(re.findall(r"[\w-]+", (ROOT / "docs" / "licences.md").read_text()))
+    assert set(re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)) <= named
 
 
 def test_the_design_names_the_files_of_every_room() -> None:

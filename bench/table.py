@@ -35,7 +35,6 @@ from utils.errors import ConfigError, UsageError
 from utils.files import write_text
 from utils.reading import read_json
 from utils.runs import folders_with, newest_run
-from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 120  # seconds that a command has to save after it was told to stop
@@ -100,8 +99,9 @@ def training_seconds(run: Path, batch: int) -> float:
     return float((steps * batch / table["images_per_second"]).sum())
 
 
-def is_same(run: Path, config: Config) -> bool:
-    """Whether a run is of this config, on the data that are there now. Keys that came since have their defaults."""
+def is_same(run: Path, training: Training) -> bool:
+    """Whether a run is of this training, on the data that are there now. Keys that came since have their defaults."""
+    config = training.resolved()
     try:
         if load_config(run / "config.yaml") != config:
             return False
@@ -114,7 +114,7 @@ def is_same(run: Path, config: Config) -> bool:
 def trained_run(training: Training, call: Commands) -> Path:
     """The finished run of a training: of before, gone on with, or made now."""
     config = training.resolved()
-    same = [run for run in folders_with(Path("runs", config.name), "environment.json") if is_same(run, config)]
+    same = [run for run in folders_with(Path("runs", config.name), "environment.json") if is_same(run, training)]
     if same and (same[-1] / "checkpoints" / f"step_{config.training.steps:08d}.pt").is_file():
         return same[-1]
     begun = bool(same) and (same[-1] / "checkpoints" / "last.pt").is_file()

@@ -11,6 +11,7 @@ from models.baselines import build_baseline
 from models.denoiser import Denoiser, build_denoiser
 from models.joint import JointDenoiser
 from models.prob_unet import build_prob_unet
+from models.pyramid import Pretrained
 from models.ssn import build_ssn
 from models.unet import Sizes
 from sde.process import SCHEDULES, VE, VP, OTFlow, Process, ScheduledVP, prior_pull
@@ -42,7 +43,7 @@ def image_channels_of(data: DataConfig) -> int:
 def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.5) -> Denoiser:
     """sigma_data, sigma_image: root mean square of m and, for a joint model, of images in [-1, 1].
 
-    Raises UsageError where a baseline's library is absent.
+    Raises UsageError where the library of a baseline or an encoder is absent, or does not know its name.
     """
     data, model, sde = config.data, config.model, config.sde
 
@@ -67,6 +68,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
         *common,
         sizes_of(model.encoder),
         encoder_kind=model.encoder.kind,
+        pretrained=Pretrained(model.encoder.name, model.encoder.pretrained, model.encoder.frozen),
         sigma_data=sigma_data,
         limit=data.sdf_scale if sde.tanh else None,
         direct=sde.prior_share > 0,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.latent import latent_channels, latent_of
+from models.pyramid import Pretrained, PyramidEncoder
 from models.rrdb import RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import Process
@@ -329,6 +330,7 @@ def build_denoiser(
     encoder_sizes: Sizes,
     *,
     encoder_kind: str = "unet",
+    pretrained: Pretrained | None = None,
     second_moment: bool = False,
     distribution: bool = False,
     raters: int = 0,
@@ -336,7 +338,8 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser; `options` are those of `Denoiser`.
 
-    encoder_kind: unet, or rrdb (models/rrdb.py), which has blocks and channels only.
+    encoder_kind: unet; rrdb (models/rrdb.py), which has blocks and channels only; or timm, `pretrained`, which has
+    channels only (models/pyramid.py).
     raters: that the network knows apart, 0 for none.
     """
     width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
@@ -345,6 +348,8 @@ def build_denoiser(
     encoder: nn.Module
     if encoder_kind == "rrdb":
         encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk.widths)
+    elif encoder_kind == "timm":
+        encoder = PyramidEncoder(image_channels, pretrained or Pretrained(), encoder_sizes.channels, trunk.widths)
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels, raters=raters)

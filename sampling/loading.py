@@ -11,6 +11,7 @@ from models.baselines import StochasticBaseline
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
 from models.pooled import AS_IT_IS, PooledDraws, views_of
+from models.pyramid import PyramidEncoder
 from models.uncertainty import DropoutDraws
 from utils.checkpoint import check_weights, load_checkpoint
 from utils.config import parse_config
@@ -46,6 +47,8 @@ def loaded(config: Config, path: Path, device: torch.device) -> tuple[Denoiser, 
         with torch.device("meta"):  # a config may ask for any size, the weights have theirs
             check_weights(denoiser_of(config).state_dict(), state["ema"], path)
         model = denoiser_of(config)
+        if isinstance(model.encoder, PyramidEncoder) and model.encoder.kept_apart:
+            model.encoder.load_source()
         model.load_state_dict(state["ema"])
         before = parse_config(state["config"], path).model_dump()
         for key in MEANING:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.denoiser import Denoiser
+from models.pyramid import PyramidEncoder
 from training.losses import Losses, loss_of
 from utils.devices import choose_device, own_device
 from utils.errors import UsageError, cut
@@ -78,9 +79,11 @@ class Team:
         """
         if self.share.count == 1:
             return model
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             if next(model.parameters()).device.type == "cpu":
-                raise UsageError("this model.kind has batch norms, which several processes share on GPUs only; use one")
+                raise UsageError("this model has batch norms, which several processes share on GPUs only; use one")
+            if isinstance(model.encoder, PyramidEncoder):
+                model.encoder.share_norms()
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         for module in list(model.modules()):
             for name, child in module.named_children():

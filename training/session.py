@@ -25,10 +25,11 @@ from data.description import read_description
 from data.packed import Packed, common_size, open_training
 from models.build import denoiser_of, placed, warn_of_prior
 from models.denoiser import Denoiser
+from models.pyramid import PyramidEncoder, source_weights
 from training.losses import rms_of_images
 from training.parallel import ALONE, Team, joined
 from training.recorder import Recorder
-from training.state import TrainingState, checked_resume, save_state, start_from
+from training.state import TrainingState, checked_resume, save_state, start_from, weights_to_start_from
 from training.validation import chosen_of, validate
 from utils.config import dump_config
 from utils.data_schema import DataConfig
@@ -39,7 +40,7 @@ from utils.locks import held
 from utils.reading import checked
 from utils.runs import log_to_file, new_folder
 from utils.schema import Config
-from utils.sections import SDEConfig, TrainingConfig
+from utils.sections import ImageEncoderConfig, SDEConfig, TrainingConfig
 from utils.shipped import weights_file
 from utils.weights import Images
 
@@ -54,9 +55,19 @@ def source_of(patches: Sequence[Patch], scale: float) -> Mapped | InMemory:
     return InMemory(torch.from_numpy(image_array(patches)), torch.from_numpy(sdfs), torch.from_numpy(counts))
 
 
-def build_state(config: Config, patches: Sequence[Patch], device: torch.device, team: Team = ALONE) -> TrainingState:
-    """Network, optimiser and data, all seeded, alike in all processes of a team. Raises UsageError if the images are
-    smaller than the crops."""
+def check_sources(encoder: ImageEncoderConfig, start: str | None) -> None:
+    """Raises UsageError or CheckpointError for weights to begin with that cannot be had. start: a file, or none."""
+    if encoder.pretrained is not False:
+        source_weights(encoder.name, encoder.pretrained)
+    if start:
+        weights_to_start_from(weights_file(start))
+
+
+def build_state(
+    config: Config, patches: Sequence[Patch], device: torch.device, team: Team = ALONE, *, begins: bool = True
+) -> TrainingState:
+    """Network, optimiser and data, all seeded, alike in all processes of a team. begins: with training.start_from.
+    Raises UsageError if the images are smaller than the crops."""
     size = common_size(patches, "train.csv")
     if (crop := config.data.crop) is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise UsageError(f"data.crop: {list(crop)} is larger than the prepared images, {list(size)}")
@@ -69,13 +80,17 @@ def build_state(config: Config, patches: Sequence[Patch], device: torch.device, 
     sigma_data = config.data.sdf_scale if binary else source.mean_square() ** 0.5
     sigma_image = rms_of_images(patches) if config.model.kind == "joint" else 0.5  # nobody else asks
     model = denoiser_of(config, sigma_data, sigma_image)
-    if config.training.start_from:
-        start_from(model, weights_file(config.training.start_from))
+    if isinstance(model.encoder, PyramidEncoder):
+        model.encoder.load_source()
+    begins_with = config.training.start_from if begins else None
+    start = start_from(model, weights_file(begins_with)) if begins_with else []
     model = team.prepared(placed(model, device, config.training.channels_last))
     batches = Batches(source.placed(device), config.training.batch, config.seed, device, config.data, team.share)
     target = read_description(Path(config.data.root)).get("stain_target")
     known = checked({"size": list(crop or size), "stain_target": target}, Images, f"{config.data.root}/dataset.json")
-    return TrainingState(model, config.training, batches, config.seed, known, team)
+    state = TrainingState(model, config.training, batches, config.seed, known, team)
+    state.start = start
+    return state
 
 
 def training_step(
@@ -171,6 +186,8 @@ def lead(config: Config, resumed: Path | None, known: DataState, state: Training
         count = sum(p.numel() for p in state.model.parameters())
         log.info("run %s: %d training, %d validation images, %.2f M parameters, %s, from step %d", run, len(training),
                  known["images"]["val"], count / 1e6, state.device, state.step)  # fmt: skip
+        for line in state.start:
+            log.info(line)
         if not config.is_one_pass:
             warn_of_prior(state.model, state.images["size"])
         with nullcontext() if quiet else logging_redirect_tqdm():
@@ -182,10 +199,14 @@ def lead(config: Config, resumed: Path | None, known: DataState, state: Training
 def run_training(config: Config, resumed: Path | None, args: argparse.Namespace, stop: StopFlag) -> None:
     """A new run, or the rest of one; args: those of the command."""
     with joined(args.device, config.training.batch) as (team, device):
+        begins = resumed is None or not (resumed / "checkpoints" / "last.pt").is_file()
+        with torch.device("meta"):  # what can be refused is refused before data are read
+            denoiser_of(config)
+        check_sources(config.model.encoder, config.training.start_from if begins else None)
         training, validation = open_training(config.data, stop.raise_if_set)
         known = data_state(config.data, training, validation)
         validation = chosen_of(validation, config.evaluation.images)  # all that is kept of them
-        state = build_state(config, training, device, team)
+        state = build_state(config, training, device, team, begins=begins)
         if team.leads:
             lead(config, resumed, known, state, training, validation, stop, args.quiet)
         else:

@@ -17,6 +17,7 @@ from typing_extensions import NotRequired
 from data.batches import Batches
 from data.dataset import DataState, data_change
 from models.denoiser import Denoiser
+from models.pyramid import PYRAMID, SOURCE
 from training.losses import Generators
 from training.parallel import ALONE, Team
 from utils.checkpoint import Dense, Weights, check_weights, link_checkpoint, load_checkpoint, save_checkpoint
@@ -54,7 +55,14 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
 
 
 def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = model.parameters()
+    """Of all parameters; those of timm's network learn at training.encoder_rate of the rate, if that is not 1."""
+    parameters: Any = model.parameters()
+    if training.encoder_rate != 1.0:
+        named = [(name.startswith(PYRAMID), p) for name, p in model.named_parameters()]
+        parameters = [
+            {"params": [p for slow, p in named if not slow]},
+            {"params": [p for slow, p in named if slow], "lr": training.learning_rate * training.encoder_rate},
+        ]
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, training.learning_rate)
     return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
@@ -97,6 +105,7 @@ class TrainingState:
         times, noise = (torch.Generator(where).manual_seed(seed) for where in ("cpu", self.device))
         self.generators = Generators(times, noise, team.share)
         self.step = 0
+        self.start: list[str] = []  # what the log says of the weights it began with
         self.best = math.inf  # least is best
         self.best_f1 = -1.0  # of the best checkpoint
         self.since_row: Counter[str] = Counter()
@@ -146,18 +155,47 @@ class TrainingState:
             torch.cuda.set_rng_state(generators["cuda"][0], self.device)  # old checkpoints have those of all GPUs
 
 
-def start_from(model: Denoiser, path: Path) -> None:
-    """Take over weights; what only a distributional denoiser has keeps its own where they are of a mean.
-
-    path: see training.start_from. Raises CheckpointError if they are of another architecture.
-    """
+def weights_to_start_from(path: Path) -> tuple[dict[str, Tensor], Path]:
+    """Averaged weights and their file; path: see training.start_from. Raises UsageError or CheckpointError."""
     file = checkpoint_path(path, "best") if path.is_dir() else path
-    own, weights = model.state_dict(), load_checkpoint(file)["ema"]
-    only = ("spread", "network.trunk.inject.", "network.as_rater.")
-    new = {key: value for key, value in own.items() if key.startswith(only)}
-    weights = {**(new if model.distribution else {}), **weights}
-    check_weights(own, weights, file)
-    model.load_state_dict(weights)
+    return load_checkpoint(file)["ema"], file
+
+
+# What belongs to the images of a training, and to what its state dict leaves out.
+_OWN = ("sigma_data", "sigma_image", f"encoder.{SOURCE}")
+
+
+def start_from(model: Denoiser, path: Path) -> list[str]:
+    """Take over all weights that have the name and shape of the model's own; the rest keeps its start.
+
+    path: see training.start_from. Returns lines that say what was not taken over. Raises CheckpointError where no
+    matrix or convolution fits, or where one that does is not finite.
+    """
+    weights, file = weights_to_start_from(path)
+    own = {key: w for key, w in model.state_dict().items() if key not in _OWN}
+    weights = {key: w for key, w in weights.items() if key not in _OWN}
+    fits = {key: w for key, w in weights.items() if key in own and w.shape == own[key].shape}
+    if not any(w.ndim > 1 for w in fits.values()):
+        check_weights(own, weights, file)
+        raise CheckpointError(f"{file}: no weights of it fit this network")
+    check_weights({key: own[key] for key in fits}, fits, file)
+    model.load_state_dict({**model.state_dict(), **fits})
+    kept = {key: own[key].numel() for key in own if key not in fits}
+    shapes = [
+        f"{key} {tuple(weights[key].shape)}, here {tuple(own[key].shape)}" if key in weights else f"{key}, not in it"
+        for key in kept
+    ]
+    count = sum(w.numel() for w in fits.values())
+    lines = [f"begins with {file}: {len(fits)} of {len(own)} tensors, {count / 1e6:.3g} M numbers"]
+    if kept:
+        lines.append(f"{len(kept)} tensors, {sum(kept.values()) / 1e6:.3g} M numbers, keep their start: {_few(shapes)}")
+    if unused := [key for key in weights if key not in own]:
+        lines.append(f"{len(unused)} tensors of {file} have no place here: {_few(unused)}")
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool) -> None:

@@ -41,6 +41,10 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("model.kind", ("ssn",), "model.rank"),
     ("model.kind", ("prob_unet",), "model.latent model.beta"),
     ("model.encoder.kind", ("unet",), "model.encoder.multipliers model.encoder.attention"),
+    ("model.encoder.kind", ("unet", "rrdb"), "model.encoder.blocks"),
+    ("model.encoder.kind", ("timm",), "model.encoder.name model.encoder.pretrained model.encoder.frozen"),
+    ("model.encoder.kind", ("timm",), "training.encoder_rate"),
+    ("model.encoder.frozen", (False,), "training.encoder_rate"),
     ("sde.process", ("ve", "flow"), "sde.sigma_min"),
     ("sde.process", ("ve",), "sde.sigma_max"),
     ("sde.process", ("vp",), "sde.beta_min sde.beta_max"),
@@ -130,6 +134,7 @@ def check_sections(sections: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{other}: {yaml_text(actual)} does not go with {key}: {value}, which needs {_one_of(allowed)}"
             )
+    encoder = sections["model"].encoder
     kind, sampler, direct = sections["model"].kind, sections["sampling"].sampler, sections["sde"].prior_share
     draws = sections["sde"].objective == "distribution"
     message, untrained = "", "needs the direct mean, which sde.prior_share: 0 does not train"
@@ -137,6 +142,8 @@ def check_sections(sections: Mapping[str, Any]) -> None:
         message = "sampling.sampler: mc_dropout drops units at the rate of model.dropout, which is 0; train with more"
     elif kind in (*LIBRARIES, "fcn") and sections["training"].batch < 2:
         message = f"training.batch: 1 is too small for the batch norms of model.kind: {kind}"
+    elif encoder.kind == "timm" and not encoder.frozen and sections["training"].batch < 2:
+        message = "training.batch: 1 is too small for batch norms of model.encoder.kind: timm; use encoder.frozen: true"
     elif kind in LIBRARIES and not 3 <= len(sections["model"].multipliers) <= 5:
         message = f"model.multipliers: must be 3 to 5 values for model.kind: {kind}"
     elif kind in DENOISERS and direct == 0 and sampler in ("mc_dropout", "ensemble"):

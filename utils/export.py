@@ -45,6 +45,8 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
             data[key] = usual
     if (start := config["training"]["start_from"]) is not None:
         config["training"]["start_from"] = Path(start).name
+    if isinstance(file := config["model"]["encoder"]["pretrained"], str):
+        config["model"]["encoder"]["pretrained"] = Path(file).name
     if data["stain_target"] is not None:
         data["stain_target"] = Path(data["stain_target"]).name
     return override_config({**config, "name": name, "data": data}, path, overrides)

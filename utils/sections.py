@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from utils.data_schema import Float, Int, Section, Text, yaml_text
 
@@ -23,6 +24,12 @@ PARAMETERS = 1e9  # of one network at most: the weights, their average, gradient
 
 Count = Annotated[Int, Field(ge=1, le=10**5)]
 Factors = Annotated[tuple[Annotated[Int, Field(ge=1)], ...], Field(max_length=8)]
+
+
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+        raise ValueError("a name is made of letters, digits, '.' and '_'")
+    return name
 
 
 class EncoderConfig(Section):
@@ -50,8 +57,23 @@ class EncoderConfig(Section):
 class ImageEncoderConfig(EncoderConfig):
     """The image encoder, run once per image."""
 
-    kind: Literal["unet", "rrdb"] = Field(
-        "unet", description="U-Net; or FlowSDF's dense blocks at full resolution, which have channels and blocks only"
+    kind: Literal["unet", "rrdb", "timm"] = Field(
+        "unet",
+        description="U-Net; FlowSDF's dense blocks at full resolution, which have channels and blocks only; or a "
+        "network of timm, whose maps are brought to channels (models/pyramid.py; pip install timm)",
+    )
+    name: Annotated[str, AfterValidator(_model_name)] = Field(
+        "resnet18", max_length=100, description="kind timm: one of timm.list_models(), also with a tag of weights"
+    )
+    pretrained: bool | Text = Field(
+        False,
+        description="kind timm: false: random weights; true: those that timm downloads; or a file of them, "
+        ".safetensors or .pth",
+    )
+    frozen: bool = Field(
+        False,
+        description="kind timm: its weights and batch norms stay as they are; with pretrained, checkpoints leave them "
+        "out",
     )
 
 
@@ -167,11 +189,14 @@ class TrainingConfig(Section):
     noises: Int = Field(1, ge=1, le=256, description="noise levels per image and step, on shared image features")
     start_from: Text | None = Field(
         None,
-        description="averaged weights of the same network to begin with, of a regression say: a run folder, of which "
-        "best.pt is taken, a checkpoint, or weights (.safetensors)",
+        description="averaged weights to begin with, of a regression or of other images say: a run folder, of which "
+        "best.pt is taken, a checkpoint, or weights (.safetensors); what does not fit keeps its own start",
     )
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam, or AdamW with decoupled decay")
     learning_rate: Float = Field(1e-4, gt=0, le=1, description="peak learning rate")
+    encoder_rate: Float = Field(
+        1.0, gt=0, le=1, description="encoder.kind timm: its own learning rate, as a share of the others'"
+    )
     weight_decay: Float = Field(0.0, ge=0, le=10, description="of AdamW")
     warmup: Int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
     schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine ends at 0")

@@ -63,20 +63,20 @@ def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: w.half() if w.ndim > 1 and w.is_floating_point() else w for name, w in weights.items()}
 
 
-def _digest(texts: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+def digest(texts: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of all that the file says."""
-    digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
+    found = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
     for name, w in sorted(weights.items()):
-        digest.update(f"{name} {w.dtype} {tuple(w.shape)}".encode())
-        digest.update(w.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {w.dtype} {tuple(w.shape)}".encode())
+        found.update(w.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def weights_bytes(weights: Mapping[str, Tensor], header: Header) -> bytes:
     """The file."""
     parts = {name: part if isinstance(part, str) else json.dumps(part) for name, part in vars(header).items()}
     texts = {"format": FORMAT, **parts}
-    return save({name: w.contiguous() for name, w in weights.items()}, {**texts, "sha256": _digest(texts, weights)})
+    return save({name: w.contiguous() for name, w in weights.items()}, {**texts, "sha256": digest(texts, weights)})
 
 
 def read_header(path: Path) -> Header:
@@ -91,10 +91,10 @@ def read_weights(path: Path) -> dict[str, Any]:
         texts = file.metadata() or {}
         header = _header(texts, path)
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-    digest = texts.pop("sha256", None)
-    if digest is None:
+    said = texts.pop("sha256", None)
+    if said is None:
         log.info("%s: has no checksum, so damage would not be seen", path)
-    elif digest != _digest(texts, weights):
+    elif said != digest(texts, weights):
         raise CheckpointError(f"{path}: damaged: its SHA-256 is another than the one in its header")
     floats = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
     return {"config": header.config, "ema": floats, "images": header.images, "step": header.step}

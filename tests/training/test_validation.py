@@ -85,8 +85,8 @@ def test_the_spread_goes_with_the_weights(trained: Workspace) -> None:
     assert np.ptp(two, axis=0).max() > 1e-3
     folder = sorted((run / "samples").iterdir())[-1]
     assert '"nfe_per_draw": 1.3' in (folder / "summary.json").read_text()  # 3 draws and the mean
-    wider = [*kind, f"training.start_from={start}", "model.channels=16", "name=wider"]
-    assert "of another architecture" in trained.fails("main", *sets(wider))
+    wider = [*kind, f"training.start_from={start}", "model.channels=16", "model.encoder.channels=16"]
+    assert "of another architecture" in trained.fails("main", *sets([*wider, "name=wider"]))
     told = [
         *kind,
         f"training.start_from={start}",

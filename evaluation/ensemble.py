@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr
 
+FIRST = 10  # draws of an image that are kept to be looked at
+FIRST_PIXELS = 1 << 25  # of these together, at most; two are kept in any case
+
 
 def classify(sdf: np.ndarray, threshold: float) -> np.ndarray:
     """Labels (H, W) uint8 of SDFs (K, H, W): the class whose SDF is least, counted from 1, and 0 where none is below
@@ -83,6 +86,23 @@ class Moments:
         self.labels = classify(mmse, threshold)
         background = ndtr((mmse - threshold) / np.maximum(std, 1e-6))
         self.probability = (1.0 - background.prod(axis=0)).astype(np.float32)
+
+
+class FirstDraws:
+    """Labels of the first draws of one image: FIRST, or fewer of a large image."""
+
+    def __init__(self) -> None:
+        self._labels: list[np.ndarray] = []
+
+    def add(self, labels: np.ndarray) -> None:
+        """Take in those of the next draw, (H, W) uint8."""
+        if len(self._labels) < min(FIRST, max(2, FIRST_PIXELS // labels.size)):
+            self._labels.append(labels)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(D, H, W) uint8; None of a single draw, or none, which is nothing to compare."""
+        return np.stack(self._labels) if len(self._labels) > 1 else None
 
 
 class StandardError:

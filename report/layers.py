@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -36,7 +37,7 @@ class ImageLayers:
     image: (H, W) or (H, W, 3) uint8. mmse: (K, H, W) of K classes, SDF units. labels: (H, W), 0 = background,
     k = the k-th class. probability: (H, W) in [0, 1], of any class. std: (K, H, W), None where there is a single draw.
     truth, truth_sdf: as labels and mmse; None where no one has drawn it. raters: (R, H, W) bool, the masks of several;
-    rater_std: (K, H, W), standard deviation of their SDFs.
+    rater_std: (K, H, W), standard deviation of their SDFs. draws: (D, H, W), labels of some draws.
     """
 
     image: np.ndarray
@@ -48,6 +49,7 @@ class ImageLayers:
     truth_sdf: np.ndarray | None = None
     raters: np.ndarray | None = None
     rater_std: np.ndarray | None = None
+    draws: np.ndarray | None = None
 
     def maps(self) -> dict[str, np.ndarray]:
         """What there is to show, (H, W), by the key of its layer; of several classes the least MMSE, and the largest
@@ -62,7 +64,7 @@ class ImageLayers:
 @dataclass(frozen=True)
 class Layer:
     """One layer of the viewer: its name, colour map (None for the image itself), and the values of the map's ends.
-    raters: the image below the contours of its raters."""
+    raters, draws: the image below the contours of its raters, or of one draw."""
 
     key: str
     title: str
@@ -88,13 +90,14 @@ class Contour:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a card of the report shows: data URIs by the key of their layer, that of `raters` empty, since it is the
-    image; contours, size of the image, classes."""
+    """What a card of the report shows: data URIs by the key of their layer, those of `raters` and `draws` empty, since
+    they are the image; contours, those of the draws for each draw; size of the image, classes."""
 
     layers: dict[str, str]
     truth: list[Contour]
     prediction: list[Contour]
     raters: list[Contour]
+    draws: list[list[Contour]]
     silent: int  # raters who marked nothing
     width: int
     height: int
@@ -119,6 +122,7 @@ def layers_of(scale: float) -> list[Layer]:
     return [
         Layer("image", "image"),
         Layer("raters", "raters"),
+        Layer("draws", "draws"),
         Layer("mmse", "MMSE", "RdBu", -1.0, 1.0),
         Layer("std", "std", "magma", 0.0, scale),
         Layer("rater_std", "raters' std", "magma", 0.0, scale),
@@ -202,20 +206,23 @@ def outline(mask: np.ndarray, most: int) -> str:
         mask, step = mask[::2, ::2], 2 * step
 
 
-def _contours(labels: np.ndarray | None, classes: int, most: int) -> list[Contour]:
-    if labels is None:
-        return []
-    paths = [outline(labels == k, most // classes) for k in range(1, classes + 1)]
-    return [Contour(path, class_color(k)) for k, path in enumerate(paths) if path]
+def _contours(labels: np.ndarray, classes: int, most: int) -> list[Contour]:
+    """Of every class; the path of one that is not there is empty."""
+    return [Contour(outline(labels == k + 1, most // classes), class_color(k)) for k in range(classes)]
 
 
 def draw_picture(own: ImageLayers, layers: Sequence[Layer], most: int) -> Picture:
     """The pictures of one image in about `most` characters: what one layer does not need is left to others."""
     classes = len(own.mmse)
-    truth, prediction = (_contours(labels, classes, most // 8) for labels in (own.truth, own.labels))
+    truth, prediction = (
+        [] if labels is None else [contour for contour in _contours(labels, classes, most // 8) if contour.path]
+        for labels in (own.truth, own.labels)
+    )
     masks = () if own.raters is None else own.raters
     raters = [Contour(outline(mask, most // 4 // len(masks)), class_color(k)) for k, mask in enumerate(masks)]
-    left = most - sum(len(contour.path) for contour in (*truth, *prediction, *raters))
+    stack = () if own.draws is None else own.draws
+    draws = [_contours(labels, classes, most // 4 // len(stack)) for labels in stack]
+    left = most - sum(len(contour.path) for contour in chain(truth, prediction, raters, *draws))
     maps = own.maps()
     shown = [layer for layer in layers if layer.key in maps]
     uris: dict[str, str] = {}
@@ -225,6 +232,8 @@ def draw_picture(own: ImageLayers, layers: Sequence[Layer], most: int) -> Pictur
     height, width = own.labels.shape
     if raters:
         uris["raters"] = ""
+    if draws:
+        uris["draws"] = ""
     ordered = {layer.key: uris[layer.key] for layer in layers if layer.key in uris}
     silent = sum(not mask.any() for mask in masks)
-    return Picture(ordered, truth, prediction, raters, silent, width, height, classes)
+    return Picture(ordered, truth, prediction, raters, draws, silent, width, height, classes)

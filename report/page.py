@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
 
 from report import scores as report_scores
 from report.layers import ImageLayers, class_color, draw_picture, error_scale, layers_of
@@ -18,9 +19,9 @@ PICTURES = 24_000_000  # characters of all pictures together; the rest of a page
 USUAL = 80  # images that share them; fewer do not get more
 ANIMATION = 2_000_000  # bytes; a larger one is linked
 
-IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "mask.png", "classes.png", "probability.png", "mask_std.png",
-               "instances.png", "instances.tif", "objects.csv", "objects.geojson", "panel.png", "overlay.png",
-               "raters.png", "details.json")  # fmt: skip
+IMAGE_FILES = ("mmse.npy", "std.npy", "draws.npz", "draws.png", "mask.png", "classes.png", "probability.png",
+               "mask_std.png", "instances.png", "instances.tif", "objects.csv", "objects.geojson", "panel.png",
+               "overlay.png", "raters.png", "details.json")  # fmt: skip
 
 RUN_FILES = ("results.csv", "metrics.csv", "summary.json", "calibration.json", "settings.json", "environment.json",
              "rank_histograms.png", "spread_skill.png", "reliability.png", "sparsification.png", "raters.png",
@@ -39,11 +40,12 @@ def _present(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
-def _animation(path: Path) -> str | None:
-    """A GIF inside the page, if it is small."""
+def _animation(path: Path) -> tuple[str, int, int] | None:
+    """A GIF inside the page, if it is small, with its width and height."""
     if not path.is_file() or path.stat().st_size > ANIMATION:
         return None
-    return "data:image/gif;base64," + base64.b64encode(path.read_bytes()).decode()
+    with Image.open(path) as gif:
+        return "data:image/gif;base64," + base64.b64encode(path.read_bytes()).decode(), *gif.size
 
 
 def render_report(
@@ -78,6 +80,7 @@ def render_report(
         summary=summary,
         headline=report_scores.headline(summary),
         classes=report_scores.class_scores(summary),
+        main_color=class_color(0),
         class_colors=[(name, class_color(k)) for k, name in enumerate(classes)],
         rater_colors=[class_color(k) for k in range(max((len(picture.raters) for picture in pictures), default=0))],
         spread=report_scores.spread(summary),

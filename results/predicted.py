@@ -95,7 +95,7 @@ class Row(TypedDict):
 def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path, tick: Tick) -> dict[str, Any]:
     """The files of an image, as of test images but for what needs a truth."""
     result = segmenter(picture.whole(), key, tick)
-    write_maps(folder, result.mmse, result.std, result.probability, result.classes)
+    write_maps(folder, result.mmse, result.std, result.probability, result.classes, result.first_draws)
     masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
     figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
     write_objects(folder, result.instances, result.objects)

@@ -20,7 +20,7 @@ from data.scenes import Scene
 from data.sdf import signed_distance
 from evaluation.calibration import ImageRecord, measure
 from evaluation.conformal import RISK_THRESHOLDS, RiskCurve, risk_curve
-from evaluation.ensemble import Ensemble, Moments, classify, mask_std
+from evaluation.ensemble import Ensemble, FirstDraws, Moments, classify, mask_std
 from evaluation.instances import DrawObjects, ObjectRecord, matched_areas, objects_of
 from evaluation.metrics import Counts, count_classes, mean_f1
 from evaluation.object_scores import object_scores
@@ -46,9 +46,9 @@ MEMORY = 1 << 27  # values of these at most, 512 MiB
 class ImageResult:
     """What is gathered of one image, draw by draw.
 
-    draw_counts: of each draw, by class. draws: only if they are to be kept (`keep`). scored: draws that do not depend
-    on each other (of antithetic pairs the first), for the scores of their spread. masks: of the draws, only if several
-    raters are there to compare them with. evaluations: of the network, for all draws.
+    draw_counts: of each draw, by class. draws: only if they are to be kept (`keep`). first: for the report. scored:
+    draws that do not depend on each other (of antithetic pairs the first), for the scores of their spread. masks: of
+    the draws, only if several raters are there to compare them with. evaluations: of the network, for all draws.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ImageResult:
         self.objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
         self.draw_counts: list[list[Counts]] = []
         self.draws: list[np.ndarray] | None = [] if keep else None
+        self.first = FirstDraws()
         self.scored: list[np.ndarray] = []
         self.dependent = 1 + drawer.antithetic
         self.masks: list[np.ndarray] | None = None if scene.raters is None else []
@@ -68,6 +69,7 @@ class ImageResult:
     def _score(self, sdf: np.ndarray, labels: np.ndarray) -> None:
         self.draw_counts.append(count_classes(labels, self.scene.labels, self.classes))
         self.objects.add(sdf.min(axis=0))
+        self.first.add(labels)
         if self.masks is not None:
             self.masks.append(labels > 0)
 
@@ -88,8 +90,16 @@ class ImageResult:
         self._score(mmse, self.ensemble.labels)
 
 
-def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.ndarray, labels: np.ndarray) -> None:
-    """Arrays and pictures of the maps (K, H, W), (K, H, W), (H, W) and (H, W) of one image."""
+def write_maps(
+    folder: Path,
+    mmse: np.ndarray,
+    std: np.ndarray,
+    probability: np.ndarray,
+    labels: np.ndarray,
+    draws: np.ndarray | None,
+) -> None:
+    """Arrays and pictures of the maps (K, H, W), (K, H, W), (H, W) and (H, W) of one image. draws: (D, H, W), see
+    `FirstDraws`."""
     one, zoom = len(mmse) == 1, figures.zoom_of(labels.shape)
     write_array(folder / "mmse.npy", mmse[0] if one else mmse)
     write_array(folder / "std.npy", std[0] if one else std)
@@ -97,6 +107,9 @@ def write_maps(folder: Path, mmse: np.ndarray, std: np.ndarray, probability: np.
     Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "mask.png")
     if not one:
         Image.fromarray(labels).save(folder / "classes.png")
+    if draws is not None:
+        stacked = draws.reshape(-1, draws.shape[2])
+        Image.fromarray(stacked > 0 if one else stacked).save(folder / "draws.png")  # of one class a bit for a pixel
     figures.mmse_map(mmse.min(axis=0), zoom).save(folder / "mmse.png")
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
 
@@ -183,7 +196,7 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
     }
     labels, records = objects_of(mmse, std, result.objects)
     with whole_folder(folder / scene.key) as partial:
-        write_maps(partial, mmse, std, ensemble.probability, classes)
+        write_maps(partial, mmse, std, ensemble.probability, classes, result.first.labels)
         figures.gray_image(mask_std(ensemble.probability)).save(partial / "mask_std.png")
         figures.overlay(scene.image, scene.labels, classes, zoom, result.classes).save(partial / "overlay.png")
         figures.panel(scene.image, scene.labels, mmse, std, classes, mean_f1(counts), zoom).save(partial / "panel.png")
@@ -273,6 +286,18 @@ def read_map(path: Path, shape: Sequence[int]) -> np.ndarray:
     return values
 
 
+def read_draws(path: Path, shape: Sequence[int]) -> np.ndarray | None:
+    """Labels (D, H, W) of draws one below the other, as `write_maps` puts them; None without the file, as in folders of
+    before. Raises UsageError or DataError where it is damaged."""
+    if not path.is_file():
+        return None
+    stacked, (height, width) = read_labels(path), shape
+    with damaged(path):
+        if stacked.shape[1] != width or stacked.shape[0] % height:
+            raise ValueError(f"{stacked.shape} pixels are not draws of {height} x {width}")
+        return stacked.reshape(-1, height, width)
+
+
 def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:
     """What was written of an image in its folder, for the report; with the truth of a scene. Raises UsageError or
     DataError where it is damaged."""
@@ -290,6 +315,7 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
         None if scene is None else scene.sdf,
         None if scene is None else scene.raters,
         None if scene is None or len(scene.rater_sdfs) < 2 else scene.rater_sdfs.std(axis=0, ddof=1),
+        read_draws(folder / "draws.png", shape),
     )
 
 

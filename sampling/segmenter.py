@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from data.images import check_size
 from data.inputs import Picture, PreparedPicture, open_picture
 from data.stain import Stain
-from evaluation.ensemble import classify
+from evaluation.ensemble import FirstDraws, classify
 from evaluation.instances import DrawObjects, ObjectRecord, objects_of
 from sampling.drawer import Drawer, drawer_of
 from sampling.loading import loaded
@@ -39,7 +39,8 @@ class Result:
     mean, negative inside, and standard deviation of the draws. probability: (H, W) float32, the share of draws that
     call a pixel foreground. instances: (H, W) int32, 0 = background; objects: what is known of each. draws: how many,
     nfe_per_draw: network evaluations for each; means over rows where bands took different numbers.
-    warning: what was done otherwise than the config says, or None.
+    warning: what was done otherwise than the config says, or None. first_draws: (D, H, W) uint8, the classes of the
+    first ten draws, fewer of a large image; None where there are no two draws of the whole.
     """
 
     classes: np.ndarray
@@ -51,6 +52,7 @@ class Result:
     draws: float
     nfe_per_draw: float
     warning: str | None = None
+    first_draws: np.ndarray | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -134,8 +136,12 @@ class Segmenter:
         threshold, evaluation = self.drawer.threshold, self.config.evaluation
         objects = DrawObjects(threshold, evaluation.object_depth, evaluation.object_area)
 
+        first = FirstDraws()
+
         def watch(sdf: np.ndarray) -> None:
-            objects.add(resized(sdf, picture.shape).min(axis=0))
+            whole = resized(sdf, picture.shape)
+            objects.add(whole.min(axis=0))
+            first.add(classify(whole, threshold))
 
         bands = list(self.bands(prepared, key, watch, tick))
         mmse, std = (np.concatenate([getattr(b, name) for b in bands], axis=1) for name in ("mmse", "std"))
@@ -153,6 +159,7 @@ class Segmenter:
             records,
             **costs_of([(len(b.labels), b.draws, b.nfe) for b in bands]),
             warning=prepared.warning,
+            first_draws=first.labels,
         )
 
 

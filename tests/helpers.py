@@ -446,8 +446,9 @@ def scored_run(name: str, f1: Mapping[str, float], summary: Mapping[str, object]
     return Run(name, pd.DataFrame(rows), summary)
 
 
-def disc_layers(seed: int, size: int = 24, classes: int = 1, draws: int = 6) -> ImageLayers:
-    """A disc of each class, and draws whose radius differs; a larger seed makes them worse."""
+def disc_layers(seed: int, size: int = 24, classes: int = 1, draws: int = 6, first: int = 0) -> ImageLayers:
+    """A disc of each class, and draws whose radius differs; a larger seed makes them worse. first: how many are
+    kept to be looked at."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
 
@@ -470,7 +471,8 @@ def disc_layers(seed: int, size: int = 24, classes: int = 1, draws: int = 6) -> 
     probability = np.mean([labels(draw) > 0 for draw in stack], axis=0)
     image = (120 + 60 * truth_sdf.min(axis=0) + rng.normal(0, 8, (size, size))).clip(0, 255).astype(np.uint8)
     spread = stack.std(axis=0, ddof=1) if draws > 1 else None
-    return ImageLayers(image, mmse, labels(mmse), probability, spread, labels(truth_sdf), truth_sdf)
+    kept = np.stack([labels(draw) for draw in stack[:first]]) if first else None
+    return ImageLayers(image, mmse, labels(mmse), probability, spread, labels(truth_sdf), truth_sdf, draws=kept)
 
 
 def row_of(name: str, layers: ImageLayers) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def test_damaged_results_are_refused_or_summed_up(sampling: Path) -> None:
     outcomes = []
     kinds: list[tuple[str, int, Callable[[], object]]] = [
         ("scores.json", 30, finish), ("details.json", 30, finish), ("mmse.npy", 20, layers), ("mask.png", 20, layers),
+        ("draws.png", 20, layers),
         ("../settings.json", 10, finish), ("../summary.json", 10, compare), ("../metrics.csv", 10, compare),
     ]  # fmt: skip
     for name, count, read in kinds:

@@ -5,6 +5,12 @@ const collator = new Intl.Collator("en", { numeric: true });
 const layers = all(".toolbar [data-title]").map((item) => item.dataset);
 const rows = all("#scores tbody tr").map((row) => ({ row, card: document.getElementById(row.dataset.card) }));
 
+// Infinity where the image has no such layer.
+function layerOf(card, key) {
+  const k = all(".view img", card).findIndex((image) => image.dataset.layer === key);
+  return k < 0 ? Infinity : k;
+}
+
 // Layers: position k shows layer k, between two of them the next one fades in.
 function show(card, position) {
   const own = all(".view img", card), slider = one(".blend", card);
@@ -15,9 +21,10 @@ function show(card, position) {
   });
   const from = own[base].dataset, to = share > 0 ? own[base + 1].dataset : null;
   const name = to ? `${Math.round(100 * (1 - share))} % ${from.title}, ${Math.round(100 * share)} % ${to.title}` : from.title;
-  const raters = own.findIndex((image) => image.dataset.layer === "raters");
-  const marked = raters < 0 ? 0 : Math.max(0, 1 - Math.abs(position - raters));  // raters' contours instead of others
-  for (const group of all(".view g", card)) group.style.opacity = group.classList.contains("raters") ? marked : 1 - marked;
+  // Contours of raters take the place of all others, those of a draw that of the prediction.
+  const near = (key) => Math.max(0, 1 - Math.abs(position - layerOf(card, key))), raters = near("raters"), draws = near("draws");
+  const opacity = { raters, draws, truth: 1 - raters, prediction: 1 - raters - draws };
+  for (const group of all(".view svg > g", card)) group.style.opacity = opacity[group.classList[0]];
   slider.value = position;
   slider.setAttribute("aria-valuetext", name);
   one("output", card).textContent = name;
@@ -30,8 +37,9 @@ function show(card, position) {
 }
 
 // Arrow keys go from layer to layer; the mouse blends.
+const WAYS = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 };
 function steps(event) {
-  const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+  const way = WAYS[event.key];
   if (!way) return;
   const slider = event.target, now = Number(slider.value);
   slider.value = way > 0 ? Math.floor(now) + 1 : Math.ceil(now) - 1;
@@ -47,6 +55,17 @@ function showKey(card, position) {
   if (here >= 0) show(card, next === here + 1 ? here + share : here);
 }
 
+// Draws go round; where another layer is shown, the draw that was shown last comes first.
+function turn(card, way) {
+  const own = one(".turn", card), layer = layerOf(card, "draws"), here = Number(one(".blend", card).value) === layer;
+  const draws = own.dataset.paths.split("|"), next = (Number(own.dataset.now) + (here ? way : 0) + draws.length) % draws.length;
+  const paths = draws[next].split(",");  // of each class
+  all(".draws path", card).forEach((path, k) => path.setAttribute("d", paths[k]));
+  own.dataset.now = next;
+  one("output", own).textContent = `draw ${next + 1} of ${draws.length}${paths.some(Boolean) ? "" : ", empty"}`;
+  show(card, layer);
+}
+
 for (const { card } of rows) {
   one(".blend", card).addEventListener("input", (event) => show(card, Number(event.target.value)));
   one(".blend", card).addEventListener("keydown", steps);
@@ -54,7 +73,15 @@ for (const { card } of rows) {
   for (const box of all(".toggle input", card)) {
     box.addEventListener("change", () => contours(card, box.name, box.checked));
   }
-  for (const image of all("img[data-layer=raters]", card)) image.src = one("img[data-layer=image]", card).src;
+  all(".turn button", card).forEach((button, k) => {
+    button.addEventListener("click", () => turn(card, k ? 1 : -1));
+    button.addEventListener("keydown", (event) => {
+      if (!WAYS[event.key]) return;
+      event.preventDefault();
+      turn(card, WAYS[event.key]);
+    });
+  });
+  for (const image of all(".view img:not([src])", card)) image.src = one("img[data-layer=image]", card).src;
   show(card, 0);
 }
 function contours(card, kind, on) {
@@ -76,7 +103,7 @@ for (const box of all(".toolbar .toggle input")) {
 }
 
 // Sorting and filtering: table and cards have one order, and show the same images.
-const sortBy = one("#sort"), turn = one("#turn");
+const sortBy = one("#sort"), order = one("#turn");
 let up = true;
 function sort() {
   const key = sortBy.value, value = (item) => item.row.dataset[key];
@@ -89,10 +116,10 @@ function sort() {
     const here = button.dataset.key === key;
     button.closest("th").setAttribute("aria-sort", here ? (up ? "ascending" : "descending") : "none");
   }
-  turn.textContent = up ? "↑ rising" : "↓ falling";
+  order.textContent = up ? "↑ rising" : "↓ falling";
 }
 sortBy.addEventListener("change", sort);
-turn.addEventListener("click", () => { up = !up; sort(); });
+order.addEventListener("click", () => { up = !up; sort(); });
 for (const button of all("#scores th button")) {
   button.addEventListener("click", () => {
     up = sortBy.value === button.dataset.key ? !up : true;
@@ -120,6 +147,13 @@ one("#reset").addEventListener("click", () => {
   text.value = "";
   if (below) below.value = "";
   filter();
+});
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  const open = document.activeElement.closest("details[open]") ?? all("details[open]").at(-1);
+  if (!open) return;
+  open.open = false;
+  one("summary", open).focus();
 });
 // Firefox keeps what was typed when a page is loaded again.
 sort();

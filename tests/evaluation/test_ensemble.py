@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.ensemble import Ensemble, Moments, StandardError, mask_std
+from evaluation import ensemble
+from evaluation.ensemble import Ensemble, FirstDraws, Moments, StandardError, mask_std
 
 
 @given(
@@ -59,6 +60,23 @@ def test_moments_agree_with_many_normal_draws() -> None:
         ensemble.add((mean + std * rng.normal(size=mean.shape)).astype(np.float32))
     np.testing.assert_allclose(ensemble.probability, moments.probability, atol=0.04)
     np.testing.assert_allclose(mask_std(ensemble.probability), mask_std(moments.probability), atol=0.04)
+
+
+def test_first_draws_are_at_most_ten_fewer_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(count: int) -> np.ndarray | None:
+        first = FirstDraws()
+        for k in range(count):
+            first.add(np.full((2, 3), k, np.uint8))
+        return first.labels
+
+    assert kept(0) is None
+    assert kept(1) is None
+    for count, seen in ((2, 2), (10, 10), (30, 10)):
+        labels = kept(count)
+        assert labels is not None
+        assert labels[:, 0, 0].tolist() == list(range(seen))
+    monkeypatch.setattr(ensemble, "FIRST_PIXELS", 18)
+    assert len(kept(30)) == 3  # type: ignore[arg-type]
 
 
 def test_standard_error_by_hand() -> None:

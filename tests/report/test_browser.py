@@ -41,7 +41,7 @@ def played(page: str, folder: Path, script: str) -> dict[str, Any]:
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
-        "--window-size=1400,2000",
+        "--window-size=1280,2000",
         f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=10000",
         "--dump-dom",
@@ -93,6 +93,73 @@ def test_a_reader_sorts_filters_and_moves_the_slider(tmp_path: Path) -> None:
     assert seen["contours"] == [[True, True], [False, True], [True, True], [False, False], [True, False]]
     assert seen["target"] == "one_9"
     assert seen["sizes"] == 20 * [24]
+
+
+# Flips through draws with buttons and keys, opens and closes files, looks at focus, sizes and shifts.
+DRAWS = """addEventListener("load", async () => {
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const card = $(".card"), [back, next] = $$(".turn button", card), see = {};
+  const press = (element, key) => {
+    element.focus();
+    element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  };
+  const style = (kind) => getComputedStyle($(`.view .${kind}`, card));
+  const look = () => ({
+    said: $(".turn output", card).textContent, layer: $(".legend output", card).textContent,
+    paths: $$(".draws path", card).map((path) => path.getAttribute("d") !== ""),
+    opacity: ["truth", "prediction", "draws"].map((kind) => Number(style(kind).opacity)),
+    height: card.offsetHeight, toolbar: $(".toolbar").offsetHeight,
+  });
+  const steps = [() => {}, () => next.click(), () => next.click(), () => press(next, "ArrowRight"),
+    () => press(next, "ArrowRight"), () => press(back, "ArrowLeft"), () => back.click()];
+  see.turned = steps.map((step) => { step(); return look(); });
+  const blend = $(".blend", card), sizes = new Set();
+  for (let k = 0; k <= 20 * blend.max; k++) {
+    for (const slider of [blend, $("#layer")]) {
+      slider.value = k / 20;
+      slider.dispatchEvent(new Event("input"));
+    }
+    sizes.add(`${card.offsetHeight} ${$(".toolbar").offsetHeight}`);
+  }
+  see.sizes = sizes.size;
+  const files = $("details", card);
+  files.open = true;
+  press($("a", files), "Escape");
+  see.closed = [files.open, document.activeElement === $("summary", files)];
+  const controls = [".blend", ".turn button", ".toggle input", "summary", "#layer", "#sort", "#turn", "th button"];
+  see.rings = controls.map((name) => {
+    $(name).focus({ focusVisible: true });
+    return [name, getComputedStyle($(name)).outlineStyle, parseFloat(getComputedStyle($(name)).outlineWidth)];
+  });
+  const textContent = JSON.stringify({ ...see, problems });
+  const pre = Object.assign(document.createElement("pre"), { id: "seen", textContent });
+  document.body.replaceChildren(pre);
+});"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_a_reader_turns_draws_with_mouse_and_keys_and_nothing_moves(tmp_path: Path) -> None:
+    def layers(seed: int) -> ImageLayers:
+        own = disc_layers(seed, 48, first=3)
+        assert own.draws is not None
+        own.draws[1] = 0
+        return own
+
+    seen = played(example(tmp_path, ["a", "b"], layers), tmp_path, DRAWS)
+    assert seen["problems"] == []
+    start, *turned = seen["turned"]
+    assert (start["layer"], start["opacity"]) == ("image", [1, 1, 0])
+    assert {step["layer"] for step in turned} == {"draws"}
+    assert all(step["opacity"] == [1, 0, 1] for step in turned)
+    names = ["draw 1 of 3", "draw 2 of 3, empty", "draw 3 of 3"]
+    assert [step["said"] for step in turned] == [names[k] for k in (0, 1, 2, 0, 2, 1)]
+    assert [step["paths"] for step in turned] == [[k != 1] for k in (0, 1, 2, 0, 2, 1)]
+    assert len({(step["height"], step["toolbar"]) for step in seen["turned"]}) == 1
+    assert seen["sizes"] == 1
+    assert seen["closed"] == [False, True]
+    assert [ring for ring in seen["rings"] if ring[1] not in ("solid", "auto") or ring[2] < 1] == []
 
 
 RATERS = """addEventListener("load", () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_pictures_are_exact_where_they_fit_and_small_where_they_do_not() -> None
     assert len(lossy) <= 8000
     assert decoded(lossy).shape == (90, 70, 3)
     assert len(data_uri(noise, 900)) <= 900
+
+
+def test_contours_of_draws_cost_little_and_keep_to_their_share() -> None:
+    own, shown = disc_layers(1, 128, draws=10, first=10), layers_of(1.0)
+    picture = draw_picture(own, shown, PICTURES // USUAL)
+    assert picture.layers["draws"] == ""  # that of the image
+    paths = [contour.path for draw in picture.draws for contour in draw]
+    assert own.draws is not None
+    for path, labels in zip(paths, own.draws, strict=True):
+        assert area(path) == pytest.approx(labels.sum(), rel=0.03)
+    assert sum(map(len, paths)) < 10_000
+    noise = replace(own, draws=np.random.default_rng(0).integers(0, 2, (10, 300, 200)))
+    picture = draw_picture(noise, shown, 40_000)
+    assert 0 < sum(len(contour.path) for draw in picture.draws for contour in draw) <= 10_000
 
 
 def test_many_images_share_what_eighty_may_take() -> None:

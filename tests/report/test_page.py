@@ -6,9 +6,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from report.layers import SIDE, ImageLayers, draw_picture, layers_of
 from report.page import PICTURES, USUAL, render_report
@@ -63,6 +65,87 @@ def test_raters_have_contours_above_the_image_and_a_std(tmp_path: Path) -> None:
     paths = [tag["d"] for tag in page.all("path") if str(tag.get("id")).startswith("raters-1")]
     assert [bool(path) for path in paths] == [True, False, True]
     assert len({tag["stroke"] for tag in page.all("use", "line") if "raters" in str(tag["href"])}) == 3
+
+
+def with_draws(seed: int) -> ImageLayers:
+    """Two classes; the second draw of the first image is empty, its third has no second class."""
+    own = disc_layers(seed, 48, classes=2, first=3)
+    assert own.draws is not None
+    if seed == 0:
+        own.draws[1], own.draws[2][own.draws[2] == 2] = 0, 0
+    return own
+
+
+def test_draws_are_a_layer_that_turns(tmp_path: Path) -> None:
+    page = Page(example(tmp_path, ["a", "b"], with_draws))
+    assert page.layers() == 2 * ["image", "draws", "mmse", "std", "probability", "error"]
+    assert not any("src" in tag for tag in page.all("img") if tag.get("data-layer") == "draws")
+    turns = page.all("span", "turn")
+    assert [tag["aria-label"] for tag in turns] == ["Draws of a", "Draws of b"]
+    paths = [[draw.split(",") for draw in str(tag["data-paths"]).split("|")] for tag in turns]
+    assert [[bool(path) for path in draw] for draw in paths[0]] == [[True, True], [False, False], [True, False]]
+    first = [tag["d"] for tag in page.all("path") if str(tag.get("id")).startswith("draws-")]
+    assert first == [*paths[0][0], *paths[1][0]]
+    assert page.text.count("draw 1 of 3") == 2
+
+
+def test_folders_of_before_have_no_layer_of_draws(tmp_path: Path) -> None:
+    page = Page(example(tmp_path, ["a"]))
+    assert "draws" not in page.layers()
+    assert not page.all("span", "turn")
+    assert not page.all("g", "draws")
+
+
+class Named(HTMLParser):
+    """Controls without an accessible name: no aria-label, no text, no label around them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[list[Any]] = []  # of button, a, summary, label: tag, its attributes, its text
+        self.count, self.nameless = 0, list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        own = dict(attrs)
+        if tag in ("input", "select"):
+            self.count += 1
+            if not own.get("aria-label") and not any(tag == "label" for tag, _, _ in self.open):
+                self.nameless.append(f"{tag} {own}")
+        if tag in ("button", "a", "summary", "label"):
+            self.open.append([tag, own, ""])
+
+    def handle_data(self, data: str) -> None:
+        for item in self.open:
+            item[2] += data.strip()
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1][0] == tag:
+            _, own, text = self.open.pop()
+            self.count += 1
+            if not own.get("aria-label") and not text:
+                self.nameless.append(f"{tag} {own}")
+
+
+def test_controls_have_names_and_pictures_have_boxes(tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "trajectory.gif")
+    text = example(tmp_path, ["a", "b", "c"], with_draws)
+    named, page = Named(text), Page(text)
+    assert named.count > 60
+    assert named.nameless == []
+    assert all(tag.get("alt") for tag in page.all("img"))
+    assert all(tag.get("aria-label") or tag.get("aria-hidden") for tag in page.all("svg"))
+    for tag in page.all("img"):  # those of a card fill its view
+        assert "data-layer" in tag or (tag["width"], tag["height"]) == ("30", "20")
+        assert "data-layer" not in tag or tag["loading"] == "lazy"
+    assert all(str(tag["style"]) == "aspect-ratio: 48 / 48" for tag in page.all("div", "view"))
+    rules = text[text.index("<style>") : text.index("</style>")]
+    assert ":focus-visible { outline: 2px solid" in rules
+    assert "all: unset" not in rules  # takes the ring away
+    assert len(re.findall(r"outline: none", rules)) == 1  # dots of a chart have a stroke instead
+    # What is not a tab stop has another way to it: stops the slider, dots the table, cards the links.
+    skipped = {tag for tag, own in page.tags if own.get("tabindex") == "-1"}
+    assert skipped == {"button", "a", "article"}
+    assert len([own for tag, own in page.tags if tag == "button" and own.get("tabindex") == "-1"]) == len(page.layers())
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:

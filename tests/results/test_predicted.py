@@ -21,7 +21,7 @@ from tests.helpers import Workspace, picture
 from utils.locks import held
 
 FILES = {"mmse.npy", "std.npy", "probability.png", "mask.png", "overlay.png", "mmse.png", "std.png", "instances.png",
-         "objects.csv", "objects.geojson", "result.json"}  # fmt: skip
+         "objects.csv", "objects.geojson", "draws.png", "result.json"}  # fmt: skip
 
 
 def predict(workspace: Workspace, *more: str, output: str = "out") -> Callable[[], tuple[int, str]]:
@@ -48,6 +48,10 @@ def test_every_picture_gets_its_maps_in_its_own_size(trained: Workspace, inbox: 
         mask = np.asarray(Image.open(folder / "mask.png")) > 0
         np.testing.assert_array_equal(mask, mmse < 0.5 / 6)
         assert mask.sum() == row["area"]
+        draws = np.asarray(Image.open(folder / "draws.png")).reshape(-1, *mmse.shape)
+        assert len(draws) == row["draws"]
+        probability = np.asarray(Image.open(folder / "probability.png")) / 255
+        np.testing.assert_allclose(draws.mean(axis=0), probability, atol=0.01)
         assert (
             np.asarray(Image.open(folder / "instances.png")).max()
             == row["objects"]

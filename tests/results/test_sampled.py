@@ -56,6 +56,9 @@ def test_classes_are_trained_jointly_and_exclude_each_other(workspace: Workspace
     expected = np.where(mmse.min(axis=0) < summary["threshold"], 1 + (mmse[1] < mmse[0]), 0)
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(np.asarray(Image.open(image / "mask.png")) > 0, labels > 0)
+    drawn = np.load(image / "draws.npz")["sdf"]
+    expected = np.where(drawn.min(axis=1) < summary["threshold"], 1 + (drawn[:, 1] < drawn[:, 0]), 0)
+    np.testing.assert_array_equal(np.asarray(Image.open(image / "draws.png")), expected.reshape(-1, 32))
     scores = summary["mmse"]["classes"]
     assert set(scores) == {"1", "2"}
     assert summary["mmse"]["f1"] == pytest.approx((scores["1"]["f1"] + scores["2"]["f1"]) / 2)
@@ -65,7 +68,8 @@ def test_classes_are_trained_jointly_and_exclude_each_other(workspace: Workspace
 
 
 PER_IMAGE = {"mmse.npy", "std.npy", "probability.png", "mask.png", "mask_std.png", "overlay.png", "mmse.png", "std.png",
-             "panel.png", "scores.json", "details.json", "instances.png", "objects.csv", "objects.geojson"}  # fmt: skip
+             "panel.png", "scores.json", "details.json", "draws.png", "instances.png", "objects.csv",
+             "objects.geojson"}  # fmt: skip
 
 
 def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
@@ -91,6 +95,9 @@ def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
         np.testing.assert_allclose(mean, draws.mean(0), atol=1e-5)
         np.testing.assert_allclose(std, draws.std(0, ddof=1), atol=1e-5)
         masks = draws < 0.05
+        with Image.open(image / "draws.png") as first:
+            assert first.mode == "1"  # a bit for a pixel
+            np.testing.assert_array_equal(np.asarray(first).reshape(masks.shape), masks)
         probability = np.asarray(Image.open(image / "probability.png"))
         np.testing.assert_array_equal(probability, np.round(masks.mean(0) * 255).astype(np.uint8))
         mask = np.asarray(Image.open(image / "mask.png"))
@@ -106,6 +113,19 @@ def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
     assert (folder / "report.html").stat().st_size > 5000
     with Image.open(folder / "trajectory.gif") as gif:
         assert gif.n_frames >= 3  # type: ignore[attr-defined]
+
+
+def test_a_folder_of_before_gets_a_report_without_draws(trained: Workspace) -> None:
+    assert trained("sample").code == 0
+    folder = newest(trained)
+    report = folder / "report.html"
+    assert report.read_text().count('data-layer="draws"') == 4  # three cards and the toolbar
+    for path in folder.glob("*/draws.png"):
+        path.unlink()
+    report.unlink()
+    assert trained("sample", "--resume").code == 0
+    assert 'data-layer="draws"' not in report.read_text()
+    assert 'data-layer="probability"' in report.read_text()
 
 
 @pytest.mark.slow

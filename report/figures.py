@@ -13,7 +13,8 @@ from skimage.measure import find_contours
 MARGIN, TITLE, BAR = 8, 26, 74
 GAP = 4  # pixels of a contact sheet between an image and its mask; twice that between samples
 TRUTH_COLOR = (255, 255, 255)
-CLASS_COLORS = [(255, 196, 0), (0, 158, 230), (213, 94, 0), (0, 170, 110), (204, 121, 167), (240, 228, 66)]
+# Those of Okabe and Ito, an amber for their orange and yellow: the colour-blind tell them apart, and from white.
+CLASS_COLORS = [(255, 196, 0), (86, 180, 233), (213, 94, 0), (0, 158, 115), (204, 121, 167), (0, 114, 178)]
 
 
 def zoom_of(shape: Sequence[int], target: int = 256, most: int = 2048) -> int:

@@ -98,7 +98,6 @@ def denoising_loss(
 
 ALPHA = 0.95  # of the almost fair CRPS
 CELLS = 8  # a side, of the pooled SDFs in the energy score
-OVERLAP = 0.2  # how much the score of masks counts
 
 
 def almost_fair_score(
@@ -135,16 +134,16 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
 
 
 def energy_loss(
-    draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, scale: float = 1.0, unit: float | Tensor = 1.0
+    draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, scale: float = 1.0, overlap: float | Tensor = 0.0
 ) -> Tensor:
     """How well draws stand for the law of m: a strictly proper score for each element, in the units of m, (B,).
 
     A mean of the almost fair CRPS of pixels and of means over 2x2, 4x4, ... up to all pixels, and of the energy score
-    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and, times OVERLAP, the energy
+    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and `overlap` times the energy
     score of `jaccard`, by which a small object counts as much as a large one.
     draws: two or more; they and m (B, K, H, W), SDFs in [-scale, scale]; edges of masks are half of that wide.
     shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score the mean of their scores by
-    these shares. unit: in which the first scores are.
+    these shares.
     """
     truths = [m] if shares is None else list(m.unbind(dim=1))
     weights = m.new_ones((len(m), 1)) if shares is None else shares
@@ -156,8 +155,10 @@ def energy_loss(
     while cell < 2 * max(m.shape[-2:]):
         scores.append(score(absolute, partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)))
         cell *= 2
-    overlap = score(jaccard, lambda x: (0.5 - x / scale).clamp(0.0, 1.0))
-    return torch.stack(scores).mean(dim=0) + OVERLAP * unit * overlap
+    total = torch.stack(scores).mean(dim=0)
+    if isinstance(overlap, float) and overlap == 0.0:
+        return total
+    return total + overlap * score(jaccard, lambda x: (0.5 - x / scale).clamp(0.0, 1.0))
 
 
 def second_moment_loss(variance: Tensor, mean: Tensor, m: Tensor, sigma_data: float | Tensor) -> Tensor:

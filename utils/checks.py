@@ -51,7 +51,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("sde.process", SCHEDULES, "sde.input_scale"),
     ("sde.prediction", ("x", "both"), "sde.tanh"),
     ("sde.objective", ("mean",), "model.second_moment sampling.noise"),
-    ("sde.objective", ("distribution",), "sde.mean_first sampling.spread model.raters"),
+    ("sde.objective", ("distribution",), "sde.mean_first sde.overlap sampling.spread model.raters"),
     ("sde.weighting", ("sigmoid",), "sde.sigmoid_shift"),
     ("training.optimizer", ("adamw",), "training.weight_decay"),
     ("training.ema.kind", ("constant",), "training.ema.decay"),

@@ -158,6 +158,13 @@ class SDEConfig(Section):
     mean_first: Float = Field(
         0.0, ge=0, lt=1, description="objective distribution: share of the steps, the first, that learn the mean only"
     )
+    overlap: Float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="objective distribution: what the overlap of masks, 1 - IoU, counts among the scores of draws; "
+        "some for small, sparse objects, none for ones that touch (docs/results/raters.md)",
+    )
     clean_share: Float = Field(
         0.0, ge=0, le=0.5, description="kind joint: share trained with a clean image, and as many with a clean mask"
     )

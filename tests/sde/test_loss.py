@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sde.loss import (
-    OVERLAP,
     Weighting,
     almost_fair_score,
     denoising_loss,
@@ -170,17 +169,15 @@ def test_the_energy_loss_by_hand() -> None:
     """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same. The truth is
     an edge everywhere, half inside, where the draws have no mask: 32 of 33 pixels, the one in all masks counted."""
     one, two, m = (torch.full((1, 1, 8, 8), value) for value in (1.0, 3.0, 0.0))
-    assert energy_loss([one, two], m, unit=0.0).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
-    assert energy_loss([one, two], m, unit=2.0).item() == pytest.approx(
-        2.0 - 0.975 * 1.0 + 2 * OVERLAP * 32 / 33, abs=1e-4
-    )
+    assert energy_loss([one, two], m).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
+    assert energy_loss([one, two], m, overlap=2.0).item() == pytest.approx(2.0 - 0.975 * 1.0 + 2 * 32 / 33, abs=1e-4)
 
 
 @given(scale=st.floats(0.1, 10), seed=st.integers(0, 99))
 def test_the_energy_loss_has_the_units_of_m(scale: float, seed: int) -> None:
     one, two, m = noise(3, 2, 1, 8, 8, seed=seed)
-    scaled = energy_loss([scale * one, scale * two], scale * m, scale=scale, unit=scale)
-    torch.testing.assert_close(scaled, scale * energy_loss([one, two], m), rtol=1e-3, atol=1e-4)
+    scaled = energy_loss([scale * one, scale * two], scale * m, scale=scale, overlap=scale)
+    torch.testing.assert_close(scaled, scale * energy_loss([one, two], m, overlap=1.0), rtol=1e-3, atol=1e-4)
 
 
 def squares(left: Tensor, side: int = 3) -> Tensor:
@@ -231,8 +228,8 @@ def test_several_truths_are_scored_as_each_by_itself() -> None:
     """The score is linear in the truth's law: a mean by shares over raters, of values and of gradients."""
     one, two, truths = noise(2, 1, 12, 12, seed=1).requires_grad_(), noise(2, 1, 12, 12, seed=2), noise(2, 3, 1, 12, 12)
     shares = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]])
-    together = energy_loss([one, two], truths, shares)
-    apart = torch.stack([energy_loss([one, two], truths[:, k]) for k in range(3)], dim=1)
+    together = energy_loss([one, two], truths, shares, overlap=0.5)
+    apart = torch.stack([energy_loss([one, two], truths[:, k], overlap=0.5) for k in range(3)], dim=1)
     torch.testing.assert_close(together, (apart * shares).sum(dim=1))
     gradients = [torch.autograd.grad(loss.sum(), one)[0] for loss in (together, (apart * shares).sum(dim=1))]
     torch.testing.assert_close(*gradients)

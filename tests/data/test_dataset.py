@@ -270,8 +270,8 @@ def test_a_split_of_a_folder_that_is_replaced_or_damaged_later(folder: Path) -> 
     (folder / "i1.png").write_text("no picture")
     with pytest.raises(DataError, match=r"train\.csv row 3"):
         split[1]
-    folder.rename(folder.with_name("old"))
-    shutil.copytree(folder.with_name("old"), folder)
+    folder.rename(folder.with_name(f"{folder.name}_old"))
+    shutil.copytree(folder.with_name(f"{folder.name}_old"), folder)
     for i in range(2):
         with pytest.raises(DataError, match="prepared anew while it was read"):
             split[i]

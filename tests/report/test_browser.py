@@ -100,6 +100,8 @@ DRAWS = """addEventListener("load", async () => {
   const $ = (selector, root = document) => root.querySelector(selector);
   const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
   const card = $(".card"), [back, next] = $$(".turn button", card), see = {};
+  // A card has its own height once it was drawn, an estimate before.
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   const press = (element, key) => {
     element.focus();
     element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));

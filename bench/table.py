@@ -125,8 +125,9 @@ def trained_run(training: Training, call: Commands) -> Path:
 def key_of(job: Job, split: str) -> dict[str, Any]:
     """What a row is known by."""
     config = job.resolved()
-    # Without defaults: a key that comes later with one changes nothing.
-    told = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    # Without defaults: a key that comes later with one changes nothing. Nor does it matter where the archive lies.
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"data": {"raw"}})
+    told = json.dumps(settings, sort_keys=True)
     digest, root = hashlib.sha256(told.encode()).hexdigest(), Path(config.data.root)
     key = {"system": job.system, "sampling": job.sampling, "seed": job.seed, "config_hash": digest[:12]}
     return key | ({"data_hash": data_hash(root, split)[:12]} if root.is_dir() else {})

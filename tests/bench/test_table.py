@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bench import table
+from bench.protocol import jobs_of, read_protocol
 from tests.helpers import ROOT, TWO_SYSTEMS, Workspace
 from utils.checkpoint import load_checkpoint
 
@@ -79,6 +80,18 @@ def test_names_that_look_like_numbers_are_known_again(tmp_path: Path) -> None:
 
 
 PROTOCOL = ROOT / "bench" / "protocols" / "glas128.yaml"
+
+
+def test_kept_rows_are_found_wherever_the_archive_lies() -> None:
+    """Of the tables in docs/results; another training is another row."""
+    protocol = read_protocol("raters_lidc64")
+    rows = table.read_rows(ROOT / "docs/results/raters_lidc64.csv")
+
+    def known(*sets: str) -> int:
+        return len(table.known_rows(list(jobs_of(protocol, list(sets), False)), rows, protocol.split))
+
+    assert known() == known("data.raw=/another/disk/lidc") == len(rows) > 0
+    assert known("training.batch=3") == 0
 
 
 @pytest.mark.slow

@@ -118,11 +118,13 @@ class Team:
 
     def stopped(self, stop: StopFlag) -> bool:
         """Whether a signal has come to any process; then to all of them."""
-        if self.share.count > 1:
-            number = torch.tensor(stop.number or 0)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            stop.number = int(number) or None
-        return stop()
+        if self.share.count == 1:
+            return stop()
+        number = torch.tensor(stop.number or 0)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        # One that comes during the exchange is for the next time.
+        stop.number = int(number) or stop.number
+        return int(number) > 0
 
 
 ALONE = Team()

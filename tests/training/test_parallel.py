@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from data.batches import representation_of
 from data.packed import open_training
 from tests.helpers import ROOT, Workspace, rows, sets, shake
 from training.losses import Losses, loss_of
-from training.parallel import SharedDropout
+from training.parallel import SharedDropout, Team
 from training.session import build_state
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
@@ -178,6 +180,16 @@ def test_a_signal_to_one_process_stops_both_at_one_step(trained: Workspace) -> N
     words = sets([*BATCH, f"training.steps={saved + 2}"])
     assert trained("main", *words, "--resume", str(run)).code == 0
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == saved + 2
+
+
+def test_a_signal_during_the_exchange_is_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not forgotten, and does not stop this process alone."""
+    stop = SimpleNamespace(number=None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: setattr(stop, "number", stop.number or 15))
+    team = Team(Share(1, 2))
+    assert not team.stopped(cast(Any, stop))
+    assert stop.number == 15
+    assert team.stopped(cast(Any, stop))
 
 
 @pytest.mark.slow

@@ -32,8 +32,7 @@ class Batch(NamedTuple):
 
     images: (B, C, H, W) in [0, 255]. m: (B, K, H, W) of one rater of each, or (B, R, K, H, W) of all. indices: which
     images they are, and those of the batch's other parts. raters: (B,), of whom m is, on the host. shares: (B, R), what
-    each of all raters counts in an image, together 1; 0 for those that it lacks. scale: m is in [-scale,
-    scale].
+    each of all raters counts in an image, together 1; 0 for those that it lacks. scale: m is in [-scale, scale].
     """
 
     images: Tensor

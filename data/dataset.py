@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -308,7 +309,25 @@ def _outline(patch: Patch) -> Patch:
     return replace(patch, image=image, sdf=sdf, labels=labels, raters=(), instances=None)
 
 
-class Split(Sequence[Patch]):
+class Patches(Sequence[Patch]):
+    """Patches that are read when they are asked for, each by `patch`."""
+
+    @abstractmethod
+    def patch(self, index: int) -> Patch: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Patch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Patch]: ...
+
+    def __getitem__(self, index: int | slice) -> Patch | list[Patch]:
+        if isinstance(index, slice):
+            return [self.patch(i) for i in range(*index.indices(len(self)))]
+        return self.patch(index)
+
+
+class Split(Patches):
     """The patches of one split as `load_split` has them, each read from its files when it is asked for.
 
     All are checked at the start. outlines: the patches without their pixels. Raises DataError, later too where
@@ -334,15 +353,7 @@ class Split(Sequence[Patch]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Patch: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Patch]: ...
-
-    def __getitem__(self, index: int | slice) -> Patch | list[Patch]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def patch(self, index: int) -> Patch:
         with unchanged(Path(self.data.root), self._folder):
             patch = self._rows[index].read(self.data, self.instances)
         return at_full_scale(patch) if self._published else patch
@@ -363,7 +374,12 @@ def same_size(patches: Sequence[Patch], what: str) -> tuple[int, int]:
 
 def image_array(patches: Sequence[Patch]) -> np.ndarray:
     """(N, C, H, W) uint8 of patches of one size."""
-    stacked = np.stack([patch.image for patch in patches])
+    return planes_of([patch.image for patch in patches])
+
+
+def planes_of(images: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, C, H, W) of images (H, W) or (H, W, 3) of one size."""
+    stacked = np.stack(images)
     return np.ascontiguousarray(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))
 
 

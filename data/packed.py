@@ -18,19 +18,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from data.dataset import (
     Patch,
+    Patches,
     Row,
     held_out,
     hold_out,
     is_published,
     largest_of,
     load_split,
+    planes_of,
     rescaled,
     same_size,
     split_rows,
@@ -220,7 +222,7 @@ def _mapped(path: Path, kind: str | np.dtype) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Packed(Sequence[Patch]):
+class Packed(Patches):
     """Patches of a packed copy, without masks of raters and objects.
 
     Files are mapped: memory holds the pages that were read last, and gives them back. numbers: which of the copy, (N,).
@@ -244,15 +246,7 @@ class Packed(Sequence[Patch]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Patch: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Patch]: ...
-
-    def __getitem__(self, index: int | slice) -> Patch | list[Patch]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def patch(self, index: int) -> Patch:
         entry = self._entry(index)
         key, image_id, filename, owner = self._names(entry)
         height, width = int(entry["height"]), int(entry["width"])
@@ -326,8 +320,7 @@ class Packed(Sequence[Patch]):
 
     def images_of(self, indices: Sequence[int]) -> np.ndarray:
         """(B, C, H, W) uint8 of patches of one size."""
-        stacked = np.stack([self._image(self._entry(i)) for i in indices])
-        return stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+        return planes_of([self._image(self._entry(i)) for i in indices])
 
     def sdfs_of(self, indices: Sequence[int], raters: Sequence[int] | None, most: int) -> np.ndarray:
         """(B, K, H, W) float32 of one rater of each patch, or (B, most, K, H, W) of all; see `sdf_array`."""

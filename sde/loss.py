@@ -134,13 +134,17 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
 
 
 def energy_loss(
-    draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, scale: float = 1.0, overlap: float | Tensor = 0.0
+    draws: Sequence[Tensor],
+    m: Tensor,
+    shares: Tensor | None = None,
+    scale: float = 1.0,
+    overlap: float | Tensor | None = None,
 ) -> Tensor:
     """How well draws stand for the law of m: a strictly proper score for each element, in the units of m, (B,).
 
     A mean of the almost fair CRPS of pixels and of means over 2x2, 4x4, ... up to all pixels, and of the energy score
-    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and `overlap` times the energy
-    score of `jaccard`, by which a small object counts as much as a large one.
+    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and `overlap`, if any, times
+    the energy score of `jaccard`, by which a small object counts as much as a large one.
     draws: two or more; they and m (B, K, H, W), SDFs in [-scale, scale]; edges of masks are half of that wide.
     shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score the mean of their scores by
     these shares.
@@ -156,7 +160,7 @@ def energy_loss(
         scores.append(score(absolute, partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)))
         cell *= 2
     total = torch.stack(scores).mean(dim=0)
-    if isinstance(overlap, float) and overlap == 0.0:
+    if overlap is None:
         return total
     return total + overlap * score(jaccard, lambda x: (0.5 - x / scale).clamp(0.0, 1.0))
 

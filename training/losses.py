@@ -131,7 +131,7 @@ def loss_of(
             mean, *draws = model.evaluate(z, t, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
             variance = None
-            overlap = sde.overlap * model.sigma_data if sde.overlap else 0.0  # in the units of m
+            overlap = sde.overlap * model.sigma_data if sde.overlap else None  # in the units of m
             extra = weight * energy_loss(draws, truths, shares, batch.scale, overlap)
         else:
             mean, variance = model.moments(z, t, features)

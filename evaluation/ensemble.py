@@ -94,9 +94,13 @@ class FirstDraws:
     def __init__(self) -> None:
         self._labels: list[np.ndarray] = []
 
+    def takes(self, pixels: int) -> bool:
+        """Whether the next draw, of so many pixels, is kept."""
+        return len(self._labels) < min(FIRST, max(2, FIRST_PIXELS // pixels))
+
     def add(self, labels: np.ndarray) -> None:
         """Take in those of the next draw, (H, W) uint8."""
-        if len(self._labels) < min(FIRST, max(2, FIRST_PIXELS // labels.size)):
+        if self.takes(labels.size):
             self._labels.append(labels)
 
     @property

@@ -141,7 +141,8 @@ class Segmenter:
         def watch(sdf: np.ndarray) -> None:
             whole = resized(sdf, picture.shape)
             objects.add(whole.min(axis=0))
-            first.add(classify(whole, threshold))
+            if first.takes(whole[0].size):
+                first.add(classify(whole, threshold))
 
         bands = list(self.bands(prepared, key, watch, tick))
         mmse, std = (np.concatenate([getattr(b, name) for b in bands], axis=1) for name in ("mmse", "std"))

@@ -97,12 +97,13 @@ def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
 class Scenes(Sequence[Scene]):
     """The images of a split, each put together when it is asked for: of a `Split` no more are in memory.
 
-    keys: of all, in their order.
+    keys: of all, in their order. groups: what stays together in a split, of each (`Patch.group`).
     """
 
     def __init__(self, patches: Sequence[Patch], plans: Sequence[tuple[Scene, tuple[int, ...]]]) -> None:
         self._patches, self._plans = patches, plans
         self.keys = [plan.key for plan, _ in plans]
+        self.groups = [plan.parts[0].group for plan, _ in plans]
 
     def __len__(self) -> int:
         return len(self._plans)

@@ -60,11 +60,12 @@ def _by_class(scored: Sequence[Scored], classes: Sequence[int]) -> dict[str, dic
     return {str(value): {"f1": mean_f1(counts), "iou": mean_iou(counts)} for value, counts in columns}
 
 
-def _row(key: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, Any]) -> dict[str, Any]:
+def _row(key: str, group: str, whole: Scored, draws: Sequence[Scored], scores: Mapping[str, Any]) -> dict[str, Any]:
     """One line of metrics.csv; pixel counts are sums over classes."""
     total = sum(whole, Counts())
     return {
         "image_id": key,
+        "group": group,
         "f1": mean_f1(whole),
         "iou": mean_iou(whole),
         "single_f1": float(np.mean([mean_f1(c) for c in draws])),
@@ -174,7 +175,7 @@ def write_raters(folder: Path, details: Mapping[str, Details]) -> None:
 def finish(folder: Path, scenes: Scenes, config: Config, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """metrics.csv, summary.json and report.html from the scores of all images; returns summary and report."""
     rows, mmse, single, memory, details = [], [], [], [], []
-    for key in scenes.keys:
+    for key, group in zip(scenes.keys, scenes.groups, strict=True):
         scores = read_scores(folder / key, config.data.channels)
         whole = [Counts(*c) for c in scores["mmse"]]
         draws = [[Counts(*c) for c in draw] for draw in scores["draws"]]
@@ -182,7 +183,7 @@ def finish(folder: Path, scenes: Scenes, config: Config, facts: Mapping[str, Any
         single += draws
         memory.append(scores["peak_memory_mib"])
         details.append(read_details(folder / key))
-        rows.append(_row(key, whole, draws, scores) | _object_columns(details[-1]["objects"]))
+        rows.append(_row(key, group, whole, draws, scores) | _object_columns(details[-1]["objects"]))
         rows[-1] |= details[-1].get("raters", {})
         if config.data.classes is not None:
             by_class = zip(config.data.classes, whole, strict=True)

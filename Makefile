@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 QUICKSTART := cfg/quickstart.yaml
 
-.PHONY: quickstart test test-fast lint format lock clean
+.PHONY: quickstart test test-fast lint format docs lock clean
 
 quickstart: $(INSTALLED)
 	$(PY) -m data.prepare --config $(QUICKSTART)
@@ -28,6 +28,10 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# All documents as a site that needs no network: build/site/index.html.
+docs: $(INSTALLED)
+	$(PY) -m bench.site
+
 # The versions in requirements.txt are installed, not the ranges of pyproject.toml.
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -37,7 +41,7 @@ $(INSTALLED): requirements.txt
 	touch $@
 
 lock:
-	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --extra encoders --extra export --no-annotate --no-header pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --extra encoders --extra export --extra docs --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf $(VENV) prepared runs build *.egg-info

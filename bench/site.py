@@ -2,9 +2,9 @@
 
     make docs
 
-The pages are those of the repository: README.md as the first one, CHANGELOG.md, docs/ and the cards in weights/. They are
-copied to build/docs with links that fit there, and mkdocs.yml says what is above what. A link to nothing, and a page that
-the navigation leaves out, are errors; links to code are for the repository, and only their text stays.
+The pages are those of the repository: README.md as the first one, CHANGELOG.md, docs/ and the cards in weights/. They
+are copied to build/docs with links that fit there, and mkdocs.yml says what is above what. A link to nothing and a page
+that the navigation leaves out are errors; links to code are for the repository, and only their text stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote
 import yaml
 
 from utils.cli import Parser
-from utils.errors import UsageError, problems_error
+from utils.errors import UsageError
 from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +86,7 @@ def check_navigation(nav: Any, site: dict[PurePosixPath, PurePosixPath]) -> None
     wrong += [f"{name}: is named twice" for name in sorted({n for n in named if named.count(n) > 1})]
     wrong += [f"{name}: the navigation leaves it out" for name in there if name not in named]
     if wrong:
-        raise UsageError(str(problems_error("mkdocs.yml", [f"mkdocs.yml: {line}" for line in wrong])))
+        raise UsageError(f"mkdocs.yml: {'; '.join(wrong)}")
 
 
 def write_pages(root: Path, folder: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import importlib
+import importlib.util
 import itertools
 import re
 import shlex
@@ -15,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from bench.protocol import read_protocol
@@ -97,8 +100,13 @@ def module_of(words: list[str]) -> tuple[ModuleType, list[str]]:
     return importlib.import_module(target), rest
 
 
+def words_of(line: str) -> list[str]:
+    """Of a line of a bash block, without its comment."""
+    return shlex.split(re.sub(r"(?<= )\.\.\.", "", line), comments=True)
+
+
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(re.sub(r"(?<= )\.\.\.", "", line), comments=True)
+    words = words_of(line)
     if not words or words[0] in ("pip", "conda"):
         return
     if words[0] == "make":
@@ -144,7 +152,9 @@ PAIRS = sorted((name(path), line) for path in (*PAGES, *CONFIGS, *SCRIPTS) for l
 
 def test_there_is_much_to_check() -> None:
     assert len(PAIRS) > 80
-    assert {"README.md", "docs/answers.md", "docs/data.md", "weights/README.md"} <= {page for page, _ in PAIRS}
+    assert {"README.md", "docs/questions/pictures.md", "docs/data.md", "weights/README.md"} <= {
+        page for page, _ in PAIRS
+    }
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in PAIRS}))
@@ -185,17 +195,50 @@ def test_links_resolve(path: Path) -> None:
             assert anchor in {slug(title) for title in re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)}, target
 
 
-@pytest.mark.parametrize("path", [page for page in PAGES if "```python" in page.read_text()], ids=name)
-def test_python_imports_what_it_names(path: Path) -> None:
+def with_blocks(language: str) -> list[Path]:
+    return [page for page in PAGES if f"```{language}" in page.read_text()]
+
+
+def imported(node: ast.AST) -> dict[str, Any]:
+    """What an import statement brings, by its name in the block; what needs another package is left out."""
+    if isinstance(node, ast.ImportFrom):
+        module = importlib.import_module(str(node.module))
+        return {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    names = (
+        [alias for alias in node.names if importlib.util.find_spec(alias.name)] if isinstance(node, ast.Import) else []
+    )
+    return {alias.asname or alias.name: importlib.import_module(alias.name) for alias in names}
+
+
+@pytest.mark.parametrize("path", with_blocks("python"), ids=name)
+def test_python_has_what_it_names(path: Path) -> None:
+    """Blocks compile, imports and attributes of what they import exist, and every other name was made before, by the
+    page's blocks; `image` is the reader's."""
+    made = {*dir(builtins), "image"}
     for block in fences(path, "python"):
+        tree = ast.parse(block)
         names: dict[str, Any] = {}
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(str(node.module))
-                names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(tree):
+            names |= imported(node)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                made |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.FunctionDef):
+                made |= {node.name, *(argument.arg for argument in node.args.args)}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                made.add(node.id)
+        for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
                 assert hasattr(names[node.value.id], node.attr), node.attr
+            if isinstance(node, ast.Name):
+                assert node.id in made, node.id
+
+
+@pytest.mark.parametrize("path", with_blocks("yaml"), ids=name)
+def test_yaml_is_a_config_or_changes_one(path: Path, tmp_path: Path) -> None:
+    for block in fences(path, "yaml"):
+        own = tmp_path / "own.yaml"
+        own.write_text(block if "base" in yaml.safe_load(block) else f"base: folder.yaml\n{block}")
+        load_config(own)
 
 
 def test_the_licences_name_every_dependency() -> None:
@@ -213,6 +256,8 @@ def test_the_design_names_the_files_of_every_room() -> None:
 
 
 NEEDED = {
+    "bench.page_load": ["x"],
+    "bench.site": [],
     "bench.stain": [],
     "bench.table": ["--protocol", "x"],
     "utils.export": ["--run", "x", "--output", "x", "--licence", "x"],

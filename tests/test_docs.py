@@ -280,3 +280,19 @@ def test_a_config_begins_with_what_it_reached(path: Path) -> None:
     assert re.search(r"[Nn]ot trained|Test\b.*: (F1|fair GED) \.\d{3}", head.replace("\n# ", " ")), head
     for name in re.findall(r"(?:docs|weights)/[\w./]+\w", head):
         assert (ROOT / name).is_file(), name
+
+
+QUESTIONS = sorted((ROOT / "docs" / "questions").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", QUESTIONS, ids=name)
+def test_a_question_has_answer_commands_report_and_limits(path: Path) -> None:
+    text = path.read_text()
+    answer, *rest = re.split(r"^## (.*)$", text.partition("\n")[2], flags=re.MULTILINE)
+    parts = dict(zip(rest[::2], rest[1::2], strict=True))
+    assert 0 < len(answer.split()) <= 60
+    assert next(iter(parts)) == "What to do"
+    assert {"What to look at", "Limits"} <= set(parts)
+    assert all(part.strip() for part in parts.values())
+    assert "```" in parts["What to do"]
+    assert f"(questions/{path.name})" in (ROOT / "docs" / "answers.md").read_text()

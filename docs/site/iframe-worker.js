@@ -10,8 +10,9 @@ if (location.protocol === "file:") {
       inside.document.head.append(script);
     }
     async postMessage(data) {
+      const copy = message(data);
       await this.loaded;
-      this.frame.contentWindow?.dispatchEvent(message(data));
+      this.frame.contentWindow?.dispatchEvent(copy);
     }
     terminate() {
       this.frame.remove();

@@ -14,6 +14,7 @@ import yaml
 
 from bench import site
 from tests.helpers import ROOT
+from tests.report.test_browser import BROWSER, played
 from utils.errors import UsageError
 
 HERE = ["README.md", "CHANGELOG.md", "LICENSE", "mkdocs.yml", "docs", "weights", "bench"]
@@ -113,3 +114,25 @@ def test_the_site_is_built_strictly_and_needs_no_network(tmp_path: Path) -> None
         file.write("\n[nowhere](data.md#no-such-heading)\n")
     with pytest.raises(UsageError, match="anchor does not exist"):
         site.build(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_the_search_of_a_page_from_the_disk_answers_without_sharing_anything(tmp_path: Path) -> None:
+    """What stands in for a Worker: messages go both ways, in order, as copies, also before its script is there."""
+    script = """addEventListener("message", ({ data }) => { data.words.push("!"); postMessage(data); });"""
+    (tmp_path / "worker.js").write_text(script)
+    shutil.copy(ROOT / "docs" / "site" / "iframe-worker.js", tmp_path)
+    reader = """const worker = new Worker("worker.js"), sent = { words: ["a"] }, got = [];
+    worker.onmessage = ({ data }) => {
+      got.push(data.words);
+      if (got.length < 2) return;
+      worker.terminate();
+      const textContent = JSON.stringify({ got, sent, frames: frames.length, problems });
+      document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent }));
+    };
+    worker.postMessage(sent);
+    worker.postMessage({ words: ["b"] });"""
+    page = '<html><head></head><body><script src="iframe-worker.js"></script></body></html>'
+    seen = played(page, tmp_path, reader)
+    assert seen == {"got": [["a", "!"], ["b", "!"]], "sent": {"words": ["a"]}, "frames": 0, "problems": []}

@@ -15,6 +15,7 @@ from utils.runs import file_hash
 from utils.weights import StainTarget
 
 FORMAT = 2  # raise when the prepared files change for the same options
+STAIN_FORMAT = 2  # the same of files whose stains were normalised
 # Columns of the CSV files that name files, and whose cells may be a `;`-separated list.
 COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "raternames", "raterdtnames")
 # The keys of the data section that decide the prepared files, besides test_share and those of the source.
@@ -42,6 +43,11 @@ def options_of(data: DataConfig) -> dict[str, Any]:
     own = data.phantom.model_dump() if data.source == "phantom" else {name: getattr(data, name) for name in names}
     options = data.model_dump(mode="json", include=set(DECIDING))
     return options | {"test_fraction": data.test_share, "source_options": json.dumps(own) if own else ""}
+
+
+def formats_of(data: DataConfig) -> dict[str, int]:
+    """Which way of making prepared files made them, as dataset.json says it."""
+    return {"tool_version": FORMAT} | ({} if data.stain == "none" else {"stain_version": STAIN_FORMAT})
 
 
 def read_description(root: Path) -> dict[str, Any]:

@@ -160,6 +160,13 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
             return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file), deep
 
 
+def picture_shape(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(H, W) of a PNG, TIFF, BMP or JPEG, of which no more than the header is read. Raises DataError."""
+    with readable(path), Image.open(path, formats=FORMATS) as file:
+        check_size(path, file.height, file.width, max_pixels)
+        return file.height, file.width
+
+
 def stretch_window(values: np.ndarray) -> tuple[float, float]:
     """The range of values that `stretch` brings to 0 .. 255 by itself."""
     low, high = np.percentile(values, PERCENTILES)

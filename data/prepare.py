@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.description import COLUMNS, FORMAT, options_of, read_description
+from data.description import COLUMNS, formats_of, options_of, read_description
 from data.images import read_image, read_table
 from data.names import unique_names
 from data.pool import pool_of
@@ -80,6 +80,22 @@ def _with_unique_names(records: Sequence[Record]) -> list[Record]:
     names = unique_names(ids)
     endings = [name for name in names if (stem := ENDINGS.sub("", name)) != name and stem in names]  # a, a_mask
     return [replace(r, image_id=name) for r, name in zip(records, unique_names(ids, endings), strict=True)]
+
+
+def _checked(record: Record) -> str | None:
+    try:
+        assert record.check is not None
+        record.check()
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _problems(records: Iterable[Record], workers: int) -> list[str]:
+    """What a quick look at the files finds wrong, of sources that have one."""
+    with_check = [record for record in records if record.check is not None]
+    with pool_of(min(workers or os.cpu_count() or 1, max(1, len(with_check)))) as pool:
+        return [problem for problem in pool.map(_checked, with_check) if problem is not None]
 
 
 def _inputs(records: Iterable[Record], data: DataConfig) -> dict[str, str]:
@@ -287,7 +303,7 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
     if not root.name:
         raise DataError(f"data.root: {root} holds more than prepared data; choose another")
     if archive.problems:
-        raise problems_error("data.raw", archive.problems)
+        raise problems_error("data.raw", [*archive.problems, *_problems(archive.records, data.workers)])
     records = cut_split(_with_unique_names(archive.records), "test", data.test_share, data.split_seed)
     records = cut_split(records, "val", data.validation_fraction, data.split_seed)
     with held(root.with_name(f".{root.name}.lock"), f"data.root: {data.root}"):
@@ -298,7 +314,7 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
         if root.is_dir() and any(root.iterdir()) and not (root / "dataset.json").is_file():
             raise DataError(f"data.root: {root} holds files not prepared here (no dataset.json); choose another")
         description: dict[str, object] = {
-            "tool_version": FORMAT,
+            **formats_of(data),
             "source": data.source,
             "options": options_of(data),
             "inputs": _inputs(records, data),
@@ -306,6 +322,8 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
         }
         if found := _current(root, description):
             return found
+        if problems := _problems(records, data.workers):
+            raise problems_error("data.raw", problems)
         with whole_folder(root, part=root.with_name(f".part.{root.name}")) as new:
             journal = _Journal(new, description)
             for name in FOLDERS.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from utils.command import StopFlag
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Patch, Split
+from data.dataset import Patch, Split, planes_of
 from data.scenes import Scene, scenes_of
 from report.figures import trajectory
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
@@ -26,6 +27,7 @@ from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene
 from sampling.loading import load_denoiser
 from sampling.sampler import draws_of
 from sampling.segmenter import Segmenter
+from sampling.tiled import TiledDrawer, tiled_of
 from utils.config import dump_config
 from utils.data_schema import DataConfig
 from utils.devices import choose_device, device_name, environment, own_device, peak_memory_mib
@@ -40,6 +42,32 @@ from utils.share import WHOLE, Share, torchrun_share
 log = logging.getLogger("sample")
 
 
+def draw_in_tiles(result: ImageResult, tiles: TiledDrawer) -> tuple[float, float]:
+    """All draws of an image by overlapping tiles, as of pictures without masks: seconds, and evaluations for each draw.
+
+    Raises UsageError for images too large to be one band, of whose draws nobody sees the whole.
+    """
+    scene, scoring = result.scene, 0.0
+    height, width = scene.shape
+    if not tiles.in_one_band(scene.shape):
+        raise UsageError(f"sampling.tile: {scene.key} of {width} x {height} is too large to be scored by tiles; set it "
+                         "to null, and data.test_patch where memory is short")  # fmt: skip
+    planes = planes_of([scene.image])[0]
+
+    def take(sdf: np.ndarray) -> None:
+        nonlocal scoring
+        begin = time.perf_counter()
+        result.add(sdf, 0.0)
+        scoring += time.perf_counter() - begin
+
+    begin = time.perf_counter()
+    (band,) = tiles(lambda window: planes[(slice(None), *window.slices)], scene.shape, scene.key, take)
+    seconds = time.perf_counter() - begin - scoring
+    if not result.draw_counts:
+        result.set_moments(band.mmse, band.std)
+    return seconds, band.nfe
+
+
 def sample_group(
     drawer: Drawer,
     scenes: list[Scene],
@@ -49,7 +77,17 @@ def sample_group(
     folder: Path,
 ) -> None:
     """All draws of a few images, and their files. With draws: auto, rounds of a few draws for every image whose MMSE
-    map's standard error is above the tolerance."""
+    map's standard error is above the tolerance. Images larger than sampling.tile, where it is set, are drawn one by one
+    in tiles."""
+    if sampling.tile:
+        for scene in (scene for scene in scenes if max(scene.shape) > sampling.tile):
+            result = ImageResult(drawer, scene, data, evaluation, sampling.save_draws)
+            seconds, nfe = draw_in_tiles(result, tiled_of(sampling, drawer, sampling.tile))
+            costs = {"nfe": nfe, "seconds": seconds, "peak_memory_mib": peak_memory_mib(drawer.device)}
+            write_image(result, folder, costs)
+        scenes = [scene for scene in scenes if max(scene.shape) <= sampling.tile]
+    if not scenes:
+        return
     results = [ImageResult(drawer, scene, data, evaluation, sampling.save_draws) for scene in scenes]
     auto, errors = sampling.draws == "auto", [drawer.standard_error() for _ in scenes]
 

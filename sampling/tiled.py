@@ -166,6 +166,11 @@ class TiledDrawer:
             held = maps[:, end - start : end - start + fade].copy()
             start = end
 
+    def in_one_band(self, shape: tuple[int, int]) -> bool:
+        """Whether memory allows to draw an image (H, W) at once, so that `watch` sees its draws."""
+        tiling = tiling_of(shape, self.tile, self.overlap)
+        return self._plan(tiling)[0] >= len(tiling.tops)
+
     def _plan(self, tiling: Tiling) -> tuple[int, int, bool]:
         """Tile rows of a band, draws at once, and whether features are kept.
 

@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("data.source", ("glas", "monuseg", "lidc", "dsb2018", "folder"), "data.raw"),
     ("data.source", ("glas", "monuseg"), "data.allow_partial"),
     ("data.source", ("folder",), "data.foreground data.instances data.window data.group_column"),
-    ("data.source", ("lidc", "dsb2018", "folder"), "data.test_fraction"),
+    ("data.source", ("monuseg", "lidc", "dsb2018", "folder"), "data.test_fraction"),
     ("data.source", ("glas", "monuseg", "lidc", "dsb2018", "folder", "prepared"), "data.validation_fraction"),
     ("data.stain", ("macenko", "vahadane"), "data.stain_target"),
     ("data.color", ("rgb",), "data.augment.stain"),

@@ -15,7 +15,7 @@ SamplerName = Literal["pc", "euler_maruyama", "ancestral", "ddim", "euler", "heu
                       "mc_dropout", "ensemble", "logits", "flowsdf_released"]  # fmt: skip
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
-NOT_OF_DRAWS = ("threshold", "max_batch", "tile", "tile_overlap", "animate", "save_draws")  # of the sampling section
+NOT_OF_DRAWS = ("threshold", "max_batch", "animate", "save_draws")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
 STOCHASTIC = ("ssn", "prob_unet")  # kinds of models whose logits have a distribution, for sampler logits
 SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that follow one
@@ -276,7 +276,11 @@ class SamplingConfig(Section):
         "halved when out of memory",
     )
     tile: Int | None = Field(
-        None, ge=16, le=4096, description="whole images: side of a tile in pixels; null: the training size"
+        None,
+        ge=16,
+        le=4096,
+        description="side of the overlapping tiles that larger images are drawn by, in pixels; null: the training size "
+        "for pictures of --input, and validation and test images without tiles",
     )
     tile_overlap: Float = Field(
         0.25, ge=0, le=0.5, description="whole images: smallest share of a tile that overlaps its neighbour"

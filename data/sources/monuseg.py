@@ -1,11 +1,13 @@
 """MoNuSeg 2018 (Kumar et al. 2017): H&E tiles and Aperio XML annotations, a polygon for each nucleus.
 
-Training archive: `Tissue Images/*.tif` beside `Annotations/*.xml`; test archive: `.tif` and `.xml` in one folder.
+The archives come in many layouts: `Tissue Images/*.tif` beside `Annotations/*.xml`, both in one folder, one archive in
+the other. So tiles are known by their names, and the test tiles too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +18,32 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from skimage.draw import polygon
 
-from data.images import read_image, read_labels, readable
-from data.sources.record import MOST_OBJECTS, Archive, Record, Sample, Split, files_by_stem, paint, paired, raw_folder
+from data.images import picture_shape, read_image, read_labels, readable
+from data.sources.record import (
+    MOST_OBJECTS,
+    Archive,
+    Record,
+    Sample,
+    Split,
+    check_shape,
+    files_by_stem,
+    paint,
+    paired,
+    raw_folder,
+)
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 # The challenge's training archive had 30 tiles at first and has 37 since its test set was published.
 EXPECTED: dict[Split, tuple[int, ...]] = {"train": (30, 37), "test": (14,)}
+TEST = frozenset({
+    "TCGA-2Z-A9J9-01A-01-TS1", "TCGA-44-2665-01B-06-BS6", "TCGA-69-7764-01A-01-TS1", "TCGA-A6-6782-01A-01-BS1",
+    "TCGA-AC-A2FO-01A-01-TS1", "TCGA-AO-A0J2-01A-01-BSA", "TCGA-CU-A0YN-01A-02-BSB", "TCGA-EJ-A46H-01A-03-TSC",
+    "TCGA-FG-A4MU-01B-01-TS1", "TCGA-GL-6846-01A-01-BS1", "TCGA-HC-7209-01A-01-TS1", "TCGA-HT-8564-01Z-00-DX1",
+    "TCGA-IZ-8196-01A-01-BS1", "TCGA-ZF-A9R5-01A-01-TS1"})  # fmt: skip
 IMAGES = (".tif", ".tiff", ".png")
+TILE = re.compile(r"TCGA-.+", re.DOTALL)
+_OF_TEST = re.compile(r"(?<![A-Za-z])test|Test|TEST")  # MoNuSegTestData, test; not latest
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,15 @@ def _outside(points: np.ndarray, shape: tuple[int, int]) -> bool:
     return bool((high < -0.5).any() or (low > np.array(shape) - 0.5).any())
 
 
-def fill_regions(regions: Iterable[Region], shape: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
+def check_inside(regions: Iterable[Region], shape: tuple[int, int], where: str) -> None:
+    """Raises DataError for regions that lie wholly outside the picture (H, W)."""
+    lost = [region.name for region in regions if len(region.points) and _outside(region.points, shape)]
+    if lost:
+        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise DataError(f"{where}: {names} outside the picture of {shape[1]} x {shape[0]}; do the two belong together?")
+
+
+def fill_regions(regions: Sequence[Region], shape: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
     """Instance labels (H, W) uint16 and notes on what had to be decided.
 
     A pixel belongs to the polygon that its centre lies in, of several to the smallest. Raises DataError for regions
@@ -77,10 +105,7 @@ def fill_regions(regions: Iterable[Region], shape: tuple[int, int], where: str) 
     """
     pixels: list[tuple[np.ndarray, np.ndarray]] = []
     holes, thin = np.zeros(shape, bool), 0
-    lost = [region.name for region in regions if len(region.points) and _outside(region.points, shape)]
-    if lost:
-        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise DataError(f"{where}: {names} outside the picture of {shape[1]} x {shape[0]}; do the two belong together?")
+    check_inside(regions, shape, where)
     for region in regions:
         rows, columns = polygon(region.points[:, 0], region.points[:, 1], shape) if len(region.points) > 2 else ((), ())
         if len(rows) == 0:
@@ -114,46 +139,65 @@ def read_sample(image: Path, annotation: Path, max_pixels: int) -> Sample:
     return Sample(rgb, mask, notes=(f"no XML: {annotation.parent.name}/{annotation.name} is used, without instances",))
 
 
-def _list_folder(images: Path, split: Split, problems: list[str], max_pixels: int) -> list[Record]:
-    """Annotations lie in a folder beside that of the training tiles, those of test tiles beside their pictures."""
-    annotations = images.with_name("Annotations") if split == "train" else images
-    masks = (images.parent if split == "train" else images) / "Binary Masks"
-    pictures, binaries = files_by_stem(images, IMAGES, problems), files_by_stem(masks, IMAGES, problems)
-    outlines = files_by_stem(annotations, (".xml",), problems)
-    outlines = {stem: path for stem, path in binaries.items() if stem in pictures} | outlines
-    result = []
-    for stem in paired(pictures, outlines, f"annotation {annotations.name}/*.xml", problems):
-        files, patient = (pictures[stem], outlines[stem]), "-".join(stem.split("-")[:3])
-        read = partial(read_sample, *files, max_pixels)
-        result.append(Record(stem, split, patient, read, files, {"patient": patient}))
-    return result
+def check_files(image: Path, annotation: Path, max_pixels: int) -> None:
+    """Raises what `read_sample` would of annotations that cannot be read or are of another size."""
+    shape = picture_shape(image, max_pixels)
+    if annotation.suffix.lower() == ".xml":
+        check_inside(read_regions(annotation), shape, str(annotation))
+    else:
+        check_shape(picture_shape(annotation, max_pixels), shape, annotation)
+
+
+def _by_stem(folders: Iterable[Path], suffixes: tuple[str, ...], problems: list[str]) -> dict[str, Path]:
+    """The tiles' files of these suffixes, wherever they lie; one that is there twice goes into `problems`."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for stem, path in files_by_stem(folder, suffixes, problems, TILE).items():
+            if stem in found:
+                problems.append(f"{path}: the same tile as {found[stem]}")
+            found[stem] = path
+    return found
+
+
+def _split_of(tile: Path, raw: Path) -> Split:
+    return "test" if tile.stem in TEST or _OF_TEST.search(str(tile.parent.relative_to(raw))) else "train"
+
+
+def _check_counts(raw: Path, found: Sequence[Record]) -> list[str]:
+    """The official split is complete."""
+    counts = {split: sum(r.split == split for r in found) for split in EXPECTED}
+    if all(counts[split] in allowed for split, allowed in EXPECTED.items()):
+        return []
+    lacking = sorted(TEST - {r.image_id for r in found}) if counts["test"] else []
+    which = f" (no {', '.join(lacking)})" if lacking else ""
+    hint = "data.allow_partial: true goes on with what there is"
+    hint += "" if counts["test"] else ", and data.test_fraction: 0.2 holds out test tiles by patient"
+    return [
+        f"{raw}: expected 30 or 37 training and 14 test tiles; found {counts['train']} and {counts['test']}{which}; "
+        f"{hint}"
+    ]
 
 
 def records(data: DataConfig) -> Archive:
-    """All tiles below data.raw: folders `Tissue Images` are for training, of image and XML side by side for test.
+    """All tiles in data.raw or below, `TCGA-*`, each with the XML of its name or else the mask of its name in a folder
+    of masks. Of the test set are the official test tiles, and what lies in a folder called so.
 
-    Raises DataError where there is neither.
+    Raises DataError where there is none.
     """
     raw = raw_folder(data, "the unpacked MoNuSeg archives")
     problems: list[str] = []
-    found: list[Record] = []
     folders = [raw, *sorted(path for path in raw.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    for folder in folders:
-        if folder.name == "Tissue Images":
-            found += _list_folder(folder, "train", problems, data.max_pixels)
-        elif folder.name not in ("Annotations", "Binary Masks") and any(folder.glob("*.xml")):
-            found += _list_folder(folder, "test", problems, data.max_pixels)
-    if not found and not problems:
-        raise DataError(f"{raw}: neither a folder 'Tissue Images' nor one with .tif and .xml side by side in it")
-    seen: dict[str, Record] = {}
-    for record in found:
-        if record.image_id in seen:
-            problems.append(f"{record.files[0]}: the same image as {seen[record.image_id].files[0]}")
-        seen[record.image_id] = record
-    counts = {split: sum(r.split == split for r in found) for split in EXPECTED}
-    if not data.allow_partial and any(counts[split] not in allowed for split, allowed in EXPECTED.items()):
-        problems.append(
-            f"{raw}: expected 30 or 37 training and 14 test tiles; found {counts['train']} and {counts['test']}; "
-            "data.allow_partial: true goes on with what there is"
-        )
-    return Archive(list(seen.values()), problems)
+    masks = [folder for folder in folders if "mask" in folder.name.lower()]
+    pictures = _by_stem([folder for folder in folders if folder not in masks], IMAGES, problems)
+    annotations = _by_stem(masks, IMAGES, problems) | _by_stem(folders, (".xml",), problems)
+    if not pictures and not annotations:
+        packed = ", ".join(sorted(path.name for path in raw.glob("*.zip")))
+        hint = f"; unpack {packed}" if packed else ""
+        raise DataError(f"{raw}: no tiles TCGA-*.tif with their TCGA-*.xml in it or below{hint}")
+    found = []
+    for stem in paired(pictures, annotations, "annotation (.xml, or a picture in Binary Masks/)", problems):
+        files, patient = (pictures[stem], annotations[stem]), "-".join(stem.split("-")[:3])
+        read, check = (partial(of_files, *files, data.max_pixels) for of_files in (read_sample, check_files))
+        split = _split_of(pictures[stem], raw)
+        found.append(Record(stem, split, patient, read, files, {"patient": patient}, check=check))
+    return Archive(found, problems if data.allow_partial else [*_check_counts(raw, found), *problems])

@@ -53,6 +53,7 @@ class Record:
     files: the raw inputs that `read` opens; empty for generated images.
     attributes: more columns for the CSV files, such as a grade.
     stratum: splits take their share of every stratum.
+    check: a quick look at the files, before anything is written; raises the DataErrors of `read` that it finds.
     """
 
     image_id: str
@@ -62,6 +63,7 @@ class Record:
     files: tuple[Path, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     stratum: str = ""
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,15 @@ def raw_folder(data: DataConfig, what: str) -> Path:
     return raw
 
 
+def check_shape(mask: tuple[int, ...], image: tuple[int, ...], where: Path | str) -> None:
+    """Raises DataError if a mask is not of the image's (H, W)."""
+    if mask != image[:2]:
+        raise DataError(f"{where}: mask of {mask[1]} x {mask[0]}, image of {image[1]} x {image[0]} pixels")
+
+
 def fitting(labels: np.ndarray, image: np.ndarray, where: Path | str) -> np.ndarray:
     """The labels (H, W). Raises DataError if they are not of the image's size."""
-    height, width = image.shape[:2]
-    if labels.shape != (height, width):
-        mask = f"{labels.shape[1]} x {labels.shape[0]}"
-        raise DataError(f"{where}: mask of {mask}, image of {width} x {height} pixels")
+    check_shape(labels.shape, image.shape, where)
     return labels
 
 

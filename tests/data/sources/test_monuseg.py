@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import prepare as prepare_command
+from data.prepare import prepare
 from data.sources import monuseg
-from tests.helpers import REAL_DATA, colours, listed, read, save
+from data.sources.phantom import draw_sample
+from tests.helpers import REAL_DATA, colours, listed, read, save, section
+from utils.command import run_command
+from utils.data_schema import PhantomConfig
 from utils.errors import DataError
 
 
@@ -46,15 +51,129 @@ def fake_monuseg(raw: Path) -> Path:
     return raw
 
 
+TRAINING = [
+    f"TCGA-{name}"
+    for name in """18-5592-01Z-00-DX1 21-5784-01Z-00-DX1 21-5786-01Z-00-DX1 38-6178-01Z-00-DX1 49-4488-01Z-00-DX1
+    50-5931-01Z-00-DX1 A7-A13E-01Z-00-DX1 A7-A13F-01Z-00-DX1 AR-A1AK-01Z-00-DX1 AR-A1AS-01Z-00-DX1 AY-A8YK-01A-01-TS1
+    B0-5698-01Z-00-DX1 B0-5710-01Z-00-DX1 B0-5711-01Z-00-DX1 CH-5767-01Z-00-DX1 DK-A2I6-01A-01-TS1 E2-A14V-01Z-00-DX1
+    E2-A1B5-01Z-00-DX1 G2-A2EK-01A-02-TSB G9-6336-01Z-00-DX1 G9-6348-01Z-00-DX1 G9-6356-01Z-00-DX1 G9-6362-01Z-00-DX1
+    G9-6363-01Z-00-DX1 HE-7128-01Z-00-DX1 HE-7129-01Z-00-DX1 HE-7130-01Z-00-DX1 KB-A93J-01A-01-TS1 NH-A8F7-01A-01-TS1
+    RD-A8N9-01A-01-TS1""".split()
+]
+TEST = [
+    f"TCGA-{name}"
+    for name in """2Z-A9J9-01A-01-TS1 44-2665-01B-06-BS6 69-7764-01A-01-TS1 A6-6782-01A-01-BS1 AC-A2FO-01A-01-TS1
+    AO-A0J2-01A-01-BSA CU-A0YN-01A-02-BSB EJ-A46H-01A-03-TSC FG-A4MU-01B-01-TS1 GL-6846-01A-01-BS1 HC-7209-01A-01-TS1
+    HT-8564-01Z-00-DX1 IZ-8196-01A-01-BS1 ZF-A9R5-01A-01-TS1""".split()
+]
+# Where the pictures and the XML of the training and of the test tiles lie.
+LAYOUTS = {
+    "as unpacked": ("Train.zip/MoNuSeg 2018 Training Data/Tissue Images", "Train.zip/MoNuSeg 2018 Training Data/Annotations",
+                    "MoNuSegTestData", "MoNuSegTestData"),
+    "test in folders too": ("MoNuSeg/Training/Tissue Images", "MoNuSeg/Training/Annotations",
+                            "MoNuSeg/Test/Tissue Images", "MoNuSeg/Test/Annotations"),
+    "together": ("Tissue Images", "Annotations", "Tissue Images", "Annotations"),
+    "flat": ("", "", "", ""),
+    "xml below": ("images", "images/xml", "latest", "latest/xml"),
+}  # fmt: skip
+
+
+def fake_official(raw: Path, layout: str, suffix: str = "tif") -> Path:
+    """All tiles of the archive of 2018, as phantom tissue of 64x64, with two nuclei each."""
+    images, annotations, test_images, test_annotations = (raw / folder for folder in LAYOUTS[layout])
+    tile = draw_sample(PhantomConfig(size=64), 0).image
+    xml = aperio(region(box(2.6, 2.6, 9.4, 9.4)), region(box(12, 12, 20, 18)))
+    for names, pictures, outlines in ((TRAINING, images, annotations), (TEST, test_images, test_annotations)):
+        for name in names:
+            save(pictures / f"{name}.{suffix}", tile)
+            outlines.mkdir(parents=True, exist_ok=True)
+            (outlines / f"{name}.xml").write_text(xml)
+    junk = raw / "__MACOSX" / f"._{TEST[0]}.tif"
+    junk.parent.mkdir()
+    junk.write_bytes(b"\0")
+    return raw
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_official_archive_in_its_layouts(tmp_path: Path, layout: str) -> None:
+    archive = listed("monuseg", fake_official(tmp_path, layout, "png" if layout == "together" else "tif"))
+    assert archive.problems == []
+    assert sorted(r.image_id for r in archive.records if r.split == "test") == TEST
+    assert sorted(r.image_id for r in archive.records if r.split == "train") == TRAINING
+    instances = read(archive.records[0]).instances
+    assert instances is not None
+    assert instances.max() == 2
+
+
+def test_tiles_of_other_names_are_of_the_test_set_by_their_folder(tmp_path: Path) -> None:
+    for folder in ("latest/Tissue Images", "my_test/Tissue Images", "TestSet"):
+        name = f"TCGA-{folder[0].upper()}X-0001-01A-01-TS1"
+        save(tmp_path / folder / f"{name}.tif", colours())
+        (tmp_path / folder / f"{name}.xml").write_text(aperio(region(box(1, 1, 5, 5))))
+    found = {r.image_id[5]: r.split for r in listed("monuseg", tmp_path, allow_partial=True).records}
+    assert found == {"L": "train", "M": "test", "T": "test"}
+
+
+@pytest.mark.slow
+def test_the_paper_s_config_runs_unchanged_on_the_official_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_official(tmp_path / "raw" / "monuseg", "as unpacked")
+    monkeypatch.chdir(tmp_path)
+    assert run_command(lambda: prepare_command.main(["--config", "cfg/monuseg.yaml", "--quiet"])) == 0
+    assert "prepared/monuseg500 (26 train, 4 val, 14 test images; 1274, 16, 56 patches)" in capsys.readouterr().out
+
+
+def test_everything_wrong_with_an_archive_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = fake_official(tmp_path / "raw", "as unpacked")
+    train, test = raw / LAYOUTS["as unpacked"][1], raw / "MoNuSegTestData"
+    (train / f"{TRAINING[3]}.xml").write_text(aperio(region(box(1, 1, 5, 5)))[:60])
+    (train / f"{TRAINING[4]}.xml").write_text(aperio(region(box(500, 500, 520, 520), number=9)))
+    (train / f"{TRAINING[5]}.xml").unlink()
+    save(train.with_name("Binary Masks") / f"{TRAINING[5]}.png", np.zeros((12, 24), np.uint8))
+    for stop in (None, "stain"):  # what can be told without opening files, and without
+        monkeypatch.setattr("data.prepare.stain_target", lambda *_: pytest.fail("stains were looked for"))
+        if stop is None:
+            (test / f"{TEST[1]}.tif").unlink()
+        else:
+            save(test / f"{TEST[1]}.tif", colours(64, 64))
+        with pytest.raises(DataError) as caught:
+            prepare(section("monuseg", raw, tmp_path / "p", stain="vahadane", workers=1), quiet=True)
+        said = str(caught.value)
+        assert ("expected 30 or 37 training and 14 test tiles; found 30 and 13 (no TCGA-44" in said) == (stop is None)
+        assert ("TCGA-44-2665-01B-06-BS6.xml: no image of that name" in said) == (stop is None)
+        assert f"{TRAINING[3]}.xml: not complete XML" in said
+        assert f"{TRAINING[4]}.xml: region 9 outside the picture of 64 x 64" in said
+        assert f"{TRAINING[5]}.png: mask of 24 x 12, image of 64 x 64 pixels" in said
+        assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["raw"]
+
+
+def test_without_test_tiles_some_can_be_held_out_by_patient(tmp_path: Path) -> None:
+    raw = fake_official(tmp_path / "raw", "as unpacked")
+    shutil.rmtree(raw / "MoNuSegTestData")
+    (problem,) = listed("monuseg", raw).problems
+    assert problem.endswith("found 30 and 0; data.allow_partial: true goes on with what there is, and "
+                            "data.test_fraction: 0.2 holds out test tiles by patient")  # fmt: skip
+    options = {"size": (24, 24), "workers": 1, "allow_partial": True}
+    one, two = (
+        prepare(section("monuseg", raw, tmp_path / name, **options, **more), quiet=True).images
+        for name, more in (("p", {"test_fraction": 0.2}), ("q", {}))
+    )
+    assert one == {"train": 20, "val": 4, "test": 6}
+    assert two == {"train": 26, "val": 4, "test": 0}
+
+
 def test_monuseg_archives(tmp_path: Path) -> None:
     archive = listed("monuseg", fake_monuseg(tmp_path), allow_partial=True)
     assert archive.problems == []
     assert [(r.image_id[:12], r.split, r.group) for r in archive.records] == [
+        ("TCGA-2Z-A9J9", "test", "TCGA-2Z-A9J9"),
         ("TCGA-A7-A13E", "train", "TCGA-A7-A13E"),
         ("TCGA-B0-5698", "train", "TCGA-B0-5698"),
-        ("TCGA-2Z-A9J9", "test", "TCGA-2Z-A9J9"),
     ]
-    first, second, third = (read(record) for record in archive.records)
+    third, first, second = (read(record) for record in archive.records)
     assert first.instances is not None
     assert third.instances is not None
     # Pixel centres inside 4.6 .. 10.4 are columns 5 .. 10, inside 3.6 .. 9.4 rows 4 .. 9.
@@ -66,7 +185,7 @@ def test_monuseg_archives(tmp_path: Path) -> None:
     assert second.mask.sum() == 16
     assert "no XML: Binary Masks/TCGA-B0-5698-01Z-00-DX1.png is used" in second.notes[0]
     (problem,) = listed("monuseg", tmp_path).problems
-    assert "expected 30 or 37 training and 14 test tiles; found 2 and 1" in problem
+    assert "expected 30 or 37 training and 14 test tiles; found 2 and 1 (no TCGA-44-2665" in problem
 
 
 def test_overlapping_regions_are_resolved_and_counted() -> None:
@@ -113,10 +232,12 @@ def test_bad_annotations(tmp_path: Path, kind: str) -> None:
     raw = fake_monuseg(tmp_path)
     path = raw / "MoNuSegTestData" / "TCGA-2Z-A9J9-01A-01-TS1.xml"
     path.write_text(text)
-    record = listed("monuseg", raw, allow_partial=True).records[-1]
-    with pytest.raises(DataError, match=message) as caught:
-        record.read()
-    assert path.name in str(caught.value)
+    record = listed("monuseg", raw, allow_partial=True).records[0]
+    assert record.check is not None
+    for look in (record.read, record.check):
+        with pytest.raises(DataError, match=message) as caught:
+            look()
+        assert path.name in str(caught.value)
 
 
 def test_monuseg_without_partners_and_twice(tmp_path: Path) -> None:
@@ -126,19 +247,23 @@ def test_monuseg_without_partners_and_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a file; unpack it"):
         listed("monuseg", tmp_path / "a.zip")
     (tmp_path / "wrong").mkdir()
-    with pytest.raises(DataError, match="neither a folder 'Tissue Images' nor"):
+    with pytest.raises(DataError, match=r"no tiles TCGA-\*.tif with their TCGA-\*.xml in it or below$"):
         listed("monuseg", tmp_path / "wrong")
+    with pytest.raises(DataError, match="; unpack a.zip$"):
+        listed("monuseg", tmp_path)
     raw = fake_monuseg(tmp_path / "raw")
     train = raw / "MoNuSeg 2018 Training Data"
     (train / "Binary Masks" / "TCGA-B0-5698-01Z-00-DX1.png").unlink()
-    (train / "Annotations" / "lost.xml").write_text(aperio(region(box(1, 1, 5, 5))))
+    (train / "Annotations" / "TCGA-lost.xml").write_text(aperio(region(box(1, 1, 5, 5))))
     shutil.copy(
         train / "Tissue Images" / "TCGA-A7-A13E-01Z-00-DX1.tif", train / "Tissue Images" / "TCGA-A7-A13E-01Z-00-DX1.png"
     )
+    shutil.copytree(raw / "MoNuSegTestData", raw / "again")
     problems = "\n".join(listed("monuseg", raw, allow_partial=True).problems)
     assert "lost.xml: no image of that name" in problems
     assert "TCGA-B0-5698-01Z-00-DX1.tif: no annotation" in problems
     assert "have the same stem" in problems
+    assert "TCGA-2Z-A9J9-01A-01-TS1.tif: the same tile as" in problems
 
 
 @pytest.mark.slow
@@ -147,6 +272,8 @@ def test_real_monuseg_masks_are_those_made_from_the_xml() -> None:
     archive = listed("monuseg", REAL_DATA / "monuseg", allow_partial=True)
     assert archive.problems == []
     for record in [record for record in archive.records if record.files[1].suffix == ".xml"][:4]:
+        assert record.check is not None
+        record.check()
         sample = read(record)
         masks = REAL_DATA / "monuseg" / "Training" / "Binary Masks" / f"{record.image_id}.png"
         expected = np.asarray(Image.open(masks)) > 0

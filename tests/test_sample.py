@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from PIL import Image
 
 from results import modes
 from sampling.segmenter import Segmenter
+from sampling.tiled import TiledDrawer
 from tests.helpers import LIBRARY, RESUNET, ROOT, UNET, Workspace, content, newest, sets, shake_checkpoint
 from utils.locks import held
 
@@ -47,6 +49,33 @@ def test_commands(trained: Workspace, kind: list[str]) -> None:
     assert np.array_equal(found.mask, mmse < 0)
     large = np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8)
     assert segmenter(large).mask.shape == (50, 70)
+
+
+def test_images_larger_than_a_tile_are_drawn_by_tiles(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pictures without masks are, whether or not they were cut into parts; smaller ones as without tiles."""
+    run = trained.run_folder()
+    shake_checkpoint(run)
+
+    def sampled(*options: str) -> tuple[np.ndarray, dict[str, Any]]:
+        result = trained("sample", *sets(options))
+        assert result.code == 0, result.err
+        folder = newest(run)
+        return np.load(folder / "phantom_0010" / "mmse.npy"), json.loads((folder / "summary.json").read_text())
+
+    whole, _ = sampled()
+    np.testing.assert_array_equal(sampled("sampling.tile=32")[0], whole)
+    tiled, summary = sampled("sampling.tile=16")
+    assert (summary["draws"], summary["nfe_per_draw"]) == (3, 5)
+    picture = trained.path / "prepared" / "Test_patches" / "phantom_0010.png"
+    found = Segmenter.from_run(run, device="cpu", overrides=["sampling.tile=16"])(picture, "phantom_0010")
+    np.testing.assert_allclose(tiled, found.mmse[0], atol=1e-5)
+    assert np.abs(tiled - whole).max() > 1e-3
+    parts = ["data.test_patch=[16, 16]"]
+    assert trained("prepare", *sets(parts)).code == 0
+    np.testing.assert_allclose(sampled(*parts, "sampling.tile=16")[0], tiled, atol=1e-5)
+    monkeypatch.setattr(TiledDrawer, "in_one_band", lambda *_: False)
+    message = trained.fails("sample", *sets([*parts, "sampling.tile=16"]))
+    assert "phantom_0010 of 32 x 32 is too large to be scored by tiles" in message
 
 
 DIRECT = ("--set", "sde.prior_share=0.5")

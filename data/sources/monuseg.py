@@ -187,7 +187,7 @@ def records(data: DataConfig) -> Archive:
     raw = raw_folder(data, "the unpacked MoNuSeg archives")
     problems: list[str] = []
     folders = [raw, *sorted(path for path in raw.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    masks = [folder for folder in folders if "mask" in folder.name.lower()]
+    masks = [folder for folder in folders[1:] if "mask" in folder.name.lower()]
     pictures = _by_stem([folder for folder in folders if folder not in masks], IMAGES, problems)
     annotations = _by_stem(masks, IMAGES, problems) | _by_stem(folders, (".xml",), problems)
     if not pictures and not annotations:
@@ -197,7 +197,7 @@ def records(data: DataConfig) -> Archive:
     found = []
     for stem in paired(pictures, annotations, "annotation (.xml, or a picture in Binary Masks/)", problems):
         files, patient = (pictures[stem], annotations[stem]), "-".join(stem.split("-")[:3])
-        read, check = (partial(of_files, *files, data.max_pixels) for of_files in (read_sample, check_files))
-        split = _split_of(pictures[stem], raw)
+        read, check = partial(read_sample, *files, data.max_pixels), partial(check_files, *files, data.max_pixels)
+        split = _split_of(files[0], raw)
         found.append(Record(stem, split, patient, read, files, {"patient": patient}, check=check))
     return Archive(found, problems if data.allow_partial else [*_check_counts(raw, found), *problems])

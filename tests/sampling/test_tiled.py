@@ -210,6 +210,14 @@ def test_settings_are_those_of_the_config(trained: Workspace) -> None:
             load_config("config.yaml", [f"sampling.{nonsense}"])
 
 
+def test_it_is_known_whether_one_band_is_enough() -> None:
+    image = blurred(160, 40)
+    for memory in (1, WHOLE):
+        drawn = tiled(Pixelwise(), 3, memory=memory)
+        bands = list(drawn(lambda w: image[(slice(None), *w.slices)], (160, 40), "image"))
+        assert drawn.in_one_band((160, 40)) == (len(bands) == 1) == (memory == WHOLE)
+
+
 @pytest.mark.parametrize("memory", [1, WHOLE])
 @pytest.mark.parametrize("draws", [0, 3])
 def test_glass_is_background_without_an_evaluation(draws: int, memory: int) -> None:

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from data.batches import Batches, Mapped
 from data.dataset import Patch, load_split, same_size
 from data.packed import ENTRY, About, Packed, packed
+from training.recorder import Taken
 from training.session import build_state, training_step
 from utils.cli import common_parser, log_to_console, read_config
 from utils.data_schema import DataConfig
@@ -73,11 +73,11 @@ def memory_of(count: int, like: Patch, data: DataConfig, batch: int, batches: in
         return anonymous_mib() - before, (time.perf_counter() - begin) / batches * 1e3
 
 
-def seconds_of(step: Callable[[], dict[str, Tensor]], steps: int) -> float:
+def seconds_of(step: Callable[[], Taken], steps: int) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
-        loss = step()["loss"]
-    loss.item()  # waits for the device
+        losses = step().losses
+    losses.cpu()  # waits for the device
     return time.perf_counter() - begin
 
 
@@ -101,8 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         mib, milliseconds = memory_of(count, ways[0][0], config.data, config.training.batch, args.batches)
         print(f"{count:>9} patches  {mib:8.1f} MiB  {milliseconds:6.2f} ms a batch of {config.training.batch}")
     states = [build_state(config, patches, device) for patches in ways]
-    steps = [partial(training_step, state, config.data, config.sde, config.training, patches, Path("none"))
-             for state, patches in zip(states, ways, strict=True)]  # fmt: skip
+    steps = [partial(training_step, state, config.data, config.sde, config.training) for state in states]
     rounds = []
     for _ in range(args.rounds + 1):  # the first one warms up
         rounds.append([seconds_of(step, args.steps) for step in steps])

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from utils.data_schema import DataConfig
+from utils.devices import moved
 
 # Optical density of haematoxylin, eosin and what is left over (Ruifrok & Johnston 2001), unit vectors.
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
@@ -53,7 +54,7 @@ class Augmentation:
 
         def uniform(limit: float) -> Tensor:
             values = (2 * torch.rand(count, generator=generator) - 1) * limit
-            return values.to(device).view(-1, 1, 1, 1)
+            return moved(values, device).view(-1, 1, 1, 1)
 
         if most.stain:
             image = jitter_stain(image, torch.cat([uniform(most.stain), uniform(most.stain)], dim=1))
@@ -63,9 +64,10 @@ class Augmentation:
         if most.gamma:
             image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(math.log1p(most.gamma)))
         if most.blur:
-            image = gaussian_blur(image, uniform(1.0).abs() * most.blur)
+            sigma = (2 * torch.rand(count, generator=generator) - 1).abs() * most.blur
+            image = gaussian_blur(image, sigma.view(-1, 1, 1, 1))
         if most.noise:
-            white = torch.randn(image.shape, generator=generator).to(device)
+            white = moved(torch.randn(image.shape, generator=generator), device)
             image = image + 255 * uniform(1.0).abs() * most.noise * white
         return image.clamp(0, 255)
 
@@ -84,7 +86,7 @@ def random_symmetry(image: Tensor, sdf: Tensor, generator: Generator, *, flips: 
     if rotations:
         moves += [lambda x: x.rot90(2, (-2, -1))]
     for move in moves:
-        flag = (torch.rand(len(image), generator=generator) < 0.5).to(image.device)
+        flag = moved(torch.rand(len(image), generator=generator) < 0.5, image.device)
         image, sdf = (torch.where(flag.view(-1, *[1] * (x.ndim - 1)), move(x), x) for x in (image, sdf))
     return image, sdf
 
@@ -94,19 +96,23 @@ def jitter_stain(image: Tensor, change: Tensor) -> Tensor:
 
     image: (B, 3, H, W) in [0, 255]; change: (B, 2, 1, 1).
     """
-    stains = torch.tensor(STAINS, device=image.device)
+    on_host = torch.tensor(STAINS)
+    stains, inverse = moved(on_host, image.device), moved(torch.linalg.inv(on_host), image.device)
     density = -torch.log(image.clamp(min=1) / 255)
-    amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(stains))
+    amounts = torch.einsum("bchw,cs->bshw", density, inverse)
     factors = torch.cat([1 + change, torch.ones_like(change[:, :1])], dim=1)
     return 255 * torch.exp(-torch.einsum("bshw,sc->bchw", amounts * factors, stains))
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Each image (B, C, H, W) with its own standard deviation in pixels, (B, 1, 1, 1); borders are reflected."""
+    """Each image (B, C, H, W) with its own standard deviation in pixels, (B, 1, 1, 1); borders are reflected.
+
+    sigma: on the host, as the largest one decides the size of the kernel.
+    """
     batch, channels, height, width = image.shape
     reach = min(max(1, math.ceil(3 * float(sigma.max()))), height - 1, width - 1)
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / moved(sigma, image.device).view(-1, 1).clamp(min=1e-3)) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
     x = F.pad(image, (reach, reach, reach, reach), mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
     x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
@@ -136,12 +142,12 @@ def random_grid(image: Tensor, generator: Generator, *, scale: float, rotate: fl
         moves = moves.clamp(-ELASTIC_SPACING / 3, ELASTIC_SPACING / 3)
         field = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)
         grid = grid + field.permute(0, 2, 3, 1)
-    return grid.to(image.device), zoom.to(image.device).view(-1, 1, 1, 1)
+    return moved(grid, image.device), moved(zoom, image.device).view(-1, 1, 1, 1)
 
 
 def _warp(x: Tensor, grid: Tensor) -> Tensor:
     """Bilinear values of x (B, C, H, W) at pixel positions (B, H, W, 2); beyond the border x is mirrored."""
-    size = torch.tensor([x.shape[-1], x.shape[-2]], device=x.device)
+    size = moved(torch.tensor([x.shape[-1], x.shape[-2]]), x.device)
     return F.grid_sample(x, (2 * grid + 1) / size - 1, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -13,6 +13,7 @@ from data.augment import Augmentation
 from data.dataset import mean_square
 from data.packed import Packed
 from utils.data_schema import DataConfig
+from utils.devices import moved, pinned
 from utils.errors import UsageError
 from utils.share import WHOLE, Share
 
@@ -21,10 +22,9 @@ ORDERS = ("order", "empty")  # what is left of an epoch, in a checkpoint; empty:
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """There if at most half of its free memory is used by that, else on the host."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return tensor.to(device) if tensor.nbytes < free / 2 else tensor.pin_memory()
+    if device.type == "cuda" and tensor.nbytes >= torch.cuda.mem_get_info(device)[0] / 2:
+        return tensor
+    return tensor.to(device)
 
 
 class Batch(NamedTuple):
@@ -67,8 +67,10 @@ class InMemory:
         self.counts = torch.full((len(sdfs),), self.raters) if counts is None else counts
 
     def placed(self, device: torch.device) -> InMemory:
-        """With arrays on the device where they fit."""
-        return InMemory(on_device(self.images, device), on_device(self.sdfs, device), self.counts)
+        """With arrays on the device where they fit; what does not is fetched while a step runs."""
+        placed = InMemory(on_device(self.images, device), on_device(self.sdfs, device), self.counts)
+        placed.ahead = device.type == "cuda" and "cpu" in (placed.images.device.type, placed.sdfs.device.type)
+        return placed
 
     def mean_square(self) -> float:
         """Of the SDFs."""
@@ -80,9 +82,9 @@ class InMemory:
         return (self.sdfs.flatten(1).amin(dim=1) <= 0).cpu()
 
     def fetch(self, indices: Tensor, raters: Tensor | None) -> tuple[Tensor, Tensor]:
-        where = indices.to(self.sdfs.device)
-        sdfs = self.sdfs[where] if raters is None else self.sdfs[where, raters.to(where.device)]
-        return self.images[indices.to(self.images.device)], sdfs
+        where = moved(indices, self.sdfs.device)
+        sdfs = self.sdfs[where] if raters is None else self.sdfs[where, moved(raters, where.device)]
+        return self.images[moved(indices, self.images.device)], sdfs
 
 
 class Mapped:
@@ -198,15 +200,17 @@ class Batches:
         indices = self._next_indices()
         raters = None if self.every_rater else self._raters(indices)
         if self._pool is None:
-            return Drawn(indices, raters, self.source.fetch(indices, raters))
-        return Drawn(indices, raters, self._pool.submit(self.source.fetch, indices, raters))
+            return Drawn(indices, raters, self._fetch(indices, raters))
+        return Drawn(indices, raters, self._pool.submit(self._fetch, indices, raters))
+
+    def _fetch(self, indices: Tensor, raters: Tensor | None) -> tuple[Tensor, Tensor]:
+        image, sdf = self.source.fetch(indices, raters)
+        return pinned(image, self.device), pinned(sdf, self.device)
 
     def next(self) -> Batch:
         indices, raters, pair = self._ahead[1] if self._ahead else self._draw()
-        image, sdf = (
-            x.to(self.device, non_blocking=True) for x in (pair.result() if isinstance(pair, Future) else pair)
-        )
-        shares = self._shares(indices).to(self.device) if self.every_rater else None
+        image, sdf = (moved(x, self.device) for x in (pair.result() if isinstance(pair, Future) else pair))
+        shares = moved(self._shares(indices), self.device) if self.every_rater else None
         image, sdf = self._crop(*self.augment(image, sdf, self.generator))
         self._ahead = None
         if self._pool is not None:

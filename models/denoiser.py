@@ -18,6 +18,7 @@ from models.pyramid import Pretrained, PyramidEncoder
 from models.rrdb import RRDBEncoder
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import Process
+from utils.devices import moved
 from utils.sections import PREDICTIONS
 
 
@@ -85,7 +86,7 @@ def rows(x: Tensor) -> Tensor:
 def batch_times(t: Tensor, z: Tensor) -> Tensor:
     """t, a scalar or (B,), as (B,) on z's device; in float64 for the time algebra, but for MPS, which has none."""
     wide = torch.float32 if z.device.type == "mps" else torch.float64
-    return t.to(wide).to(z.device).expand(z.shape[0])
+    return moved(t.to(wide), z.device).expand(z.shape[0])
 
 
 class Draw(NamedTuple):
@@ -106,10 +107,11 @@ def numbers_of(draws: Sequence[Draw]) -> Tensor:
 
 
 def rows_of(feature: Tensor, rows: Tensor) -> Tensor:
-    """Those of some images, with repetitions, in the same memory layout, which the network is fastest on."""
+    """Those of some images, with repetitions, in the same memory layout, which the network is fastest on. rows: on any
+    device."""
     last = feature.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    return feature.index_select(0, rows).contiguous(memory_format=layout)
+    return feature.index_select(0, moved(rows, feature.device)).contiguous(memory_format=layout)
 
 
 class Denoiser(nn.Module):
@@ -194,12 +196,13 @@ class Denoiser(nn.Module):
 
     def of_draws(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
         """What evaluations of a batch of draws know: the features of their images, `rows` of those that `encode` gave.
+        The rows are on the host.
 
         With xi: the features of all images, of which each evaluation takes what it needs, and integers (B, 5), the
         row and which draw it is.
         """
         if self.distribution:
-            return [*features, torch.cat([rows.cpu()[:, None], numbers_of(draws)], dim=1)]
+            return [*features, torch.cat([rows[:, None], numbers_of(draws)], dim=1)]
         return [rows_of(f, rows) for f in features]
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
@@ -269,22 +272,22 @@ class Denoiser(nn.Module):
         if at_end and kept:
             if (images == images[0]).all():
                 images = images[:1]  # what is shared is not repeated
-            *skips, mean = [rows_of(f, images.to(f.device)) for f in features[levels:]]
+            *skips, mean = [rows_of(f, images) for f in features[levels:]]
         else:
-            skips = self._down(z, t, [rows_of(f, images.to(f.device)) for f in features[:levels]])
+            skips = self._down(z, t, [rows_of(f, images) for f in features[:levels]])
         corners = [(draw.top, draw.left) for draw in draws]
         latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
-        m = self._up(skips, z, t, [level.to(z.device) for level in latent], self._raters_of(draws, z.device))
-        if not at_end or float(self.spread) == 1.0:
+        m = self._up(skips, z, t, [moved(level, z.device) for level in latent], self._raters_of(draws, z.device))
+        if not at_end or (not kept and float(self.spread) == 1.0):  # not worth an evaluation
             return m
         centre = mean if kept else self._up(skips, z, t)
-        return centre + self.spread * (m - centre)
+        return m + (self.spread - 1.0) * (m - centre)
 
     def _raters_of(self, draws: Sequence[Draw], device: torch.device) -> Tensor | None:
         if not self.network.raters:
             return None
         raters = [draw.number % self.network.raters if self.rater is None else self.rater for draw in draws]
-        return torch.tensor(raters, device=device)
+        return moved(torch.tensor(raters), device)
 
     def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:
         """z, which is 0 for the direct mean, and the coefficients."""

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from sde.field import BLOCK, FieldNoise
+from utils.devices import moved
 from utils.share import WHOLE, Share
 
 CELLS = (1, 4, 16, 64, 256)  # pixels a side
@@ -42,7 +43,7 @@ def _at_levels(
         for level, part in enumerate(parts):
             if cell >= 2**level:
                 rows, columns = (
-                    ((torch.arange(0, length, 2**level) + place) // cell - first).to(whole.device)
+                    moved((torch.arange(0, length, 2**level) + place) // cell - first, whole.device)
                     for place, length, first in zip(corner, size, (top, left), strict=True)
                 )
                 part.append(whole.index_select(2, rows).index_select(3, columns))

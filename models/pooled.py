@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.baselines import OnePass
 from models.denoiser import Denoiser, Draw, numbers_of
+from utils.devices import moved
 
 AS_IT_IS = (0,)  # the only view
 
@@ -94,7 +95,7 @@ class PooledDraws(OnePass):
         for (member, view, part), chosen in zip(self._by_part(features), self._taken(numbers), strict=True):
             size = unseen(part[0], view).shape[-2:]
             theirs = [seen_draw(self._numbered(draws[i]), size, view) for i in chosen.tolist()]
-            own += member.of_draws(part, rows[chosen.to(rows.device)], theirs)
+            own += member.of_draws(part, rows[chosen], theirs)
         return [*own, numbers]
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
@@ -108,7 +109,7 @@ class PooledDraws(OnePass):
         *features, numbers = features
         found = []
         for (member, view, part), chosen in zip(self._by_part(features), self._taken(numbers), strict=True):
-            own = z[chosen.to(z.device)]
+            own = z[moved(chosen, z.device)]
             found.append(unseen(member(seen(own, view), t, part), view) if len(own) else own)
         return self._joined(found, numbers), None
 
@@ -131,4 +132,4 @@ class PooledDraws(OnePass):
     def _joined(self, found: Sequence[Tensor], numbers: Tensor) -> Tensor:
         """What the parts have found, in the order of the draws."""
         order = torch.cat(self._taken(numbers)).argsort()
-        return torch.cat(list(found))[order.to(found[0].device)]
+        return torch.cat(list(found))[moved(order, found[0].device)]

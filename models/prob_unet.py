@@ -19,6 +19,7 @@ from models.denoiser import Draw, rows_of
 from models.layers import ResidualBlock, SelfAttention, group_norm, small_init
 from models.unet import Sizes, Trunk, pad_to_multiple
 from sde.process import Process
+from utils.devices import moved
 from utils.share import WHOLE, Share
 
 
@@ -143,7 +144,7 @@ class ProbUNet(StochasticBaseline):
         eps = torch.empty(len(draws), self.latent, 1, 1)
         for own, draw in zip(eps, draws, strict=True):
             own.normal_(generator=Generator().manual_seed(draw.seed))
-        return self.encoder.combine(maps, DiagonalNormal(*moments).at(eps.to(maps.device)))
+        return self.encoder.combine(maps, DiagonalNormal(*moments).at(moved(eps, maps.device)))
 
     def _seen(self, image: Tensor) -> tuple[Tensor, DiagonalNormal]:
         height, width = image.shape[-2:]

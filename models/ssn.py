@@ -21,6 +21,7 @@ from models.segmentation import TrunkNetwork
 from models.unet import Sizes, Trunk
 from sde.field import FieldNoise
 from sde.process import Process
+from utils.devices import moved
 from utils.share import WHOLE, Share
 
 SAMPLES = 20  # of the logits for each image and step, as in the paper
@@ -77,7 +78,7 @@ class SSN(StochasticBaseline):
             w[i].normal_(generator=torch.Generator().manual_seed(draw.seed))
             window = (draw.top, draw.left, *eps.shape[-2:])
             eps[i] = FieldNoise(draw.seed, [("logits", 0)], self.logit_channels, window)()[0]
-        return normal.at(w.to(normal.mean.device), eps.to(normal.mean.device))
+        return normal.at(moved(w, normal.mean.device), moved(eps, normal.mean.device))
 
 
 def mask_likelihood_loss(

@@ -23,6 +23,7 @@ from sampling.memory import batches
 from sampling.sampler import Sampler, max_batch_of, sampler_of
 from sde.noise import DrawNoise, draw_seed
 from sde.samplers import Callback, Denoise, Noise
+from utils.devices import moved
 from utils.schema import Config
 
 PIXELS = 2**17  # of a batch on a CPU, so that its maps stay in the caches (docs/results/speed.md)
@@ -80,7 +81,7 @@ class Drawer:
 
         def some(part: slice) -> list[Tensor]:
             with self.running():
-                return encode(network_image(images[part].to(self.device), self.channels_last))
+                return encode(network_image(moved(images[part], self.device), self.channels_last))
 
         whole: list[Tensor] = []
         for part, features in batches(self, len(images), some):
@@ -105,7 +106,7 @@ class Drawer:
         """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
 
         def some(part: slice) -> Tensor:
-            rows = torch.tensor([i for i, _ in pairs[part]], device=self.device)
+            rows = torch.tensor([i for i, _ in pairs[part]])
             owners = [(keys[i], d) for i, d in pairs[part]]
             own = self.denoiser.of_draws(features, rows, [self.identity(*owner) for owner in owners])
             shape = (self.denoiser.mask_channels, *size)
@@ -150,7 +151,7 @@ class Drawer:
         def some(part: slice) -> tuple[Tensor, Tensor]:
             with self.running():
                 # Not `encode`, which would compute the mean as well.
-                features = self.denoiser.features(network_image(images[part].to(self.device), self.channels_last))
+                features = self.denoiser.features(network_image(moved(images[part], self.device), self.channels_last))
                 mean, variance = self.denoiser.direct_moments(features, images.shape[-2:])
             if variance is None:
                 raise ValueError("this denoiser has not learned the second moment")

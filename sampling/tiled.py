@@ -97,7 +97,7 @@ class TiledDenoise:
         if features is None:
             first = tiles[0]
             features = self.drawer.encode(self.images[first : tiles[-1] + 1], features_only=True)
-        return features, torch.tensor(tiles, device=self.drawer.device) - first
+        return features, torch.tensor(tiles) - first
 
 
 @dataclass

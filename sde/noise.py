@@ -44,10 +44,11 @@ class DrawNoise:
 
     def __call__(self) -> Tensor:
         """The next N(0, I) of every draw, (B, *shape) float32."""
-        out = torch.empty((len(self._generators), *self._shape))
+        # Pinned, so that the host does not wait for the work that a GPU still has.
+        out = torch.empty((len(self._generators), *self._shape), pin_memory=self._device.type == "cuda")
         for row, generator, (image_id, draw) in zip(out, self._generators, self.draws, strict=True):
             row.normal_(generator=generator)
             if self._mirrored and draw % 2:
                 row.normal_(generator=torch.Generator().manual_seed(draw_seed(self._seed, image_id, draw - 1))).neg_()
         self._mirrored = False
-        return out.to(self._device)
+        return out.to(self._device, non_blocking=self._device.type not in ("cpu", "mps"))

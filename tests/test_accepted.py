@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from data.dataset import Patch
-from models.denoiser import Denoiser
 from sampling.drawer import drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
 from sampling.sampler import draws_of
-from training.session import build_state, training_step
+from training.session import build_state, read_steps, training_step
 from utils.config import parse_config
 from utils.data_schema import AugmentConfig, DataConfig, PhantomConfig
 from utils.errors import ConfigError, UsageError
@@ -144,8 +143,9 @@ def one_step_and_one_draw(tree: dict[str, Any]) -> None:
     config = parse_config(tree, Path("any.yaml"))
     patches = patches_of(config.data)
     state = build_state(config, patches, torch.device("cpu"))
-    training_step(state, config.data, config.sde, config.training, patches, Path("nowhere"))
-    trained = cast(Denoiser, state.average.module.eval())
+    taken = [training_step(state, config.data, config.sde, config.training)]
+    read_steps(taken, state.team, patches, Path("nowhere"))
+    trained = state.average.module.eval()
     set_draws(trained, config.sampling)
     denoiser = drawing(config.data, config.sampling, [trained, *[trained] * len(config.sampling.members)], (16, 16))
     drawer = drawer_of(config, denoiser)

@@ -20,6 +20,7 @@ from models.prob_unet import ProbUNet, evidence_loss
 from models.ssn import SSN, mask_likelihood_loss
 from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
 from sde.process import Process
+from utils.devices import moved
 from utils.sections import SDEConfig, TrainingConfig
 from utils.share import WHOLE, Share
 
@@ -82,7 +83,9 @@ def joint_losses(
     x = network_image(images, training.channels_last)
     pair = [part.repeat_interleave(training.noises, dim=0) for part in (m, x)]
     t, clean = joint_times(len(pair[0]) * share.count, process, generators.times, sde.clean_share)
-    t, clean = _moved(share.of(t, dim=1), device), share.of(clean, dim=1).to(device)
+    t, clean = share.of(t, dim=1), share.of(clean, dim=1)
+    scored = moved(torch.nonzero(~clean.flatten())[:, 0], device)  # found on the host, which waits for no device
+    t, clean = _moved(t, device), moved(clean, device)
     noisy = []
     for data, times, is_clean in zip(pair, t, clean, strict=True):
         eps = share.normal(data.shape, generators.noise, device)
@@ -93,7 +96,7 @@ def joint_losses(
         denoising_loss(mean, process, data, times, weighting, sigma)
         for mean, data, times, sigma in zip(means, pair, t, (model.sigma_data, model.sigma_image), strict=True)
     ]
-    return torch.stack(losses)[~clean], t[~clean]
+    return torch.cat(losses)[scored], t.flatten()[scored]
 
 
 def loss_of(
@@ -127,7 +130,7 @@ def loss_of(
             places, noise, _ = generators
             latents = [random_latent(len(m), padded, levels, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
-            raters = None if raters is None else raters.repeat_interleave(training.noises).to(m.device)
+            raters = None if raters is None else moved(raters.repeat_interleave(training.noises), m.device)
             mean, *draws = model.evaluate(z, t, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
             variance = None
@@ -149,4 +152,4 @@ def _weighting(sde: SDEConfig) -> Weighting:
 
 
 def _moved(t: Tensor, device: torch.device) -> Tensor:
-    return t.float().to(device) if device.type == "mps" else t.to(device)  # MPS has no float64
+    return moved(t.float() if device.type == "mps" else t, device)  # MPS has no float64

@@ -11,7 +11,7 @@ from utils.command import StopFlag
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models.denoiser import Denoiser
 from models.pyramid import PyramidEncoder
 from training.losses import Losses, loss_of
+from training.recorder import Taken
 from utils.devices import choose_device, own_device
 from utils.errors import UsageError, cut
 from utils.share import WHOLE, Share, torchrun_share
@@ -108,13 +109,20 @@ class Team:
         torch.distributed.all_reduce(total)
         return losses.sum() * (self.share.count / int(total))
 
-    def gathered(self, losses: Losses) -> Losses:
-        """Those of all processes."""
-        if self.share.count == 1:
-            return losses
-        parts: list[Any] = [None] * self.share.count
-        torch.distributed.all_gather_object(parts, [x.cpu() for x in losses])
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    def read(self, steps: Sequence[Taken]) -> list[Taken]:
+        """Steps on the host, with the losses of all processes: here the host waits for the device."""
+        if not steps:
+            return []
+        counts = [len(step.losses) for step in steps]
+        own = [torch.cat(part).cpu().split(counts) for part in ([s.losses for s in steps], [s.t for s in steps])]
+        norms = torch.stack([step.norm for step in steps]).cpu()
+        parts: list[Any] = [own]
+        if self.share.count > 1:
+            parts = [None] * self.share.count
+            torch.distributed.all_gather_object(parts, own)
+        losses, times = ([torch.cat(pieces) for pieces in zip(*(p[i] for p in parts), strict=True)] for i in (0, 1))
+        read = zip(steps, losses, times, norms, strict=True)
+        return [step._replace(losses=each, t=t, norm=norm) for step, each, t, norm in read]
 
     def stopped(self, stop: StopFlag) -> bool:
         """Whether a signal has come to any process; then to all of them."""

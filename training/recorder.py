@@ -6,8 +6,9 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -49,6 +50,19 @@ class MetricsFile:
             csv.DictWriter(file, self.columns).writerow(dict(row))
 
 
+class Taken(NamedTuple):
+    """What a training step leaves: losses (N,) at times t (N,), the gradient's norm; on the device until they are read.
+
+    number: of the step, from 1 on. indices: of the images of its batch.
+    """
+
+    number: int
+    indices: Sequence[int]
+    losses: Tensor
+    t: Tensor
+    norm: Tensor
+
+
 class Recorder:
     """Means since the last row. An interrupted run's rows after `step` are dropped.
 
@@ -59,15 +73,17 @@ class Recorder:
         self.file = MetricsFile(path, COLUMNS + VALIDATION, last_step=step)
         self.writer, self.sums = writer, sums
 
-    def add(self, result: Mapping[str, Tensor], images: int, seconds: float) -> None:
-        """One step's loss, grad_norm, and the losses (B,) at times t (B,)."""
-        t, losses = (result[key].cpu().double().numpy() for key in ("t", "losses"))
-        bins = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
-        parts = {name: losses[bins == i] for i, name in enumerate(CURVES)}
-        self.sums.update({name: float(part.sum()) for name, part in parts.items()})
-        self.sums.update({f"{name}_count": part.size for name, part in parts.items()})
-        self.sums.update({key: result[key].item() for key in ("loss", "grad_norm")})
-        self.sums.update({"steps": 1, "images": images, "seconds": seconds})
+    def add(self, steps: Sequence[Taken], images: int, seconds: float) -> None:
+        """What was read of some steps, on the host; images: of each, seconds: of all of them."""
+        for step in steps:
+            t, losses = (x.double().numpy() for x in (step.t, step.losses))
+            bins = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
+            parts = {name: losses[bins == i] for i, name in enumerate(CURVES)}
+            self.sums.update({name: float(part.sum()) for name, part in parts.items()})
+            self.sums.update({f"{name}_count": part.size for name, part in parts.items()})
+            self.sums.update({"loss": step.losses.mean().item(), "grad_norm": step.norm.item()})
+            self.sums.update({"steps": 1, "images": images})
+        self.sums.update({"seconds": seconds})
 
     def write_row(self, step: int, learning_rate: float) -> dict[str, str]:
         """Write the means; return what the progress bar shows."""

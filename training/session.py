@@ -11,10 +11,8 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,12 +22,11 @@ from data.dataset import DataState, Patch, data_state, image_array, rater_counts
 from data.description import read_description
 from data.packed import Packed, common_size, open_training
 from models.build import denoiser_of, placed, warn_of_prior
-from models.denoiser import Denoiser
 from models.pyramid import PyramidEncoder, source_weights
 from training.losses import rms_of_images
 from training.parallel import ALONE, Team, joined
-from training.recorder import Recorder
-from training.state import TrainingState, checked_resume, save_state, start_from, weights_to_start_from
+from training.recorder import Recorder, Taken
+from training.state import TrainingState, checked_resume, last_good, save_state, start_from, weights_to_start_from
 from training.validation import chosen_of, validate
 from utils.config import dump_config
 from utils.data_schema import DataConfig
@@ -93,35 +90,42 @@ def build_state(
     return state
 
 
-def training_step(
-    state: TrainingState,
-    data: DataConfig,
-    sde: SDEConfig,
-    settings: TrainingConfig,
-    patches: Sequence[Patch],
-    last: Path,
-) -> dict[str, Tensor]:
-    """One optimiser step; last: the checkpoint to go back to. Raises UsageError if the loss or its gradient is not
-    finite; nothing is updated then."""
+def training_step(state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig) -> Taken:
+    """One optimiser step. The host does not wait for the device: it looks at nothing of what it gives before
+    `read_steps`."""
     batch = state.batches.next()
     batch = batch._replace(m=representation_of(batch.m, data), scale=data.sdf_scale)
     losses, t = state.losses_of(batch, state.generators, sde, settings, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     state.team.mean(losses).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
-    losses, t = state.team.gathered((losses.detach(), t))
-    loss = losses.mean()
-    if not torch.isfinite(loss + norm):
-        names = ", ".join(patches[i].filename for i in batch.indices)
-        raise UsageError(
-            f"step {state.step + 1}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
-            f"last good checkpoint: {last if last.exists() else 'none'}"
-        )
     state.optimizer.step()
     state.schedule.step()
-    state.average.update_parameters(state.model)
+    state.average.update()
     state.step += 1
-    return {"loss": loss, "grad_norm": norm, "losses": losses, "t": t}
+    return Taken(state.step, batch.indices, losses.detach(), t, norm)
+
+
+def is_read(settings: TrainingConfig, step: int) -> bool:
+    """Whether what steps have given is looked at after this one: for a row, a validation or a checkpoint."""
+    every = (settings.log_every, settings.validate_every, settings.checkpoint_every, settings.steps)
+    return any(step % steps == 0 for steps in every)
+
+
+def read_steps(taken: list[Taken], team: Team, patches: Sequence[Patch], checkpoints: Path) -> list[Taken]:
+    """The steps since the last reading, on the host; `taken` is empty then. Raises UsageError for the first whose loss
+    or gradient is not finite."""
+    steps = team.read(taken)
+    taken.clear()
+    for step in steps:
+        loss, norm = step.losses.mean(), step.norm
+        if not torch.isfinite(loss + norm):
+            names = ", ".join(patches[i].filename for i in step.indices)
+            raise UsageError(
+                f"step {step.number}: the loss is {loss.item():g}, its gradient norm {norm.item():g}; batch: {names}; "
+                f"{last_good(checkpoints)}"
+            )
+    return steps
 
 
 def train(config: Config, run: Path, state: TrainingState, training: Sequence[Patch], validation: Sequence[Patch],
@@ -132,10 +136,22 @@ def train(config: Config, run: Path, state: TrainingState, training: Sequence[Pa
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step + 1)
     recorder = Recorder(run / "metrics.csv", writer, state.step, state.since_row)
     bar = tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=quiet)
+    taken: list[Taken] = []
+    seconds = 0.0
+
+    def read() -> None:
+        nonlocal seconds
+        begin = time.perf_counter()
+        steps = read_steps(taken, state.team, training, checkpoints)
+        recorder.add(steps, settings.batch, seconds + time.perf_counter() - begin)
+        seconds = 0.0
+
     while state.step < settings.steps and not state.team.stopped(stop):
         begin = time.perf_counter()
-        result = training_step(state, config.data, config.sde, settings, training, checkpoints / "last.pt")
-        recorder.add(result, settings.batch, time.perf_counter() - begin)
+        taken.append(training_step(state, config.data, config.sde, settings))
+        seconds += time.perf_counter() - begin
+        if is_read(settings, state.step):
+            read()
         bar.update()
         last = state.step == settings.steps
         if last or state.step % settings.log_every == 0:
@@ -143,7 +159,7 @@ def train(config: Config, run: Path, state: TrainingState, training: Sequence[Pa
         due = validation and (last or state.step % settings.validate_every == 0)
         improved = False
         if due:
-            denoiser = cast(Denoiser, state.average.module)
+            denoiser = state.average.module
             scores, pictures = validate(config, denoiser, validation)
             recorder.write_validation(state.step, scores)
             rows = pictures.unflatten(0, (-1, 3))  # three pictures each
@@ -157,6 +173,8 @@ def train(config: Config, run: Path, state: TrainingState, training: Sequence[Pa
                      scores["val_energy"], " (best)" if improved else "")  # fmt: skip
         if due or last or state.step % settings.checkpoint_every == 0:
             save_state(state, config, checkpoints, best=improved or (last and not validation))
+    if taken:
+        read()
     if stop():
         save_state(state, config, checkpoints, best=False)
     bar.close()
@@ -164,10 +182,14 @@ def train(config: Config, run: Path, state: TrainingState, training: Sequence[Pa
 
 
 def follow(state: TrainingState, data: DataConfig, sde: SDEConfig, settings: TrainingConfig, patches: Sequence[Patch],
-           last: Path, stop: StopFlag) -> None:  # fmt: skip
+           checkpoints: Path, stop: StopFlag) -> None:  # fmt: skip
     """The steps of `train`, of a process that leaves all else to the first one."""
+    taken: list[Taken] = []
     while state.step < settings.steps and not state.team.stopped(stop):
-        training_step(state, data, sde, settings, patches, last)
+        taken.append(training_step(state, data, sde, settings))
+        if is_read(settings, state.step):
+            read_steps(taken, state.team, patches, checkpoints)
+    read_steps(taken, state.team, patches, checkpoints)
 
 
 def lead(config: Config, resumed: Path | None, known: DataState, state: TrainingState, training: Sequence[Patch],
@@ -212,6 +234,6 @@ def run_training(config: Config, resumed: Path | None, args: argparse.Namespace,
         else:
             if resumed:
                 checked_resume(resumed, config, known, state)
-            last = Path(resumed or "nowhere", "checkpoints", "last.pt")
-            follow(state, config.data, config.sde, config.training, training, last, stop)
+            checkpoints = Path(resumed or "nowhere", "checkpoints")
+            follow(state, config.data, config.sde, config.training, training, checkpoints, stop)
     stop.raise_if_set()

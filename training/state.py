@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import NotRequired
 
 from data.batches import Batches
@@ -37,11 +37,29 @@ def ema_decay(ema: EMAConfig, n: int) -> float:
     return min(ema.decay, (1.0 + n) / (10.0 + n))
 
 
-def _averaging(ema: EMAConfig) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        get_ema_multi_avg_fn(ema_decay(ema, int(n)))(averaged, current, n)
+class Average:
+    """The moving average of a model, running statistics of batch norms included; it begins as the model is.
 
-    return average
+    module: what has the averages. count: of the models in them.
+    """
+
+    def __init__(self, model: Denoiser, ema: EMAConfig) -> None:
+        self.module, self.ema, self.count = deepcopy(model).requires_grad_(False), ema, 1
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        self._means, self._now = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """With the model as it is now."""
+        torch._foreach_lerp_(self._means, self._now, 1.0 - ema_decay(self.ema, self.count))
+        for own, other in self._counters:
+            own.copy_(other)
+        self.count += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
@@ -63,9 +81,10 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
             {"params": [p for slow, p in named if not slow]},
             {"params": [p for slow, p in named if slow], "lr": training.learning_rate * training.encoder_rate},
         ]
+    fused = next(model.parameters()).device.type == "cuda" or None  # one kernel for all tensors
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, training.learning_rate)
-    return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.Adam(parameters, training.learning_rate, fused=fused)
+    return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay, fused=fused)
 
 
 class Saved(Weights):
@@ -92,13 +111,9 @@ class TrainingState:
     def __init__(
         self, model: Denoiser, training: TrainingConfig, batches: Batches, seed: int, images: Images, team: Team = ALONE
     ) -> None:
-        self.model, self.batches, self.images, self.team = model, batches, images, team
+        self.model, self.batches, self.seed, self.images, self.team = model, batches, seed, images, team
         self.losses_of = team.losses_of(model)
-        # AveragedModel copies at its first update; before that it equals the model.
-        # Running statistics of batch norms are averaged too.
-        averaging = _averaging(training.ema)
-        self.average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)  # type: ignore[arg-type]
-        self.average.update_parameters(model)
+        self.average = Average(model, training.ema)
         self.optimizer = optimizer_of(training, model)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(training, step))
         self.device = next(model.parameters()).device
@@ -109,6 +124,11 @@ class TrainingState:
         self.best = math.inf  # least is best
         self.best_f1 = -1.0  # of the best checkpoint
         self.since_row: Counter[str] = Counter()
+
+    def is_finite(self) -> bool:
+        """Whether all weights and their averages are."""
+        tensors = [x for model in (self.model, self.average.module) for x in _tensors(model) if x.is_floating_point()]
+        return bool(torch.stack([torch.isfinite(x).all() for x in tensors]).all())
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, to be read with weights_only=True."""
@@ -121,7 +141,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "ema": self.average.module.state_dict(),
             "since_row": dict(self.since_row),
-            "averaged": int(self.average.n_averaged),
+            "averaged": self.average.count,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state_dict(),
@@ -134,14 +154,20 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; weights of another architecture must have been refused before."""
+        """Continue from `state_dict()`; weights of another architecture must have been refused before.
+
+        From a CPU to a GPU or back, the noise begins anew, by seed and step, as their generators differ.
+        """
         self.step, self.best_f1 = state["step"], state["best_f1"]
         self.best = state.get("best", -self.best_f1)
         self.since_row = Counter(state.get("since_row"))
         self.model.load_state_dict(state["model"])
         self.average.module.load_state_dict(state["ema"])
-        self.average.n_averaged.fill_(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.count = state["averaged"]
+        # How the optimiser computes is a matter of the device.
+        own = {key: self.optimizer.param_groups[0][key] for key in ("fused", "foreach")}
+        groups = [{**group, **own} for group in state["optimizer"]["param_groups"]]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         for parameter, moments in self.optimizer.state.items():
             if any(isinstance(m, Tensor) and m.shape not in ((), parameter.shape) for m in moments.values()):
                 raise ValueError("the optimizer's moments are of another shape than the weights")
@@ -149,7 +175,10 @@ class TrainingState:
         self.batches.load_state_dict(state["batches"])
         generators = state["generators"]
         self.generators.times.set_state(generators["times"])
-        self.generators.noise.set_state(generators["noise"])
+        if bool(generators["cuda"]) == (self.device.type == "cuda"):
+            self.generators.noise.set_state(generators["noise"])
+        else:
+            self.generators.noise.manual_seed(self.seed + self.step)
         torch.set_rng_state(generators["torch"])
         if generators["cuda"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(generators["cuda"][0], self.device)  # old checkpoints have those of all GPUs
@@ -199,7 +228,12 @@ def _few(names: Sequence[str]) -> str:
 
 
 def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool) -> None:
-    """Write step_XXXXXXXX.pt, name it best.pt if it is, and last.pt, and drop numbered files beyond training.keep."""
+    """Write step_XXXXXXXX.pt, name it best.pt if it is, and last.pt, and drop numbered files beyond training.keep.
+
+    Raises UsageError, and writes nothing, if weights are not finite.
+    """
+    if not state.is_finite():
+        raise UsageError(f"step {state.step}: weights are not finite; {last_good(folder)}")
     path = folder / f"step_{state.step:08d}.pt"
     save_checkpoint({"config": config.model_dump(mode="json"), **state.state_dict()}, path)
     if best:  # before last.pt, which already says that this is the best so far
@@ -207,6 +241,12 @@ def save_state(state: TrainingState, config: Config, folder: Path, *, best: bool
     link_checkpoint(path, folder / "last.pt")
     for old in sorted(folder.glob("step_*.pt"))[: -config.training.keep]:
         old.unlink()
+
+
+def last_good(folder: Path) -> str:
+    """The checkpoint to go back to, for an error."""
+    last = folder / "last.pt"
+    return f"last good checkpoint: {last if last.exists() else 'none'}"
 
 
 # What may differ between a run and its continuation.

@@ -11,6 +11,7 @@ from importlib.metadata import distributions
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from utils.errors import UsageError, cut
 from utils.shipped import ROOT
@@ -51,6 +52,16 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Where the device can fetch it from by itself, if it is CUDA's and the tensor on the host."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device. What comes from the host does not wait there for the work that the device still has."""
+    return pinned(tensor, device).to(device, non_blocking=device.type not in ("cpu", "mps"))
 
 
 def peak_memory_mib(device: torch.device) -> float:

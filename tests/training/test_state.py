@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from tests.helpers import LIBRARY, RESUNET, UNET, Workspace, rows, same_state, sets
 from training import session, state
-from training.state import _averaging, ema_decay, learning_rate_factor
+from training.state import Average, ema_decay, learning_rate_factor
 from utils import checkpoint
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.locks import held
@@ -138,14 +137,15 @@ def test_ema_decays(n: int) -> None:
 @pytest.mark.parametrize("ema", [EMAConfig(decay=0.9), EMAConfig(kind="power")])
 def test_average_is_the_weighted_sum_by_hand(ema: EMAConfig) -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(model, multi_avg_fn=_averaging(ema))  # type: ignore[arg-type]
-    expected = None
-    for n in range(12):
+    model.weight.data.fill_(4.0)
+    average, expected = Average(model, ema), 4.0  # type: ignore[arg-type]
+    for n in range(1, 12):
         model.weight.data.fill_(float(n * n))
-        average.update_parameters(model)
+        average.update()
         decay = ema_decay(ema, n)
-        expected = 0.0 if expected is None else decay * expected + (1 - decay) * n * n
-    assert average.module.weight.item() == pytest.approx(expected)  # type: ignore[union-attr,operator]
+        expected = decay * expected + (1 - decay) * n * n
+    assert average.module.weight.data.tolist() == [[pytest.approx(expected)]]
+    assert average.count == 12
 
 
 @pytest.mark.slow

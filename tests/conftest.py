@@ -22,6 +22,11 @@ settings.register_profile("any machine", deadline=None)  # a busy one is slow no
 settings.load_profile("any machine")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture(autouse=True)
 def _undo_process_state() -> Iterator[None]:
     """Commands set signal handlers, log handlers and torch's seed."""

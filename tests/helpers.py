@@ -29,6 +29,7 @@ import main as training_command
 import sample as sampling_command
 from data import inspect as inspect_command
 from data import prepare as prepare_command
+from data.dataset import Patch
 from data.patches import Window
 from data.sdf import signed_distance
 from data.sources import glas
@@ -51,7 +52,9 @@ from sde.process import VE, Process
 from sde.samplers import Denoise, ancestral, posterior_mean
 from utils import export
 from utils.checkpoint import load_checkpoint
+from utils.config import parse_config
 from utils.data_schema import DataConfig
+from utils.schema import Config
 from utils.weights import SUFFIX
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,7 +279,7 @@ def shake(module: nn.Module) -> None:
     """Leave the zero initialisation, as training does."""
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def noise(*shape: int, seed: int = 3) -> Tensor:
@@ -352,6 +355,86 @@ def maps(tiled: TiledDrawer, image: np.ndarray) -> list[np.ndarray]:
     assert max(window.height for window in asked) < image.shape[1] or len(bands) == 1
     names = ("mmse", "std", "probability", "labels")
     return [np.concatenate([getattr(band, name) for band in bands], axis=-2) for name in names]
+
+
+# One small config of each kind of network and objective.
+
+
+_TRUNK = {"channels": 8, "multipliers": [1, 2]}
+_DRAWS = {"process": "vp", "objective": "distribution", "prior_share": 1.0}
+_ONE = {"sampler": "ancestral", "steps": 1}
+_BASELINE: dict[str, Any] = {"data": {"representation": "binary"}, "sampling": {"sampler": "mean"}}
+_LOGITS: dict[str, Any] = {"data": {"representation": "binary"}, "sampling": {"sampler": "logits"}}
+_RATERS = {"raters": "all"}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "mean": {"model": {"attention": [2]}, "sampling": {"sampler": "dpm_solver", "stochastic": True, "steps": 4}},
+    "rrdb": {"model": {"encoder": {"kind": "rrdb", "channels": 8}}},
+    "timm": {"model": {"encoder": {"kind": "timm", "name": "resnet10t", "channels": 8}}},
+    "second moment": {
+        "model": {"second_moment": True},
+        "sde": {"process": "vp", "prior_share": 0.5},
+        "training": {"noises": 2},
+    },
+    "both": {"sde": {"process": "cosine", "prediction": "both", "input_scale": 0.1}},
+    "distribution": {"sde": {**_DRAWS, "overlap": 0.5}, "sampling": {**_ONE, "augment": True, "spread": 1.25}},
+    "raters": {"data": _RATERS, "sde": _DRAWS, "sampling": _ONE},
+    "told raters": {"model": {"raters": 2}, "sde": {**_DRAWS, "prior_share": 0.5}, "sampling": {**_ONE, "steps": 3}},
+    "dropout": {"model": {"dropout": 0.2}, "sde": {"prior_share": 1.0}, "sampling": {"sampler": "mc_dropout"}},
+    "joint": {"model": {"kind": "joint"}, "sde": {"clean_share": 0.25}},
+    "ssn": {"model": {"kind": "ssn", "rank": 2}, **_LOGITS},
+    "prob_unet": {"model": {"kind": "prob_unet"}, **_LOGITS},
+    "resunet": {"model": {"kind": "resunet"}, **_BASELINE},
+    "attention_unet": {"model": {"kind": "attention_unet"}, **_BASELINE},
+    "unet": {"model": {"kind": "unet", "backbone": "resnet18", "multipliers": [1, 1, 2]}, **_BASELINE},
+    "unetplusplus": {"model": {"kind": "unetplusplus", "backbone": "resnet18", "multipliers": [1, 1, 2]}, **_BASELINE},
+    "fcn": {"model": {"kind": "fcn"}, **_BASELINE},
+}
+LIBRARIES = {**LIBRARY, "timm": "timm", "fcn": "torchvision"}
+QUICK = ("mean", "distribution", "joint", "ssn")
+
+
+def each_system() -> list[Any]:
+    """To parametrize a test; most of them are slow together."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+
+
+def system(name: str, **sections: Mapping[str, object]) -> Config:
+    """The config of one of SYSTEMS, or a skip where its library is absent; `sections`: keys set besides."""
+    if name in LIBRARIES:
+        pytest.importorskip(LIBRARIES[name])
+    tree: dict[str, Any] = {
+        "name": "any",
+        "data": {"root": "nowhere", "truncation": 4},
+        "model": {**_TRUNK, "encoder": dict(_TRUNK)},
+        "sde": {"sigma_min": 0.01, "weighting": "edm"},
+        "sampling": {"sampler": "heun", "steps": 3},
+        "training": {"batch": 4, "learning_rate": 1e-3},
+    }
+    for changes in (SYSTEMS[name], sections):
+        for section, keys in changes.items():
+            tree[section] = {**tree[section], **keys}
+    if tree["model"].get("kind", "conditional") != "conditional":
+        del tree["model"]["encoder"]
+        if tree["model"]["kind"] == "fcn":
+            tree["model"] = {"kind": "fcn"}
+    if tree["sde"].get("process", "ve") != "ve":
+        del tree["sde"]["sigma_min"]
+    return parse_config(tree, Path("any.yaml"))
+
+
+def disc_patches(count: int = 4, size: int = 32, raters: int = 2, color: str = "grey") -> list[Patch]:
+    """Bright discs on noise; every rater's is larger than that of the one before."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    patches = []
+    for i in range(count):
+        distance = np.hypot(y - rng.uniform(10, size - 10), x - rng.uniform(10, size - 10))
+        masks = [distance < 6 + rater for rater in range(raters)]
+        image = (90 + 80 * masks[0] + rng.normal(0, 12, (size, size))).clip(0, 255).astype(np.uint8)
+        sdf = np.stack([signed_distance(mask, 4.0)[None] for mask in masks]).astype(np.float32)
+        pixels = np.repeat(image[..., None], 3, axis=2) if color == "rgb" else image
+        patches.append(Patch(str(i), str(i), f"{i}.png", pixels, sdf, masks[0].astype(np.uint8)))
+    return patches
 
 
 # Pictures, archives, records.

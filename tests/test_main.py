@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.batches import Batch, Batches
 from data.dataset import load_split
 from data.sdf import signed_distance
 from tests.helpers import ROOT, UNET, Workspace, full_disk, newest, rows, same_state, section, sets
+from training import session
+from training.recorder import Taken
+from training.state import TrainingState
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 
@@ -170,6 +175,44 @@ def test_loss_that_is_not_finite_names_step_files_and_checkpoint(
     last = trained.run_folder() / "checkpoints" / "last.pt"
     assert f"last good checkpoint: {last.relative_to(trained.path)}" in line
     assert load_checkpoint(last)["step"] >= 1
+
+
+def test_what_is_not_finite_is_found_by_the_next_row_and_never_saved(
+    trained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of step 3 turn to NaN; the steps are looked at after the fourth."""
+    inner, count = Batches.next, iter(range(1, 100))
+
+    def spoilt(self: Batches) -> Batch:
+        batch = inner(self)
+        return batch._replace(m=batch.m * float("nan")) if next(count) == 3 else batch
+
+    monkeypatch.setattr(Batches, "next", spoilt)
+    options = ["training.log_every=4", "training.validate_every=100", "training.checkpoint_every=2"]
+    line = trained.fails("main", *sets(options))
+    assert "step 3: the loss is nan" in line
+    assert line.count("phantom_") == 3
+    checkpoints = trained.run_folder() / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["last.pt", "step_00000002.pt"]
+    assert next(count) == 5
+    for weights in (load_checkpoint(checkpoints / "last.pt")[kind] for kind in ("model", "ema")):
+        assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the step that made them was."""
+    inner = session.training_step
+
+    def spoilt(state: TrainingState, *arguments: Any) -> Taken:
+        taken = inner(state, *arguments)
+        if state.step == 3:
+            next(state.model.parameters()).data.view(-1)[0] = float("inf")
+        return taken
+
+    monkeypatch.setattr(session, "training_step", spoilt)
+    line = trained.fails("main", *sets(["training.validate_every=100"]))
+    assert "step 3: weights are not finite; last good checkpoint: none" in line
+    assert not list((trained.run_folder() / "checkpoints").iterdir())
 
 
 def test_bad_input_writes_nothing(workspace: Workspace) -> None:

@@ -144,7 +144,7 @@ def test_average_is_the_weighted_sum_by_hand(ema: EMAConfig) -> None:
         average.update()
         decay = ema_decay(ema, n)
         expected = decay * expected + (1 - decay) * n * n
-    assert average.module.weight.data.tolist() == [[pytest.approx(expected)]]
+    assert next(average.module.parameters()).tolist() == [[pytest.approx(expected)]]
     assert average.count == 12
 
 
@@ -209,6 +209,27 @@ def test_the_row_after_a_resume_speaks_of_all_its_steps(trained: Workspace) -> N
 def test_a_run_is_held(trained: Workspace) -> None:
     with held(trained.run_folder() / ".lock", "this test"):
         assert f"in use by process {os.getpid()}" in trained.fails("main", "--resume", str(trained.run_folder()))
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(trained: Workspace) -> None:
+    """Its optimiser is fused, and the state of its noise has another size; two continuations are alike."""
+    run = trained.run_folder()
+    last = run / "checkpoints" / "last.pt"
+    saved = load_checkpoint(last, dict[str, Any])
+    saved["generators"].update(noise=torch.zeros(16, dtype=torch.uint8), cuda=[torch.zeros(16, dtype=torch.uint8)])
+    for group in saved["optimizer"]["param_groups"]:
+        group["fused"] = True
+    save_checkpoint(saved, last)
+    other = run.with_name("other")
+    shutil.copytree(run, other)
+    for folder in (run, other):
+        result = trained("main", "--resume", str(folder), "--set", "training.steps=9")
+        assert result.code == 0, result.err
+    same_state(last, other / "checkpoints" / "last.pt")
+    on = load_checkpoint(last, dict[str, Any])
+    assert on["step"] == 9
+    assert not on["generators"]["cuda"]
+    assert on["optimizer"]["param_groups"][0]["fused"] is None
 
 
 CHANGES: list[Callable[[dict[str, Any]], object]] = [

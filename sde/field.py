@@ -47,14 +47,14 @@ class FieldNoise:
 
     def __call__(self) -> Tensor:
         """The next N(0, I) of every draw, (B, channels, height, width) float32."""
-        out = torch.empty((len(self.draws), self._channels, *self._window[2:]), pin_memory=self._device.type == "cuda")
+        out = torch.empty((len(self.draws), self._channels, *self._window[2:]))
         for row, generators, (image_id, draw) in zip(out, self._generators, self.draws, strict=True):
             self._fill(row, generators)
             if self._mirrored and draw % 2:
                 self._fill(row, self._start(image_id, draw - 1))
                 row.neg_()
         self._mirrored = False
-        return out.to(self._device, non_blocking=self._device.type not in ("cpu", "mps"))
+        return out.to(self._device)
 
     def _start(self, image_id: str, draw: int) -> list[torch.Generator]:
         base = draw_seed(self._seed, image_id, draw)

@@ -211,7 +211,9 @@ class TrainingConfig(Section):
     ema: EMAConfig = Field(default_factory=EMAConfig, description="moving average of the weights")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPUs that have it")
     channels_last: bool = Field(True, description="memory layout of the convolutions")
-    log_every: Int = Field(50, ge=1, description="steps between rows of metrics.csv")
+    log_every: Int = Field(
+        50, ge=1, description="steps between rows of metrics.csv, and at most until a loss that is not finite is found"
+    )
     checkpoint_every: Int = Field(1000, ge=1, description="steps between checkpoints")
     validate_every: Int = Field(1000, ge=1, description="steps between validations by quick draws")
     keep: Int = Field(2, ge=1, description="numbered checkpoints kept, besides last.pt and best.pt")

@@ -41,12 +41,15 @@ def loss_and_gradient(config: Config, device: str) -> tuple[float, Tensor]:
     for module in state.model.modules():
         if isinstance(module, nn.Dropout):  # other units in another layout
             module.p = 0.0
+        if isinstance(module, nn.BatchNorm2d) and config.model.kind == "fcn":
+            module.eval()  # statistics of 64 values in each of fifty random layers: any rounding turns the gradient
     batch = state.batches.next()
     batch = batch._replace(m=representation_of(batch.m, config.data))
     losses, _ = state.losses_of(batch, state.generators, config.sde, config.training, 0)
     assert losses.dtype == torch.float32
     losses.mean().backward()
-    return losses.mean().item(), torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None])
+    gradients = [p.grad.flatten().double() for p in state.model.parameters() if p.grad is not None]
+    return losses.mean().item(), torch.cat(gradients)
 
 
 def masks(config: Config, device: str) -> np.ndarray:
@@ -67,11 +70,10 @@ def test_a_step_and_draws_are_near_those_in_float32(name: str, device: str) -> N
     for way, training in WAYS.items():
         config = system(name, training=training)
         other, its_gradient = loss_and_gradient(config, device)
-        print(name, way, other / loss - 1, 1 - torch.cosine_similarity(gradient, its_gradient, dim=0).item())
         f1 = count(masks(config, device), drawn).f1
         cosine = torch.cosine_similarity(gradient, its_gradient, dim=0).item()
         rounded = training["precision"] == "bfloat16"
         assert other == pytest.approx(loss, rel=0.01 if rounded else 1e-4), way
         # Batch norms of few values make gradients of random weights sensitive.
-        assert cosine > ((0.95 if name in LIBRARIES else 0.999) if rounded else 0.9999), way
-        assert f1 > (0.98 if rounded else 0.999), way
+        assert cosine > ((0.95 if name in LIBRARIES else 0.999) if rounded else 0.999999), way
+        assert f1 > (0.98 if rounded else 0.995), way

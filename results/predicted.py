@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from data.images import SUFFIXES
 from data.inputs import Picture
@@ -76,8 +76,9 @@ def inputs_of(path: Path) -> list[Input]:
 
 
 class Row(TypedDict):
-    """result.json, a line of results.csv."""
+    """result.json, and but for `path`, of the picture, a line of results.csv."""
 
+    path: NotRequired[str]  # not in folders of before it was noted
     image_id: str
     file: str
     height: int
@@ -160,7 +161,8 @@ def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lam
     large = height * width > LARGE and segmenter.config.data.size is None
     with whole_folder(output / one.key) as folder:
         found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder, tick)
-        row: Any = {"image_id": one.key, "file": one.path.name, "height": height, "width": width, **found}
+        where = {"path": str(one.path.absolute()), "image_id": one.key, "file": one.path.name}
+        row: Any = {**where, "height": height, "width": width, **found}
         row["seconds"] = time.perf_counter() - begin
         write_json(folder / "result.json", row)
     return row
@@ -194,7 +196,7 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[R
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """look_rank: 1 for the image with the largest mean std, the first that a person should look at."""
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).drop(columns="path", errors="ignore")
     ranks = table["mean_std"].rank(ascending=False, method="first").astype(int)
     table.insert(table.columns.get_loc("mean_std") + 1, "look_rank", ranks)  # type: ignore[arg-type]
     # A spreadsheet takes what begins like this for a formula, and runs it.

@@ -114,15 +114,20 @@ def write_maps(
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
 
 
+def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
+    """objects.csv: a row for each object, without contours."""
+    names = ["label", "area", "equivalent_diameter", "row", "column",
+             "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
+    rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
+    return pd.DataFrame(rows, columns=names)
+
+
 def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord], *, large: bool = False) -> None:
     """instances.png (.tif of large pictures, and where 16 bits are too few), objects.csv without contours, and
     objects.geojson."""
     name = "instances.tif" if large or labels.max(initial=0) >= 2**16 else "instances.png"
     write_labels(folder / name, labels)
-    names = ["label", "area", "equivalent_diameter", "row", "column",
-             "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
-    rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
-    pd.DataFrame(rows, columns=names).to_csv(folder / "objects.csv", index=False)
+    object_table(records).to_csv(folder / "objects.csv", index=False)
     write_geojson(folder / "objects.geojson", records)
 
 

@@ -1,0 +1,154 @@
+"""The two widgets of napari: run given weights on an image layer, and correct labels for a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, Label, PushButton
+from napari import current_viewer
+from napari.layers import Image, Labels
+from napari.qt.threading import thread_worker
+from napari.utils.notifications import show_error
+
+from napari_plugin.corrections import corrected, save_layers
+from napari_plugin.layers import ERRORS, LayerData, predicted_layers
+from napari_plugin.session import Session, add_layers
+from sampling.segmenter import Segmenter
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Errors of files and of what was chosen are a line in napari, not a traceback."""
+    try:
+        yield
+    except ERRORS as error:
+        show_error(str(error))
+
+
+def _layer_box(viewer: Any, kind: type, label: str) -> ComboBox:
+    """A choice of the viewer's layers of a kind."""
+    box = ComboBox(label=label, choices=lambda _: [layer for layer in viewer.layers if isinstance(layer, kind)])
+    for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+        event.connect(lambda _: box.reset_choices())
+    return box
+
+
+def predict_widget(viewer: Any = None) -> Container:
+    """Draw from given weights on an image layer, and add the layers of the result.
+
+    viewer: a viewer or viewer model of napari; default: the current one.
+    """
+    viewer = viewer or current_viewer()
+    image = _layer_box(viewer, Image, "image")
+    weights = FileEdit(
+        label="weights", value="nuclei", filter="*.safetensors", tooltip="a file, or the name of shipped weights"
+    )
+    button, status = PushButton(text="Run"), Label(value="")
+
+    def draw(pixels: np.ndarray, name: str) -> list[LayerData]:
+        return predicted_layers(Segmenter.from_weights(weights.value), pixels, name)
+
+    def done(added: list[LayerData]) -> None:
+        add_layers(viewer, added)
+        status.value = f"{added[-1][0].max()} {added[-1][1]['name']}"
+
+    def failed(error: Exception) -> None:
+        status.value = "failed"
+        show_error(str(error))
+
+    def ended() -> None:
+        button.enabled = True
+
+    def run() -> None:
+        if image.value is None:
+            show_error("an image layer is needed; open a picture first")
+            return
+        button.enabled, status.value = False, "drawing ..."
+        worker = thread_worker(draw)(np.asarray(image.value.data), image.value.name)
+        worker.returned.connect(done)
+        worker.errored.connect(failed)
+        worker.finished.connect(ended)
+        worker.start()
+
+    button.changed.connect(run)
+    return Container(widgets=[image, weights, button, status])
+
+
+def correct_widget(
+    viewer: Any = None, results: Path | None = None, pictures: Path | None = None, output: Path = Path("corrected")
+) -> Container:
+    """Open the pictures of results, those to look at first first, and save corrected labels for a training.
+
+    viewer: as for `predict_widget`. results: the folder; default: that of the layers which are open. pictures: see
+    `picture_layers`. output: the folder of the corrections.
+    """
+    viewer = viewer or current_viewer()
+    open_results = [Path(own.metadata["results"]) for own in viewer.layers if own.metadata.get("results")]
+    results = results or (open_results[-1] if open_results else None)
+    where = FileEdit(label="results", mode="d", value=results or "", tooltip="an output folder of sample.py")
+    originals = FileEdit(label="pictures", mode="d", value=pictures or "", tooltip="only if they have moved")
+    picture = ComboBox(label="picture", choices=[], tooltip="the first is the one to look at first; * has a correction")
+    discard = CheckBox(text="discard changes that are not saved")
+    image, labels = _layer_box(viewer, Image, "image"), _layer_box(viewer, Labels, "labels")
+    folder = FileEdit(label="corrections", mode="d", value=output)
+    replace = CheckBox(text="replace a correction")
+    save, following, status = PushButton(text="Save correction"), PushButton(text="Next picture"), Label(value="")
+    session: Session | None = None
+
+    def show() -> None:
+        """The list, with what is open chosen in it; its own changes open nothing."""
+        done = corrected(folder.value)
+        names = session.names if session else []
+        choices = [(f"{rank}  {name}{' *' if name in done else ''}", name) for rank, name in enumerate(names, 1)]
+        with picture.changed.blocked():
+            picture.choices = choices
+            if session and session.name:
+                picture.value = session.name
+        if session and session.name:
+            image.value, labels.value = session.image, session.labels
+
+    def turn_to(name: str | None) -> None:
+        if session and name and name != session.name:
+            with telling():
+                session.open(name, discard=discard.value)
+                discard.value, status.value = False, ""
+        show()
+
+    def begin() -> None:
+        nonlocal session
+        if str(where.value) in ("", "."):
+            return
+        moved = None if str(originals.value) in ("", ".") else Path(originals.value)
+        with telling():
+            session = Session(viewer, Path(where.value), moved)
+        if session and session.name is None:
+            turn_to(session.names[0])
+        show()
+
+    def keep() -> None:
+        with telling():
+            chosen = image.value, labels.value
+            if session and chosen == (session.image, session.labels):
+                path = session.save(Path(folder.value), replace=replace.value)
+            else:
+                path = save_layers(*chosen, Path(folder.value), replace=replace.value)
+            replace.value, status.value = False, f"saved {path}"
+        show()
+
+    def go_on() -> None:
+        name = session.next(Path(folder.value)) if session else None
+        if name is None:
+            status.value = "no other picture without a correction after this one"
+        turn_to(name)
+
+    for widget, action in ((where, begin), (originals, begin), (save, keep), (following, go_on)):
+        widget.changed.connect(action)
+    picture.changed.connect(turn_to)
+    begin()
+    return Container(
+        widgets=[where, originals, picture, discard, following, image, labels, folder, replace, save, status]
+    )

@@ -112,9 +112,10 @@ def result_layers(result: Result) -> list[LayerData]:
     return map_layers(*maps, result.instances, table, result.first_draws)
 
 
-def predicted_layers(segmenter: Segmenter, pixels: np.ndarray, name: str) -> list[LayerData]:
-    """Of an image (H, W), (H, W, 3) or (H, W, 4) of any numbers; name: seeds the draws, as the stem of its file does.
+def predicted_layers(weights: Path, pixels: np.ndarray, name: str) -> list[LayerData]:
+    """Of draws of given weights for an image (H, W), (H, W, 3) or (H, W, 4) of any numbers.
 
+    weights: see `Segmenter.from_weights`, whose errors are raised. name: seeds the draws, as the stem of its file does.
     Raises UsageError for other arrays, DataError for images that are too large.
     """
     if (
@@ -123,6 +124,7 @@ def predicted_layers(segmenter: Segmenter, pixels: np.ndarray, name: str) -> lis
         or pixels.dtype.kind not in "uif"
     ):
         raise UsageError(f"{name}: {pixels.dtype} of shape {pixels.shape}; one image, grey or in colours, is expected")
+    segmenter = Segmenter.from_weights(weights)
     pixels = pixels[..., :3] if pixels.ndim == 3 else pixels
     if pixels.dtype != np.uint8:
         pixels = stretch(pixels, segmenter.config.data.window)

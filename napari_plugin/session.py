@@ -11,7 +11,6 @@ from napari_plugin.corrections import corrected, save_layers
 from napari_plugin.layers import LayerData, picture_layers, ranked
 from utils.errors import UsageError
 
-
 AXES = ("draw", "row", "column")
 
 
@@ -54,11 +53,14 @@ class Session:
         return self.labels in self.viewer.layers and not np.array_equal(self.labels.data, self._before)
 
     def open(self, name: str, *, discard: bool = False) -> None:
-        """Layers of a picture in place of those of the one before. Raises UsageError where that has an unsaved
-        correction, unless `discard`, and what `picture_layers` does; the one before stays open then."""
+        """Layers of a picture in place of those of the one before, as visible as they were. Raises UsageError where
+        that has an unsaved correction, unless `discard`, and what `picture_layers` does; it stays open then."""
         if self.unsaved and not discard:
-            raise UsageError(f"{self.name}: its correction is not saved; save or discard it first")
+            raise UsageError(f"{self.name}: not saved; save or discard it first")
         layers = picture_layers(self.results / name, self.pictures)
+        shown = {old.name: old.visible for old in self._layers}
+        for _, attributes, _ in layers:
+            attributes["visible"] = shown.get(attributes["name"], attributes.get("visible", True))
         for old in self._layers:
             if old in self.viewer.layers:
                 self.viewer.layers.remove(old)

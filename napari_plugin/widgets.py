@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from napari.utils.notifications import show_error
 from napari_plugin.corrections import corrected, save_layers
 from napari_plugin.layers import ERRORS, LayerData, predicted_layers
 from napari_plugin.session import Session, add_layers
-from sampling.segmenter import Segmenter
 
 
 @contextmanager
@@ -49,8 +50,10 @@ def predict_widget(viewer: Any = None) -> Container:
     )
     button, status = PushButton(text="Run"), Label(value="")
 
-    def draw(pixels: np.ndarray, name: str) -> list[LayerData]:
-        return predicted_layers(Segmenter.from_weights(weights.value), pixels, name)
+    def draw(*given: Any) -> list[LayerData]:
+        # A process of its own: torch's compiler and Mesa's drivers each bring an LLVM, and crash in one process.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(predicted_layers, *given).result()
 
     def done(added: list[LayerData]) -> None:
         add_layers(viewer, added)
@@ -68,7 +71,7 @@ def predict_widget(viewer: Any = None) -> Container:
             show_error("an image layer is needed; open a picture first")
             return
         button.enabled, status.value = False, "drawing ..."
-        worker = thread_worker(draw)(np.asarray(image.value.data), image.value.name)
+        worker = thread_worker(draw)(Path(weights.value), np.asarray(image.value.data), image.value.name)
         worker.returned.connect(done)
         worker.errored.connect(failed)
         worker.finished.connect(ended)

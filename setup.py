@@ -58,6 +58,6 @@ class OnePackage(build_py):  # type: ignore[misc]
 setup(
     packages=[NAME, *(f"{NAME}.{room}" for room in ROOMS)],
     package_dir={NAME: "."},
-    package_data={NAME: ["cfg/*.yaml", "weights/*"], **{f"{NAME}.{r}": ["templates/*"] for r in ROOMS}},
+    package_data={NAME: ["cfg/*.yaml", "weights/*"], **{f"{NAME}.{r}": ["templates/*", "napari.yaml"] for r in ROOMS}},
     cmdclass={"build_py": OnePackage},
 )

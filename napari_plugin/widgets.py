@@ -31,8 +31,8 @@ def telling() -> Iterator[None]:
 
 
 def _layer_box(viewer: Any, kind: type, label: str) -> ComboBox:
-    """A choice of the viewer's layers of a kind."""
-    box = ComboBox(label=label, choices=lambda _: [layer for layer in viewer.layers if isinstance(layer, kind)])
+    """A choice of the viewer's layers of a kind that are of one picture."""
+    box = ComboBox(label=label, choices=lambda _: [own for own in viewer.layers if type(own) is kind and own.ndim == 2])
     for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
         event.connect(lambda _: box.reset_choices())
     return box
@@ -57,7 +57,7 @@ def predict_widget(viewer: Any = None) -> Container:
 
     def done(added: list[LayerData]) -> None:
         add_layers(viewer, added)
-        status.value = f"{added[-1][0].max()} {added[-1][1]['name']}"
+        status.value = "done"
 
     def failed(error: Exception) -> None:
         status.value = "failed"
@@ -148,6 +148,12 @@ def correct_widget(
             status.value = "no other picture without a correction after this one"
         turn_to(name)
 
+    def follow() -> None:
+        """What is selected is what is painted on, and saved."""
+        if viewer.layers.selection.active in labels.choices:
+            labels.value = viewer.layers.selection.active
+
+    viewer.layers.selection.events.active.connect(follow)
     for widget, action in ((where, begin), (originals, begin), (save, keep), (following, go_on)):
         widget.changed.connect(action)
     picture.changed.connect(turn_to)

@@ -107,7 +107,7 @@ def words_of(line: str) -> list[str]:
 
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
-    if not words or words[0] in ("pip", "conda"):
+    if not words or words[0] in ("pip", "conda", "napari"):
         return
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -248,10 +248,10 @@ def test_the_licences_name_every_dependency() -> None:
 
 def test_the_design_names_the_files_of_every_room() -> None:
     text = (ROOT / "docs" / "design.md").read_text()
-    rooms = dict(re.findall(r"^\| [1-4] \| `(\w+)/` \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE))
-    assert len(rooms) == 9
+    rooms = dict(re.findall(r"^\| [1-5] \| `(\w+)/` \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE))
+    assert len(rooms) == 10
     for room, files in rooms.items():
-        there = {path.name.removesuffix(".py") for path in (ROOT / room).iterdir() if not path.name.startswith("__")}
+        there = {path.stem for path in (ROOT / room).iterdir() if not path.name.startswith("__")}
         assert set(re.findall(r"\w+", files)) == there, room
 
 
@@ -261,8 +261,9 @@ NEEDED = {
     "bench.stain": [],
     "bench.table": ["--protocol", "x"],
     "utils.export": ["--run", "x", "--output", "x", "--licence", "x"],
+    "napari_plugin.correct": ["x"],
 }
-MODULES = ["main", "sample", "data.prepare", "data.inspect", "utils.export",
+MODULES = ["main", "sample", "data.prepare", "data.inspect", "utils.export", "napari_plugin.correct",
            *(f"bench.{path.stem}" for path in SCRIPTS if "def main(" in path.read_text())]  # fmt: skip
 
 

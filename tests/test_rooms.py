@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import ROOT
 
 FLOORS = [{"sde", "utils", "evaluation", "report"}, {"data", "models"}, {"sampling"}, {"training", "results"},
-          {"main", "sample", "bench"}]  # fmt: skip
+          {"main", "sample", "bench", "napari_plugin"}]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for room in FLOOR for path in [*(ROOT / room).rglob("*.py"), ROOT / f"{room}.py"] if path.is_file())
 

@@ -24,7 +24,8 @@ from utils.errors import cut
 PROGRAMS = [
     ["main.py"],
     ["sample.py"],
-    *[["-m", name] for name in ("data.prepare", "data.inspect", "utils.export", "bench.table", "bench.nfe")],
+    *[["-m", f"data.{name}"] for name in ("prepare", "inspect")],
+    *[["-m", name] for name in ("utils.export", "napari_plugin.correct", "bench.table", "bench.nfe")],
 ]
 
 

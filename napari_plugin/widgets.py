@@ -50,21 +50,23 @@ def predict_widget(viewer: Any = None) -> Container:
     )
     button, status = PushButton(text="Run"), Label(value="")
 
-    def draw(*given: Any) -> list[LayerData]:
-        # A process of its own: torch's compiler and Mesa's drivers each bring an LLVM, and crash in one process.
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(predicted_layers, *given).result()
+    def draw(*given: Any) -> list[LayerData] | str:
+        """The layers, or what went wrong: napari would show a traceback."""
+        try:
+            # A process of its own: torch's compiler and Mesa's drivers each bring an LLVM, and crash in one process.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                return pool.submit(predicted_layers, *given).result()
+        except (*ERRORS, RuntimeError, MemoryError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
 
-    def done(added: list[LayerData]) -> None:
-        add_layers(viewer, added)
-        status.value = "done"
-
-    def failed(error: Exception) -> None:
-        status.value = "failed"
-        show_error(str(error))
-
-    def ended() -> None:
+    def done(drawn: list[LayerData] | str) -> None:
         button.enabled = True
+        if isinstance(drawn, str):
+            status.value = "failed"
+            show_error(drawn)
+        else:
+            status.value = "done"
+            add_layers(viewer, drawn)
 
     def run() -> None:
         if image.value is None:
@@ -73,8 +75,6 @@ def predict_widget(viewer: Any = None) -> Container:
         button.enabled, status.value = False, "drawing ..."
         worker = thread_worker(draw)(Path(weights.value), np.asarray(image.value.data), image.value.name)
         worker.returned.connect(done)
-        worker.errored.connect(failed)
-        worker.finished.connect(ended)
         worker.start()
 
     button.changed.connect(run)

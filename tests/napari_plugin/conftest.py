@@ -47,6 +47,12 @@ class Layers(list[Any]):
         self.selection = SimpleNamespace(active=None)
 
 
+class Layer(SimpleNamespace):
+    """Equal to itself alone, as napari's are."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
+
+
 class StandIn:
     """What a session uses of napari's viewer."""
 
@@ -55,7 +61,7 @@ class StandIn:
 
     def add_image(self, data: np.ndarray, *, name: str, metadata: Any, visible: bool = True, **others: Any) -> Any:
         source = SimpleNamespace(path=None)
-        layer = SimpleNamespace(data=data, name=name, metadata=metadata, visible=visible, source=source, **others)
+        layer = Layer(data=data, name=name, metadata=metadata, visible=visible, source=source, **others)
         self.layers.append(layer)
         return layer
 

@@ -30,7 +30,7 @@ def telling() -> Iterator[None]:
         show_error(str(error))
 
 
-def _layer_box(viewer: Any, kind: type, label: str) -> ComboBox:
+def _layer_box(viewer: Any, kind: Any, label: str) -> ComboBox:
     """A choice of the viewer's layers of a kind that are of one picture."""
     box = ComboBox(label=label, choices=lambda _: [own for own in viewer.layers if type(own) is kind and own.ndim == 2])
     for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
@@ -94,21 +94,26 @@ def correct_widget(
     results = results or (open_results[-1] if open_results else None)
     where = FileEdit(label="results", mode="d", value=results or "", tooltip="an output folder of sample.py")
     originals = FileEdit(label="pictures", mode="d", value=pictures or "", tooltip="only if they have moved")
-    picture = ComboBox(label="picture", choices=[], tooltip="the first is the one to look at first; * has a correction")
+    folder = FileEdit(label="corrections", mode="d", value=output)
+    session: Session | None = None
+
+    def listing(_: Any) -> list[tuple[str, str]]:
+        """Choices that napari, too, asks for anew whenever layers come and go."""
+        done = corrected(Path(folder.value)) if session else set()
+        names = session.names if session else []
+        return [(f"{rank}  {name}{' *' if name in done else ''}", name) for rank, name in enumerate(names, 1)]
+
+    about = "the first is the one to look at first; * has a correction"
+    picture = ComboBox(label="picture", choices=listing, tooltip=about)
     discard = CheckBox(text="discard changes that are not saved")
     image, labels = _layer_box(viewer, Image, "image"), _layer_box(viewer, Labels, "labels")
-    folder = FileEdit(label="corrections", mode="d", value=output)
     replace = CheckBox(text="replace a correction")
     save, following, status = PushButton(text="Save correction"), PushButton(text="Next picture"), Label(value="")
-    session: Session | None = None
 
     def show() -> None:
         """The list, with what is open chosen in it; its own changes open nothing."""
-        done = corrected(folder.value)
-        names = session.names if session else []
-        choices = [(f"{rank}  {name}{' *' if name in done else ''}", name) for rank, name in enumerate(names, 1)]
         with picture.changed.blocked():
-            picture.choices = choices
+            picture.reset_choices()
             if session and session.name:
                 picture.value = session.name
         if session and session.name:

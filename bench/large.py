@@ -23,7 +23,7 @@ import torch
 from data.patches import Window
 from data.sources.phantom import draw_sample
 from models.build import denoiser_of, placed
-from results.tiff import band_writer
+from results.maps import band_writer
 from sampling.drawer import drawer_of
 from sampling.tiled import costs_of, tiled_of
 from utils.cli import common_parser, log_to_console, read_config

@@ -1,16 +1,16 @@
-"""Pictures to predict on: of any size, without masks or tables, brought into the form of the training images."""
+"""Pictures to predict on, brought into the form of the training images."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
-from data.images import check_size, check_tile, read_image, readable, stretch, stretch_window
+from data.images import check_size, stretch, stretch_window
 from data.patches import Window
+from data.pictures import Picture, ScaledPicture
+from data.pixel_size import alike
 from data.recipe import normalise_stain, stain_of, transform_image, with_stain
 from data.stain import Stain
 from utils.data_schema import DataConfig
@@ -18,115 +18,60 @@ from utils.errors import DataError
 
 WHOLE = 4_000_000  # pixels up to which statistics of a picture are of all its pixels, as in the preparation
 PROBES, PROBE = 8, 256  # of larger ones: windows each way, and their side
-REGIONS = 16_000_000  # pixels from which a tiled TIFF is read region by region
+ENLARGED = 4.0  # times at most: more would be seen by no objective
 
 
-class Picture:
-    """Pixels in memory. shape: (height, width)."""
+def in_pixels_of(picture: Picture, microns: float | None) -> tuple[Picture, str | None]:
+    """The picture with pixels of `microns` micrometres, None for any; or as it is and why.
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        self._pixels = pixels
-        self.shape: tuple[int, int] = (pixels.shape[0], pixels.shape[1])
-
-    def read(self, window: Window) -> np.ndarray:
-        """(h, w) or (h, w, 3) uint8 of a window inside the picture."""
-        return self._pixels[window.slices]
-
-    def whole(self) -> np.ndarray:
-        return self.read(Window(0, 0, *self.shape))
-
-
-class TiledPicture(Picture):
-    """The full resolution of a tiled TIFF, possibly a pyramid; only the tiles that are asked for are decoded."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with readable(path):
-            self._file = tifffile.TiffFile(path)
-            self._page = self._file.series[0].levels[0].keyframe
-            check_tile(path, self._page.tilelength, self._page.tilewidth)
-        self.shape = (self._page.imagelength, self._page.imagewidth)
-
-    def read(self, window: Window) -> np.ndarray:
-        page = self._page
-        height, width = page.tilelength, page.tilewidth
-        first_row, first_column = window.top // height, window.left // width
-        rows = range(first_row, math.ceil((window.top + window.height) / height))
-        columns = range(first_column, math.ceil((window.left + window.width) / width))
-        tiles = np.zeros((len(rows) * height, len(columns) * width, page.samplesperpixel), np.uint8)
-        with readable(self._path):
-            for i, row in enumerate(rows):
-                for j, column in enumerate(columns):
-                    tile = self._tile(row * math.ceil(self.shape[1] / width) + column)
-                    tiles[i * height : i * height + tile.shape[0], j * width : j * width + tile.shape[1]] = tile
-        top, left = window.top - first_row * height, window.left - first_column * width
-        pixels = tiles[top : top + window.height, left : left + window.width, :3]
-        return pixels[..., 0] if page.samplesperpixel < 3 else pixels
-
-    def _tile(self, index: int) -> np.ndarray:
-        """(h, w, samples); an empty one is black."""
-        page, handle = self._page, self._file.filehandle
-        if page.databytecounts[index] == 0:
-            return np.zeros((1, 1, page.samplesperpixel), np.uint8)
-        handle.seek(page.dataoffsets[index])
-        decoded = page.decode(handle.read(page.databytecounts[index]), index, jpegtables=page.jpegtables)[0]
-        if decoded is None:
-            raise ValueError(f"tile {index} is damaged")
-        return decoded[0]
-
-
-def _is_regional(path: Path) -> bool:
-    """A TIFF of which regions are read: tiled bytes, and a pyramid or a large picture."""
-    if path.suffix.lower() not in (".tif", ".tiff", ".svs"):
-        return False
-    with readable(path), tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        page = series.levels[0].keyframe
-        plain = page.is_tiled and page.dtype == np.uint8 and page.planarconfig == 1 and page.imagedepth == 1
-        large = page.imagelength * page.imagewidth > REGIONS and len(file.pages) == 1
-        return bool(plain and page.samplesperpixel in (1, 3, 4) and (len(series.levels) > 1 or large))
-
-
-def open_picture(path: Path, data: DataConfig) -> Picture:
-    """A picture of any supported format; alpha is dropped, 16 bits are brought to 8 by `stretch` with data.window.
-
-    Raises DataError for what is no picture, for several pages or frames that are no pyramid, for NaN, and for pictures
-    above data.max_megapixels that would have to be read whole.
+    Raises DataError where it would be enlarged more than ENLARGED times.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: an empty file")
-    if _is_regional(path):
-        return TiledPicture(path)
-    return Picture(read_image(path, data.max_pixels, deep=True, window=data.window))
+    if microns is None:
+        return picture, None
+    if picture.microns is None:
+        return picture, f"does not state the size of its pixels; taken for {microns:g} micrometres"
+    if alike(picture.microns, microns):
+        return picture, None
+    factors = [side / microns for side in picture.microns]
+    if max(factors) > ENLARGED:
+        raise DataError(
+            f"pixels of {max(picture.microns):.4g} micrometres, where the network's (data.microns_per_pixel) have "
+            f"{microns:g}; at most {ENLARGED * microns:g} can be enlarged"
+        )
+    height, width = (max(1, round(n * factor)) for n, factor in zip(picture.shape, factors, strict=True))
+    return ScaledPicture(picture, (height, width)), None
 
 
 class PreparedPicture(Picture):
-    """A picture as the preparation of the training images would have made it: stain, colour, stretch, size.
+    """A picture as the preparation of the training images would have made it: pixel size, stain, colour, stretch, size.
 
-    warning: why a step was left out, or None. Raises DataError where it has to be resized and is above
-    data.max_megapixels.
+    warning: why a step was left out, or None. Raises DataError where it has to be resized to data.size and is above
+    data.max_megapixels, and for pixels too coarse for the network.
     """
 
     def __init__(self, picture: Picture, data: DataConfig, target: Stain | None) -> None:
+        picture, self.warning = in_pixels_of(picture, data.microns_per_pixel)
         self._source, self._data, self._target = picture, data, target
-        self.warning: str | None = None
         self._stain: Stain | None = None
         self._window: tuple[float, float] | None = None
         self._resized: np.ndarray | None = None
-        self.shape = data.size or picture.shape
+        self.shape, self.microns = data.size or picture.shape, None if data.size else picture.microns
         if picture.shape[0] * picture.shape[1] <= WHOLE or data.size is not None:
             check_size(Path("the picture"), *picture.shape, data.max_pixels)
-            image, self.warning = normalise_stain(picture.whole(), data.stain, target)
+            image, warning = normalise_stain(picture.whole(), data.stain, target)
+            self._warn(warning)
             self._resized = transform_image(image, data)
             return
         probes = np.concatenate([p.reshape(-1, *p.shape[2:]) for p in self._probes()])[:, None]
         if target is not None:
-            self._stain, self.warning = stain_of(probes, data.stain)
+            self._stain, warning = stain_of(probes, data.stain)
+            self._warn(warning)
         if data.stretch:
             probes = with_stain(probes, self._stain, target)
             self._window = stretch_window(transform_image(probes, data, stretched=False))
+
+    def _warn(self, warning: str | None) -> None:
+        self.warning = "; ".join(filter(None, (self.warning, warning))) or None
 
     def _probes(self) -> Iterator[np.ndarray]:
         """Windows all over a large picture, for its stain and range."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.images import readable, stretch
 from data.patches import Window, even_parts, overlapping, random_window
+from data.pixel_size import alike, microns_of
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample, fitting
 from data.stain import Stain, StainError, fit_stain, normalise
@@ -171,12 +172,23 @@ class _PatchWriter:
         return {**row, **self.record.attributes}
 
 
+def check_microns(record: Record, wanted: float | None) -> None:
+    """Raises DataError for a training image that states pixels of another size than the config does."""
+    stated = microns_of(record.files[0]) if record.files and wanted is not None else None
+    if stated is not None and wanted is not None and not alike(stated, wanted):
+        raise DataError(
+            f"{record.files[0]}: states pixels of {max(stated):.4g} micrometres, data.microns_per_pixel is {wanted:g}; "
+            "resize it together with its mask"
+        )
+
+
 def write_image(record: Record, root: Path, data: DataConfig, target: Stain | None = None) -> Written:
     """Write the patches of one record below root. A DataError is returned, so that others can be found as well."""
     try:
         sample = read_sample(record)
         if sample is None:
             return Written()
+        check_microns(record, data.microns_per_pixel)
         sample = select_classes(sample, data.classes)
         image, warning = normalise_stain(sample.image, data.stain, target)
         sample = transform(replace(sample, image=image), data)

@@ -14,9 +14,10 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from skimage.measure import approximate_polygon, find_contours
 from skimage.segmentation import watershed
 
+from evaluation.conformal import central_ranks
 from evaluation.object_scores import check_labels, contingency
 
-STRIP = 3_000_000  # pixels that are split at once
+INTERVAL = 0.9  # of the draws' areas
 SIMPLIFY = 0.25  # pixels; the contours of different pixels keep sqrt(1/2) apart, so simplified ones cannot cross
 Polygon = list[np.ndarray]  # rings (n, 2) of x, y: the outer one, then holes
 
@@ -120,32 +121,6 @@ def split_objects(sdf: np.ndarray, threshold: float, depth: float | None, minimu
     return (np.cumsum(kept) * kept).astype(np.int32)[labels]
 
 
-def split_large(
-    sdf: np.ndarray, threshold: float, depth: float | None, minimum_area: int = 0, margin: int = 200, most: int = STRIP
-) -> np.ndarray:
-    """`split_objects` of an image of any size, strip by strip in bounded memory; labels (H, W) int32.
-
-    An object belongs to the strip that its centroid lies in; strips reach `margin` rows beyond their own, so objects
-    taller than that can be cut. most: pixels of a strip with its margins, about 350 bytes each.
-    """
-    height, width = sdf.shape
-    core = max(margin, most // max(1, width) - 2 * margin)
-    result, count = np.zeros((height, width), np.int32), 0
-    for top in range(0, height, core):
-        first, last = max(0, top - margin), min(height, top + core + margin)
-        labels = split_objects(np.asarray(sdf[first:last]), threshold, depth, minimum_area)
-        rows = np.arange(first, last)[:, None] * np.ones((1, width))
-        sizes = np.bincount(labels.ravel())
-        centroids = np.bincount(labels.ravel(), weights=rows.ravel()) / np.maximum(sizes, 1)
-        own = (centroids >= top) & (centroids < top + core)
-        own[0] = False
-        numbers = (np.cumsum(own) + count) * own
-        free = result[first:last] == 0
-        result[first:last] = np.where(free, numbers[labels], result[first:last])
-        count += int(own.sum())
-    return result
-
-
 class DrawObjects:
     """The objects of the draws of one image, split by one rule and kept compressed.
 
@@ -184,6 +159,8 @@ class ObjectRecord:
     centroid: row, column. bbox: top, left, bottom, right, the last two exclusive.
     probability: share of draws with an object that has an IoU above 0.5 with this one; nan where no draw was kept.
     area_mean, area_std: of those objects (n - 1 in the denominator, 0 for a single one; nan where no draw has any).
+    area_low, area_high: ends of the central 90 % interval of the areas over all draws, 0 in those without such an
+    object, see `central_ranks`; nan where no draw was kept.
     mean_std: mean standard deviation of the SDF inside, if it was given.
     contour, inner, outer: polygons in x, y from the top-left corner of the image, so that the centre of its first pixel
     is (0.5, 0.5). At least 95 % of the draws have foreground inside the inner ones, which can be none at all, and at
@@ -198,6 +175,8 @@ class ObjectRecord:
     probability: float
     area_mean: float
     area_std: float
+    area_low: float
+    area_high: float
     mean_std: float | None
     contour: list[Polygon]
     inner: list[Polygon]
@@ -265,6 +244,8 @@ def plain_objects(labels: np.ndarray, std: np.ndarray | None = None) -> list[Obj
                 probability=math.nan,
                 area_mean=math.nan,
                 area_std=math.nan,
+                area_low=math.nan,
+                area_high=math.nan,
                 mean_std=None if std is None else float(std[slices][inside].mean()),
                 contour=polygons(inside, top, left),
                 inner=[],
@@ -291,9 +272,10 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
     often, wide = draws.foreground * 20 >= 19 * len(draws), draws.foreground * 20 >= len(draws)
     basins = watershed(-draws.foreground, labels.astype(np.int32), mask=wide | (labels > 0))
     extents = find_objects(basins)
+    low, high, _ = central_ranks(len(draws), INTERVAL)
     records = []
     for record, sizes in zip(plain, areas.T, strict=True):
-        matched = sizes[np.isfinite(sizes)]
+        matched, ordered = sizes[np.isfinite(sizes)], np.sort(np.nan_to_num(sizes))
         mean = float(matched.mean()) if len(matched) else math.nan
         extent = extents[record.label - 1]
         basin, corner = basins[extent] == record.label, (extent[0].start, extent[1].start)
@@ -303,11 +285,48 @@ def describe_objects(labels: np.ndarray, draws: DrawObjects, std: np.ndarray | N
                 probability=len(matched) / len(sizes),
                 area_mean=mean,
                 area_std=float(matched.std(ddof=1)) if len(matched) > 1 else 0.0 * mean,  # nan where the mean is
+                area_low=float(ordered[low - 1]),
+                area_high=float(ordered[high - 1]),
                 inner=polygons(basin & often[extent], *corner),
                 outer=polygons(basin & wide[extent], *corner),
             )
         )
     return records
+
+
+def in_larger_pixels(
+    record: ObjectRecord, factors: tuple[float, float], corner: tuple[int, int] = (0, 0), before: int = 0
+) -> ObjectRecord:
+    """The object of a part of an image in the pixels of the whole in another resolution.
+
+    corner: of the part, in its own pixels. factors: pixels of the whole in the height and width of one. before: is
+    added to the label.
+    """
+    (down, across), (top, left) = factors, corner
+    shift = np.array([left, top])
+    row, column = record.centroid
+    first, second, bottom, right = record.bbox
+
+    def moved(shape: list[Polygon]) -> list[Polygon]:
+        return [[(ring + shift) * (across, down) for ring in polygon] for polygon in shape]
+
+    return replace(
+        record,
+        label=record.label + before,
+        area=round(record.area * down * across),
+        equivalent_diameter=record.equivalent_diameter * math.sqrt(down * across),
+        centroid=((row + top + 0.5) * down - 0.5, (column + left + 0.5) * across - 0.5),
+        bbox=(
+            math.floor((first + top) * down),
+            math.floor((second + left) * across),
+            math.ceil((bottom + top) * down),
+            math.ceil((right + left) * across),
+        ),
+        contour=moved(record.contour),
+        inner=moved(record.inner),
+        outer=moved(record.outer),
+        **{name: getattr(record, name) * down * across for name in ("area_mean", "area_std", "area_low", "area_high")},
+    )
 
 
 def objects_of(mmse: np.ndarray, std: np.ndarray, objects: DrawObjects) -> tuple[np.ndarray, list[ObjectRecord]]:

@@ -18,7 +18,7 @@ from skimage.segmentation import find_boundaries
 
 from data.dataset import Split
 from data.images import MAX_PIXELS, SUFFIXES, read_table, readable, stretch
-from data.inputs import Picture, TiledPicture, open_picture
+from data.pictures import Picture, SlidePicture, TiledPicture, open_picture
 from data.scenes import Scene, scenes_of
 from results.predicted import Row
 from results.sampled import Settings, object_table, read_draws, read_map
@@ -31,7 +31,6 @@ from utils.reading import damaged, read_array, read_json
 LayerData = tuple[np.ndarray, dict[str, Any], str]
 
 ERRORS = (CheckpointError, ConfigError, DataError, UsageError, OSError)  # of files, a line each
-WIDTH = 1.645  # standard deviations on either side that hold 90 % of a normal distribution
 AMBER, BLUE = (1.0, 0.77, 0.0, 1.0), (0.34, 0.71, 0.91, 1.0)  # of contours, as in the report
 TABLES = {"results.csv": ("look_rank", True), "metrics.csv": ("mean_std", False)}  # --input; samples of a data set
 NUMBERS = ("area", "area_low", "area_high", "probability", "mean_std")
@@ -64,14 +63,13 @@ def _contours(labels: np.ndarray, color: tuple[float, ...], **attributes: Any) -
 
 
 def object_features(objects: pd.DataFrame) -> pd.DataFrame:
-    """What napari shows of the object under the pointer. `index`: its label. area_low, area_high: 90 % interval of its
-    area over the draws, from the mean and std of its matches; nan where no draw was kept.
+    """What napari shows of the object under the pointer. `index`: its label.
 
-    objects: as `object_table` has them.
+    objects: as `object_table` has them; the interval is nan where no draw was kept, and in folders of before it was
+    measured.
     """
-    half = WIDTH * objects["area_std"]
-    low = (objects["area_mean"] - half).clip(lower=0)
-    table = objects.assign(index=objects["label"].astype(int), area_low=low, area_high=objects["area_mean"] + half)
+    unknown = {name: np.nan for name in ("area_low", "area_high") if name not in objects}
+    table = objects.assign(index=objects["label"].astype(int), **unknown)
     return table[["index", *NUMBERS]].round({"area_low": 1, "area_high": 1, "probability": 3, "mean_std": 3})
 
 
@@ -156,7 +154,7 @@ def _of_picture(folder: Path, pictures: Path | None) -> list[LayerData]:
     picture: Picture = open_picture(path, DataConfig(root="unused"))
     if picture.shape != (row["height"], row["width"]):
         raise UsageError(f"{path}: {picture.shape} pixels, where {folder} is of {row['height'], row['width']}")
-    copied = path.suffix.lower() in SUFFIXES and not isinstance(picture, TiledPicture)
+    copied = path.suffix.lower() in SUFFIXES and not isinstance(picture, (TiledPicture, SlidePicture))
     return [(picture.whole(), {"metadata": {"file": str(path.absolute()) if copied else None}}, "image")]
 
 

@@ -19,6 +19,7 @@ from data.dataset import Patch, Split, planes_of
 from data.scenes import Scene, scenes_of
 from report.figures import trajectory
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples
+from results.ngff import zarr
 from results.predicted import inputs_of, open_output, predict
 from results.sampled import ImageResult, settings_of, write_image
 from results.shards import WAIT, last_share, open_folder, share_of
@@ -233,10 +234,13 @@ def sample(request: Request) -> None:
 
 def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag, share: Share) -> None:
     """--input and --output."""
-    inputs = inputs_of(Path(args.input))
+    inputs, config = inputs_of(Path(args.input)), segmenter.config
+    if config.sampling.large_maps == "zarr":
+        zarr()
     output = Path(args.output) if args.output else new_folder(Path("predictions"))
-    config = segmenter.config
     settings = {"checkpoint": file_hash(path), "sampling": config.sampling.model_dump(mode="json"), "seed": config.seed}
+    if config.data.microns_per_pixel is not None:
+        settings["microns_per_pixel"] = config.data.microns_per_pixel
     with open_output(output, settings, args.overwrite, args.resume, share):
         segmenter.drawer.before_evaluation = stop.raise_if_set
         own = len(inputs[share.rank :: share.count])

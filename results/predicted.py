@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import shutil
 import time
 from collections import Counter
@@ -15,20 +16,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tifffile
 from typing_extensions import NotRequired, TypedDict
 
 from data.images import SUFFIXES
-from data.inputs import Picture
+from data.inputs import PreparedPicture, in_pixels_of
 from data.names import unique_names
 from data.patches import Window
-from evaluation.instances import plain_objects, split_large
+from data.pictures import SLIDES, Picture, ScaledPicture, openslide
+from data.pixel_size import Microns
+from evaluation.blocks import Block, block_objects, split_large
 from report import figures
 from report.layers import ImageLayers
 from report.page import render_report
-from results.sampled import read_layers, write_maps, write_objects
+from results.maps import band_writer, instance_writer, read_map
+from results.sampled import read_layers, write_maps, write_objects, write_records
 from results.shards import WAIT, held_share, last_share, settle_alone
-from results.tiff import band_writer
 from sampling.segmenter import Segmenter
 from sampling.tiled import Tick, costs_of
 from utils.config import dump_config
@@ -42,10 +44,8 @@ from utils.share import WHOLE, Share
 
 log = logging.getLogger("sample")
 
-LARGE = 16_000_000  # pixels from which maps go to disk band by band, as tiled TIFF
-OBJECTS = 200_000_000  # pixels up to which the objects of a large image are told apart
-SIDE = 2000  # longest side of the overlay of a large image, about
-BLOCK = 512  # rows that are read at once for it
+LARGE = 16_000_000  # pixels from which maps go to disk band by band, as pyramids
+SIDE = 4000  # longest side of the overlay of a large image, at most
 OWN = ("results.csv", "report.html", "settings.json", "environment.json")  # beside the pictures' folders
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other picture can be written either
 
@@ -59,8 +59,9 @@ class Input:
 
 
 def inputs_of(path: Path) -> list[Input]:
-    """The picture, or those of a folder by name. Raises UsageError where there is none."""
-    suffixes = (*SUFFIXES, ".svs")
+    """The picture, or those of a folder by name. Raises UsageError where there is none, and for slides without
+    OpenSlide."""
+    suffixes = (*SUFFIXES, *SLIDES)
     if path.is_file():
         paths = [path]
     elif path.is_dir():
@@ -69,6 +70,8 @@ def inputs_of(path: Path) -> list[Input]:
         raise UsageError(f"--input {path}: no such file or folder")
     if not paths:
         raise UsageError(f"--input {path}: no pictures in it; {', '.join(suffixes)} are read")
+    if any(p.suffix.lower() in SLIDES for p in paths):
+        openslide()
     # The stem; where several files have it, the whole name.
     stems = Counter(p.stem for p in paths)
     names = [p.stem if stems[p.stem] == 1 else p.name.replace(".", "_") for p in paths]
@@ -76,13 +79,16 @@ def inputs_of(path: Path) -> list[Input]:
 
 
 class Row(TypedDict):
-    """result.json, and but for `path`, of the picture, a line of results.csv."""
+    """result.json, and but for `path`, of the picture, a line of results.csv. Pixels are those of the picture, which
+    maps of a large one need not have."""
 
     path: NotRequired[str]  # not in folders of before it was noted
     image_id: str
     file: str
     height: int
     width: int
+    microns_per_pixel: NotRequired[float | None]  # not in folders of before it was read
+    map_microns_per_pixel: NotRequired[float | None]
     objects: int | None
     area: int
     area_share: float
@@ -95,12 +101,13 @@ class Row(TypedDict):
 
 def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Path, tick: Tick) -> dict[str, Any]:
     """The files of an image, as of test images but for what needs a truth."""
-    result = segmenter(picture.whole(), key, tick)
+    result = segmenter(picture, key, tick)
     write_maps(folder, result.mmse, result.std, result.probability, result.classes, result.first_draws)
     masks = [result.classes == k for k in range(1, len(result.mmse) + 1)]
     figures.outlined(picture.whole(), masks, figures.zoom_of(picture.shape)).save(folder / "overlay.png")
-    write_objects(folder, result.instances, result.objects)
+    write_objects(folder, result.instances, result.objects, key, picture.microns)
     return {
+        "map_microns_per_pixel": side_of(picture.microns),
         "objects": len(result.objects),
         "area": int(result.mask.sum()),
         "area_share": float(result.mask.mean()),
@@ -112,28 +119,25 @@ def _predict_small(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
 
 
 def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Maps as tiled TIFF, in bounded memory; objects of the MMSE only, as no draw is kept."""
+    """Maps as pyramids in the network's pixels, in bounded memory; objects of the MMSE only, as no draw is kept, in
+    those of the picture."""
     prepared, classes = segmenter.prepared(picture), segmenter.drawer.denoiser.mask_channels
+    kind = segmenter.config.sampling.large_maps
     area, spread = 0, 0.0
     costs: list[tuple[int, float, float]] = []
-    with band_writer(folder, prepared.shape, classes) as write:
+    with band_writer(folder, prepared.shape, classes, prepared.microns, kind) as write:
         for band in segmenter.bands(prepared, key, tick=tick):
             write(band)
             area += int((band.labels > 0).sum())
             spread += float(band.std.max(axis=0).sum())
             costs.append((len(band.labels), band.draws, band.nfe))
+    count = _large_objects(segmenter, picture, prepared, key, folder) if classes == 1 else None
     pixels = prepared.shape[0] * prepared.shape[1]
-    count = None
-    if pixels <= OBJECTS and classes == 1:
-        evaluation, mmse = segmenter.config.evaluation, tifffile.imread(folder / "mmse.tif")
-        labels = split_large(mmse, segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area)
-        del mmse
-        write_objects(folder, labels, plain_objects(labels, tifffile.imread(folder / "std.tif")), large=True)
-        count = int(labels.max(initial=0))
-    _large_overlay(picture, folder)
+    _large_overlay(picture, folder, prepared.shape)
     return {
+        "map_microns_per_pixel": side_of(prepared.microns),
         "objects": count,
-        "area": area,
+        "area": round(area / pixels * picture.shape[0] * picture.shape[1]),
         "area_share": area / pixels,
         "mean_std": spread / pixels,
         **costs_of(costs),
@@ -141,16 +145,36 @@ def _predict_large(segmenter: Segmenter, picture: Picture, key: str, folder: Pat
     }
 
 
-def _large_overlay(picture: Picture, folder: Path) -> None:
-    """Every n-th pixel of image and mask."""
-    step = max(1, max(picture.shape) // SIDE)
-    mask = tifffile.imread(folder / "mask.tif")[::step, ::step] > 0
-    height, width = picture.shape
-    # Many rows at a time: a tiled file decodes a whole row of tiles for a single one.
-    block = step * max(1, BLOCK // step)
-    tops = range(0, height, block)
-    rows = [picture.read(Window(top, 0, min(block, height - top), width))[::step, ::step] for top in tops]
-    figures.outlined(np.concatenate(rows), [mask], 1).save(folder / "overlay.png")
+def _large_objects(segmenter: Segmenter, picture: Picture, prepared: PreparedPicture, key: str, folder: Path) -> int:
+    """Labels and tables of the objects in the MMSE map that the folder has; their number."""
+    evaluation, records = segmenter.config.evaluation, []
+    factors = picture.shape[0] / prepared.shape[0], picture.shape[1] / prepared.shape[1]
+
+    def read(top: int, left: int, height: int, width: int) -> np.ndarray:
+        return read_map(folder, "mmse", window=Window(top, left, height, width))
+
+    def found(block: Block) -> None:
+        std = read_map(folder, "std", window=Window(block.top, block.left, *block.labels.shape))
+        records.extend(block_objects(block, std, factors))
+
+    rule = segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area
+    with instance_writer(folder, prepared.shape, prepared.microns) as write:
+        for rows in split_large(read, prepared.shape, *rule, found):
+            write(rows)
+    write_records(folder, records, key, picture.microns)
+    return len(records)
+
+
+def _large_overlay(picture: Picture, folder: Path, shape: tuple[int, int]) -> None:
+    """Picture and mask, made smaller. shape: of the maps."""
+    level = max(0, math.ceil(math.log2(max(shape) / SIDE)))
+    mask = read_map(folder, "mask", level) > 0
+    figures.outlined(ScaledPicture(picture, mask.shape).whole(), [mask], 1).save(folder / "overlay.png")
+
+
+def side_of(microns: Microns | None) -> float | None:
+    """Of a square pixel of this area."""
+    return None if microns is None else math.sqrt(microns[0] * microns[1])
 
 
 def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lambda share: None) -> Row:
@@ -158,11 +182,14 @@ def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lam
     begin = time.perf_counter()
     picture = segmenter.open(one.path)
     height, width = picture.shape
-    large = height * width > LARGE and segmenter.config.data.size is None
+    data = segmenter.config.data
+    seen, _ = in_pixels_of(picture, data.microns_per_pixel)
+    large = data.size is None and max(height * width, seen.shape[0] * seen.shape[1]) > LARGE
     with whole_folder(output / one.key) as folder:
         found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder, tick)
         where = {"path": str(one.path.absolute()), "image_id": one.key, "file": one.path.name}
-        row: Any = {**where, "height": height, "width": width, **found}
+        sizes = {"height": height, "width": width, "microns_per_pixel": side_of(picture.microns)}
+        row: Any = {**where, **sizes, **found}
         row["seconds"] = time.perf_counter() - begin
         write_json(folder / "result.json", row)
     return row

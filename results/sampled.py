@@ -16,6 +16,7 @@ from skimage.measure import label as connected_parts
 from typing_extensions import NotRequired, TypedDict
 
 from data.images import read_labels
+from data.pixel_size import Microns
 from data.scenes import Scene
 from data.sdf import signed_distance
 from evaluation.calibration import ImageRecord, measure
@@ -114,21 +115,30 @@ def write_maps(
     figures.std_map(std.max(axis=0), zoom).save(folder / "std.png")
 
 
-def object_table(records: list[ObjectRecord]) -> pd.DataFrame:
-    """objects.csv: a row for each object, without contours."""
+def object_table(records: Sequence[ObjectRecord], microns: Microns | None = None) -> pd.DataFrame:
+    """objects.csv: a row for each object, without contours; areas in square micrometres too where the size of a pixel
+    is known."""
     names = ["label", "area", "equivalent_diameter", "row", "column",
-             "probability", "area_mean", "area_std", "mean_std"]  # fmt: skip
+             "probability", "area_mean", "area_std", "area_low", "area_high", "mean_std"]  # fmt: skip
     rows = [{**vars(r), "row": r.centroid[0], "column": r.centroid[1]} for r in records]
-    return pd.DataFrame(rows, columns=names)
+    table = pd.DataFrame(rows, columns=names)
+    if microns is not None:
+        table.insert(2, "area_um2", table["area"] * microns[0] * microns[1])
+    return table
 
 
-def write_objects(folder: Path, labels: np.ndarray, records: list[ObjectRecord], *, large: bool = False) -> None:
-    """instances.png (.tif of large pictures, and where 16 bits are too few), objects.csv without contours, and
-    objects.geojson."""
-    name = "instances.tif" if large or labels.max(initial=0) >= 2**16 else "instances.png"
-    write_labels(folder / name, labels)
-    object_table(records).to_csv(folder / "objects.csv", index=False)
-    write_geojson(folder / "objects.geojson", records)
+def write_objects(
+    folder: Path, labels: np.ndarray, records: Sequence[ObjectRecord], image: str, microns: Microns | None = None
+) -> None:
+    """instances.png (.tif where 16 bits are too few), and the tables of `write_records`."""
+    write_labels(folder / ("instances.tif" if labels.max(initial=0) >= 2**16 else "instances.png"), labels, microns)
+    write_records(folder, records, image, microns)
+
+
+def write_records(folder: Path, records: Sequence[ObjectRecord], image: str, microns: Microns | None) -> None:
+    """objects.csv and objects.geojson. microns: size of the pixels that records count in, where it is known."""
+    object_table(records, microns).to_csv(folder / "objects.csv", index=False)
+    write_geojson(folder / "objects.geojson", records, image, microns)
 
 
 def _object_details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
@@ -212,7 +222,8 @@ def write_image(result: ImageResult, folder: Path, costs: Mapping[str, float]) -
         if result.draws:
             draws = np.stack(result.draws)
             np.savez_compressed(partial / "draws.npz", sdf=draws[:, 0] if result.classes == 1 else draws)
-        write_objects(partial, labels, records)
+        side = result.data.microns_per_pixel
+        write_objects(partial, labels, records, scene.key, None if side is None else (side, side))
         write_json(partial / "details.json", _details(result, labels))
         write_json(partial / "scores.json", scores)
 

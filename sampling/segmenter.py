@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from data.images import check_size
-from data.inputs import Picture, PreparedPicture, open_picture
+from data.inputs import PreparedPicture
+from data.pictures import Picture, open_picture
 from data.stain import Stain
 from evaluation.ensemble import FirstDraws, classify
 from evaluation.instances import DrawObjects, ObjectRecord, objects_of
@@ -124,13 +125,21 @@ class Segmenter:
         """Maps of an image of any size from the top down, in the resolution of `prepared`; see TiledDrawer."""
         return self.tiles(prepared.planes, prepared.shape, key, watch, tick)
 
-    def __call__(self, image: np.ndarray | str | Path, key: str = "image", tick: Tick = lambda share: None) -> Result:
-        """Everything about one image: (H, W) or (H, W, 3) uint8, or the path of a picture.
+    def __call__(
+        self, image: np.ndarray | str | Path | Picture, key: str = "image", tick: Tick = lambda share: None
+    ) -> Result:
+        """Everything about one image: (H, W) or (H, W, 3) uint8, the path of a picture, or a picture that is open.
 
         key: seeds the draws, together with the config's seed. tick: see `TiledDrawer`. Raises DataError for files that
         are no picture, ValueError for other arrays.
         """
-        picture = image_of(image) if isinstance(image, np.ndarray) else self.open(image)
+        picture = (
+            image
+            if isinstance(image, Picture)
+            else image_of(image)
+            if isinstance(image, np.ndarray)
+            else self.open(image)
+        )
         check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)
         threshold, evaluation = self.drawer.threshold, self.config.evaluation

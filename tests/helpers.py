@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
 import yaml
@@ -665,3 +666,15 @@ def mixture_denoiser(process: Process, weights: Tensor, means: Tensor, std: floa
         return (torch.softmax(log_weight, dim=-1) * inner).sum(-1)
 
     return denoise
+
+
+def write_svs(path: Path, pixels: np.ndarray, microns: float) -> None:
+    """A slide as Aperio's scanners write it, with a thumbnail and a level a quarter as large. pixels: (H, W, 3)."""
+    height, width = pixels.shape[:2]
+    about = "Aperio Image Library v11.2.1 \r\n"
+    details = f"{about}{width}x{height} [0,0 {width}x{height}] (240x240) |AppMag = 40|MPP = {microns:.4f}"
+    options: dict[str, Any] = {"photometric": "rgb", "compression": "adobe_deflate", "metadata": None}
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, tile=(240, 240), description=details, **options)
+        file.write(pixels[::8, ::8], description=f"{about}thumbnail", rowsperstrip=16, **options)
+        file.write(pixels[::4, ::4], tile=(240, 240), description=details, subfiletype=1, **options)

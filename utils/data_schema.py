@@ -79,6 +79,13 @@ class DataConfig(Section):
     raw: Text | None = Field(None, description="folder of the unpacked archive")
     root: Text = Field(description="folder of the prepared data")
     size: Pair | None = Field(None, description="[height, width] to resize to, null to keep")
+    microns_per_pixel: Float | None = Field(
+        None,
+        gt=0,
+        le=25,
+        description="pixel size of the training images in micrometres; pictures of sample.py --input that state "
+        "another are resized to it; null: pixel sizes play no part",
+    )
     color: Literal["grey", "rgb"] = Field("grey", description="colour of the conditioning image")
     stain: Literal["none", "macenko", "vahadane"] = Field("none", description="stain normalisation of H&E images")
     stain_target: Text | None = Field(
@@ -165,6 +172,11 @@ class DataConfig(Section):
                 raise ValueError(f"{name}: {list(value)} is smaller than 8 pixels")
         if self.stride is not None and self.patch is None:
             raise ValueError(f"stride: {list(self.stride)} needs data.patch")
+        if self.size is not None and self.microns_per_pixel is not None:
+            raise ValueError(
+                f"microns_per_pixel: {self.microns_per_pixel:g} does not go with data.size, to which every picture is "
+                "resized, whatever the size of its pixels"
+            )
         if self.crop is not None and self.test_patch is not None:
             raise ValueError("test_patch: does not go with data.crop, which cuts test images already")
         if self.crop is not None and self.foreground_share is not None:

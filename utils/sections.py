@@ -15,7 +15,7 @@ SamplerName = Literal["pc", "euler_maruyama", "ancestral", "ddim", "euler", "heu
                       "mc_dropout", "ensemble", "logits", "flowsdf_released"]  # fmt: skip
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 WEIGHTINGS: tuple[str, ...] = get_args(WeightingName)
-NOT_OF_DRAWS = ("threshold", "max_batch", "animate", "save_draws")  # of the sampling section
+NOT_OF_DRAWS = ("threshold", "max_batch", "animate", "save_draws", "large_maps")  # of the sampling section
 ONE_PASS = ("mean", "mc_dropout", "ensemble")  # samplers of the direct mean
 STOCHASTIC = ("ssn", "prob_unet")  # kinds of models whose logits have a distribution, for sampler logits
 SCHEDULES = ("cosine", "linear", "linear_simple", "parabola")  # processes that follow one
@@ -291,6 +291,11 @@ class SamplingConfig(Section):
         False, description="whole images: take bright tiles, empty glass under H&E, for background and leave them out"
     )
     animate: bool = Field(True, description="write a GIF of one draw of the first image")
+    large_maps: Literal["tiff", "zarr"] = Field(
+        "tiff",
+        description="maps of pictures above 16 megapixels: OME-TIFF pyramids, or instead one OME-Zarr store (extra: "
+        "slides)",
+    )
     save_draws: bool = Field(False, description="keep every draw, as draws.npz per image")
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from data.inputs import PreparedPicture, TiledPicture, open_picture
+from data.inputs import PreparedPicture
 from data.patches import Window
+from data.pictures import Picture, TiledPicture, open_picture
 from tests.helpers import Workspace, picture, section
 from utils.config import load_config
 
@@ -34,9 +35,9 @@ def test_windows_of_a_large_picture_are_prepared_as_the_whole(
 
     config = load_config("config.yaml", ["data.stretch=true"])
     pixels = picture(300, 200, 3)
-    whole = PreparedPicture(inputs.Picture(pixels), config.data, None)
+    whole = PreparedPicture(Picture(pixels), config.data, None)
     monkeypatch.setattr(inputs, "WHOLE", 100)
-    parts = PreparedPicture(inputs.Picture(pixels), config.data, None)
+    parts = PreparedPicture(Picture(pixels), config.data, None)
     window = Window(17, 30, 100, 90)
     difference = whole.planes(window).astype(int) - parts.planes(window)
     assert whole.planes(window).shape == (1, 100, 90)

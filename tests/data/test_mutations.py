@@ -14,8 +14,8 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.images import read_image, read_labels
-from data.inputs import open_picture
 from data.patches import Window
+from data.pictures import open_picture
 from data.prepare import prepare
 from data.scenes import scenes_of
 from data.sources import monuseg

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter, generate_binary_structure, label
 from skimage.morphology import h_minima, local_minima, reconstruction
 from skimage.segmentation import watershed
 
-from evaluation.instances import DrawObjects, describe_objects, polygons, signed_area, split_large, split_objects
+from evaluation.instances import DrawObjects, describe_objects, polygons, signed_area, split_objects
 from evaluation.object_scores import object_scores
 
 
@@ -249,15 +249,3 @@ def test_polygons_of_any_region(region: np.ndarray) -> None:
     union = shapely.union_all(shapes)
     np.testing.assert_array_equal(shapely.contains_xy(union, x.ravel(), y.ravel()), region.ravel())
     assert abs(union.area - region.sum()) <= 0.5 * region.sum()
-
-
-def test_strips_give_the_objects_of_the_whole() -> None:
-    """Blobs on a grid: the same objects, whatever strip they lie in, and numbers without gaps."""
-    y, x = np.mgrid[:400, :60]
-    sdf = np.minimum(1.0, np.hypot(y % 25 - 12.0, x % 20 - 10.0) / 6.0 - 1.0)
-    whole = split_objects(sdf, 0.0, 0.1)
-    strips = split_large(sdf, 0.0, 0.1, margin=30, most=6000)
-    assert strips.max() == whole.max() == 48
-    assert len(np.unique(strips)) == 49
-    np.testing.assert_array_equal(strips > 0, whole > 0)
-    assert len(np.unique(np.stack([strips, whole])[:, whole > 0], axis=1).T) == 48

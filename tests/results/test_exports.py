@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from evaluation.instances import DrawObjects, ObjectRecord, describe_objects, split_objects
+from evaluation.instances import DrawObjects, ObjectRecord, describe_objects, in_larger_pixels, split_objects
 from results.exports import feature_collection, write_geojson, write_labels
 
 
@@ -45,6 +46,8 @@ def test_geojson_has_what_qupath_reads(tmp_path: Path) -> None:
         "Probability": 1.0,
         "Area mean px^2": area,
         "Area std px^2": 0.0,
+        "Area 90% low px^2": area,
+        "Area 90% high px^2": area,
     }
     assert {f["properties"]["objectType"] for f in features[2:]} == {"annotation"}
 
@@ -81,6 +84,48 @@ def test_object_in_several_parts_is_a_multipolygon() -> None:
     assert len(feature["geometry"]["coordinates"]) == 2
 
 
+def test_ids_are_uuids_that_stay_and_differ_between_images() -> None:
+    first, again, other = ([f["id"] for f in feature_collection(records(), name)["features"]] for name in "aab")
+    assert first == again
+    assert len({uuid.UUID(one) for one in first + other}) == len(first) + len(other)
+
+
+def test_sizes_in_micrometres_are_those_of_the_pixels() -> None:
+    values = feature_collection(records(), "a", (0.5, 0.25))["features"][0]["properties"]["measurements"]
+    for name, value in values.items():
+        if name.endswith("px^2"):
+            assert values[name.replace("px", "µm")] == pytest.approx(value / 8)
+    diameter = values["Equivalent diameter µm"]
+    assert np.pi / 4 * diameter**2 == pytest.approx(values["Area µm^2"])
+
+
+def test_the_interval_is_that_of_the_draws() -> None:
+    """Of 19 draws from the least to the largest area; a draw without the object counts as 0."""
+    y, x = np.mgrid[:60, :60]
+    radii = np.linspace(9, 11, 18)
+    draws, areas = DrawObjects(0.0, None), []
+    for radius in radii:
+        draws.add((np.hypot(y - 30, x - 30) - radius) / 10)
+        areas.append(float((np.hypot(y - 30, x - 30) < radius).sum()))
+    (record,) = describe_objects(split_objects((np.hypot(y - 30, x - 30) - 10) / 10, 0.0, None), draws)
+    assert (record.area_low, record.area_high) == (min(areas), max(areas))
+    draws.add(np.ones((60, 60)))
+    (record,) = describe_objects(split_objects((np.hypot(y - 30, x - 30) - 10) / 10, 0.0, None), draws)
+    assert (record.area_low, record.area_high) == (0, max(areas))
+
+
+def test_objects_of_a_resized_image_lie_where_they_do_in_the_image() -> None:
+    labels = np.zeros((30, 40), int)
+    labels[4:10, 6:16] = 1
+    draws = DrawObjects(0.0, None)
+    draws.add(np.where(labels > 0, -1.0, 1.0))
+    small = describe_objects(labels, draws)[0]
+    large = in_larger_pixels(small, (2.0, 3.0))
+    assert (large.area, large.area_high, large.bbox) == (360, 360, (8, 18, 20, 48))
+    assert large.centroid == (13.5, 32.5)  # of pixels 8 to 19, and 18 to 47
+    np.testing.assert_allclose(large.contour[0][0], small.contour[0][0] * (3, 2))
+
+
 def test_no_objects(tmp_path: Path) -> None:
     write_geojson(tmp_path / "none.geojson", [])
     assert json.loads((tmp_path / "none.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
@@ -88,7 +133,7 @@ def test_no_objects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("largest", "dtype"), [(0, np.uint16), (65535, np.uint16), (65536, np.uint32)])
 def test_label_tiff(tmp_path: Path, largest: int, dtype: type) -> None:
-    labels = np.zeros((30, 40), np.int32)
+    labels = np.zeros((300, 400), np.int32)
     labels[3:9, 4:20] = largest
     write_labels(tmp_path / "labels.tif", labels)
     read = tifffile.imread(tmp_path / "labels.tif")

@@ -41,7 +41,7 @@ $(INSTALLED): requirements.txt
 	touch $@
 
 lock:
-	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --extra encoders --extra export --extra docs --no-annotate --no-header pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --extra baselines --extra encoders --extra export --extra docs --extra slides --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf $(VENV) prepared runs build *.egg-info

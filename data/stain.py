@@ -7,6 +7,7 @@ keep each pixel's stain densities, scaled to a target's range, and exchange the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,11 @@ class Stain:
 
     matrix: np.ndarray
     strength: np.ndarray
+
+    @classmethod
+    def noted(cls, target: Mapping[str, object] | None) -> Stain | None:
+        """That of `utils.weights.StainTarget`."""
+        return cls(np.array(target["matrix"]), np.array(target["strength"])) if target else None
 
 
 def optical_density(image: np.ndarray) -> np.ndarray:

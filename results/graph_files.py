@@ -56,11 +56,11 @@ class Network:
         return threshold_of(self.config)
 
 
-def metadata_of(network: Network) -> dict[str, str]:
-    """What the file says of itself; values that are no text are JSON."""
+def facts_of(network: Network) -> dict[str, Any]:
+    """What the numbers of a file mean, and where they come from."""
     config, header, graph = network.config, network.header, network.graph
     data = config.data
-    values: dict[str, Any] = {
+    return {
         "name": config.name,
         "licence": header.licence,
         "commit": header.commit,
@@ -80,7 +80,12 @@ def metadata_of(network: Network) -> dict[str, str]:
         "draws": graph.draws if isinstance(graph, DrawsGraph) else None,
         "config": config.model_dump(mode="json"),
     }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def metadata_of(network: Network) -> dict[str, str]:
+    """What the file says of itself; values that are no text are JSON."""
+    facts = facts_of(network)
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
 def meaning_of(data: DataConfig) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from results.bioimageio import package_bytes
 from results.graph_files import Network, onnx_bytes, torchscript_bytes
-from sampling.graph import graph_of
+from sampling.graph import draws_in_one, graph_of
 from utils.cli import log_to_console
 from utils.config import parse_config
 from utils.files import write_bytes
 from utils.weights import Header
+
+USUAL_DRAWS = 16  # of a package for bioimage.io
 
 
 def write_network(args: Any, path: Path, header: Header) -> None:
@@ -21,8 +24,14 @@ def write_network(args: Any, path: Path, header: Header) -> None:
     log_to_console(quiet=False)
     config = parse_config(header.config, path)
     output = Path(args.output)
-    network = Network(config, header, graph_of(config, path, args.draws))
-    content = (onnx_bytes if args.format == "onnx" else torchscript_bytes)(network)
+    if args.format == "bioimageio":
+        draws = args.draws or (USUAL_DRAWS if draws_in_one(config.sde, config.sampling) else None)
+        network = Network(config, header, graph_of(config, path, draws))
+        card = path.with_suffix(".md")
+        content = package_bytes(network, Path(args.input), args.author, card if args.weights else None)
+    else:
+        network = Network(config, header, graph_of(config, path, args.draws))
+        content = (onnx_bytes if args.format == "onnx" else torchscript_bytes)(network)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, content)
     print(f"{output}: {len(content) / 2**20:.1f} MiB")

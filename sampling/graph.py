@@ -22,6 +22,7 @@ from sampling.loading import draw_steps, loaded
 from sde.noise import draw_seed
 from utils.errors import UsageError
 from utils.schema import Config
+from utils.sections import SamplingConfig, SDEConfig
 
 PERIOD = 32  # cells after which the noise that a graph holds repeats itself; its maps are of single pixels
 
@@ -127,6 +128,14 @@ class DrawsGraph(MeanGraph):
         self.corners = [torch.randint(max(CELLS), (2,), generator=g).tolist() for g in generators]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        sdf = self.drawn(image)
+        mean = sdf.mean(dim=0)
+        std = ((sdf - mean).square().sum(dim=0) / max(1, self.draws - 1)).sqrt()
+        inside = sdf.amin(dim=2, keepdim=True) < self.threshold
+        return mean, std, inside.float().mean(dim=0)
+
+    def drawn(self, image: Tensor) -> Tensor:
+        """All draws (draws, B, K, H, W) in SDF units, in the order of the views."""
         image = image / 127.5 - 1.0
         means, drawn = [], []
         for k, view in enumerate(self.views):
@@ -137,11 +146,7 @@ class DrawsGraph(MeanGraph):
             for i in range(k, self.draws, len(self.views)):
                 drawn.append(unseen(self.up(skips, size, self.noise_of(i, features[0]), self.rater(i)), view))
         centre = torch.stack(means).mean(dim=0)
-        sdf = (centre + self.spread * (torch.stack(drawn) - centre)) / self.sdf_scale
-        mean = sdf.mean(dim=0)
-        std = ((sdf - mean).square().sum(dim=0) / max(1, self.draws - 1)).sqrt()
-        inside = sdf.amin(dim=2, keepdim=True) < self.threshold
-        return mean, std, inside.float().mean(dim=0)
+        return (centre + self.spread * (torch.stack(drawn) - centre)) / self.sdf_scale
 
     def noise_of(self, draw: int, finest: Tensor) -> list[Tensor]:
         """xi at each level, for images whose finest features these are."""
@@ -159,6 +164,11 @@ class DrawsGraph(MeanGraph):
         return torch.tensor([number % raters if self.denoiser.rater is None else self.denoiser.rater])
 
 
+def draws_in_one(sde: SDEConfig, sampling: SamplingConfig) -> bool:
+    """Whether a draw is one evaluation of the network."""
+    return sde.objective == "distribution" and sampling.sampler == "ancestral" and draw_steps(sampling) == 1
+
+
 def graph_of(config: Config, path: Path, draws: int | None) -> MeanGraph:
     """The graph of a checkpoint or weights: draws where one evaluation is one, otherwise the direct mean.
 
@@ -166,7 +176,7 @@ def graph_of(config: Config, path: Path, draws: int | None) -> MeanGraph:
     CheckpointError for a damaged file.
     """
     sampling = config.sampling
-    in_one = config.sde.objective == "distribution" and sampling.sampler == "ancestral" and draw_steps(sampling) == 1
+    in_one = draws_in_one(config.sde, sampling)
     if draws is not None and not in_one:
         raise UsageError(f"{path}: --draws: {draws} is for networks whose draws take one evaluation")
     if not in_one:

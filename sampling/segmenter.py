@@ -104,10 +104,9 @@ class Segmenter:
         denoiser, images = loaded(config, path, device)
         if "size" not in images:
             raise CheckpointError(f"{path}: does not say what images it was trained on; train again")
-        target = images.get("stain_target")
-        if config.data.stain != "none" and target is None:
+        stain = Stain.noted(images.get("stain_target"))
+        if config.data.stain != "none" and stain is None:
             raise CheckpointError(f"{path}: does not know the stains of data.stain: {config.data.stain}; train again")
-        stain = Stain(np.array(target["matrix"]), np.array(target["strength"])) if target else None
         drawer = drawer_of(config, denoiser)
         return cls(config, drawer, tiled_of(config.sampling, drawer, max(images["size"])), stain)
 

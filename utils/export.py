@@ -22,9 +22,9 @@ from utils.schema import Config
 from utils.weights import SUFFIX, Header, halved, read_header, weights_bytes
 
 FREE = ("sampling.", "evaluation.", "data.raw=", "data.root=")  # what may change after the training
-SUFFIXES = {"safetensors": SUFFIX, "onnx": ".onnx", "torchscript": ".pt"}
-OTHERS = ("onnx", "torchscript")
-GOES_WITH = {"--full": ("safetensors", ("safetensors",)), "--draws": (", ".join(OTHERS), OTHERS)}  # fmt: skip
+SUFFIXES = {"safetensors": SUFFIX, "onnx": ".onnx", "torchscript": ".pt", "bioimageio": ".zip"}
+OTHERS = ("onnx", "torchscript", "bioimageio")
+GOES_WITH = {"--full": ("safetensors",), "--draws": OTHERS, "--input": ("bioimageio",), "--author": ("bioimageio",)}
 MOST_DRAWS = 128
 
 
@@ -61,9 +61,11 @@ def option_errors(args: Any, given: set[str]) -> None:
         raise UsageError("--run or --weights is needed, and not both")
     if args.run is not None and args.licence is None:
         raise UsageError("--run needs --licence, of the data and what it means for weights")
-    for option, (format, allowed) in GOES_WITH.items():
-        if option in given and args.format not in allowed:
-            raise UsageError(f"{option} goes with --format {format}")
+    for option, formats in GOES_WITH.items():
+        if option in given and args.format not in formats:
+            raise UsageError(f"{option} goes with --format {', '.join(formats)}")
+    if args.format == "bioimageio" and not {"--input", "--author"} <= given:
+        raise UsageError("--format bioimageio needs --input, a picture for the package, and --author")
     if "--checkpoint" in given and args.run is None:
         raise UsageError("--checkpoint goes with --run")
     if args.draws is not None and not 1 <= args.draws <= MOST_DRAWS:
@@ -100,7 +102,11 @@ def main(argv: list[str] | None = None) -> None:
                         "--weights")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="safetensors: float32 instead of half precision")
     parser.add_argument("--draws", type=int, metavar="N", help="other formats: mean, std and probability of N draws in "
-                        "one graph, with their noise")  # fmt: skip
+                        "one graph, with their noise; bioimageio: 16 where a draw is one evaluation")  # fmt: skip
+    parser.add_argument("--input", metavar="PICTURE", help="bioimageio: its middle goes into the package, to test and "
+                        "show it")  # fmt: skip
+    parser.add_argument("--author", action="append", default=[], metavar="NAME", help="bioimageio: who made the "
+                        "weights; once for each")  # fmt: skip
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
                         help="another way to sample than the run's")  # fmt: skip
     args = parser.parse_args(argv)

@@ -143,18 +143,12 @@ class TiledDrawer:
         for i, (first, last) in enumerate(groups):
             part, top = tiling.rows(first, last), tiling.tops[first]
             images = part.cut(torch.from_numpy(read(Window(top, 0, *part.shape))))
-            shown = self._shown(images)
-            found: Ensemble | Moments
 
             def done(of_band: float, share: float = (last - first + 1) / rows) -> None:
                 tick(share * of_band)
 
-            if self.draws:
-                denoise = TiledDenoise(self.drawer, part, images, shown, top, cached)
-                found, nfe = self._ensemble(denoise, key, at_once, watch if len(groups) == 1 else None, done)
-            else:
-                found, nfe = self._moments(part, images, shown), float(shown.float().mean())
-                done(1.0)
+            seen = watch if len(groups) == 1 else None
+            found, nfe = self._found(part, images, top, key, at_once, cached, seen, done)
             maps = np.concatenate([found.mmse, found.std, found.probability[None]])[:, start - top :]
             if i > 0:
                 share = ramp(fade).float().numpy()[:, None]
@@ -162,7 +156,9 @@ class TiledDrawer:
             end = shape[0] if i + 1 == len(groups) else tiling.tops[last] + (tiling.size[0] - fade) // 2
             mmse, std, (probability,) = np.split(maps[:, : end - start], (len(maps) // 2, len(maps) - 1))
             labels = classify(mmse, self.drawer.threshold)
-            yield Band(start, mmse, std, probability, labels, found.draws, nfe)
+            draws = found.draws
+            del images, found  # whoever takes the band may need the memory
+            yield Band(start, mmse, std, probability, labels, draws, nfe)
             held = maps[:, end - start : end - start + fade].copy()
             start = end
 
@@ -190,6 +186,26 @@ class TiledDrawer:
             most += 1
         spare = self.memory - needed(most, cached)
         return most, 1 + max(0, spare) // needed(most, False), cached
+
+    def _found(
+        self,
+        tiling: Tiling,
+        images: Tensor,
+        top: int,
+        key: str,
+        at_once: int,
+        cached: bool,
+        watch: Watch | None,
+        tick: Tick,
+    ) -> tuple[Ensemble | Moments, float]:
+        """What is known of one band, and the network evaluations for each draw."""
+        shown = self._shown(images)
+        if self.draws:
+            denoise = TiledDenoise(self.drawer, tiling, images, shown, top, cached)
+            return self._ensemble(denoise, key, at_once, watch, tick)
+        moments = self._moments(tiling, images, shown)
+        tick(1.0)
+        return moments, float(shown.float().mean())
 
     def _shown(self, images: Tensor) -> Tensor:
         """Which tiles (T, C, h, w) are evaluated, (T,) bool."""

@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     config = read_config(args)
     if config is None:
         return
+    for option, values in (("batch", [args.batch]), ("steps", [args.steps]), ("processes", args.processes)):
+        if min(values, default=1) < 1:
+            raise UsageError(f"--{option} {' '.join(map(str, values))}: 1 or more are expected")
     with torch.device("meta"):
         count = sum(p.numel() for p in denoiser_of(config).parameters())
     print(f"{config.name}: {count / 1e6:.2f} M parameters, all-reduce of {4 * count / 2**20:.1f} MiB a step\n")

@@ -30,7 +30,7 @@ from report.layers import ImageLayers
 from report.page import render_report
 from results.maps import band_writer, instance_writer, read_map
 from results.sampled import read_layers, write_maps, write_objects, write_records
-from results.shards import WAIT, held_share, last_share, settle_alone
+from results.shards import WAIT, held_share, last_share, refuse_shares, settle_alone
 from sampling.segmenter import Segmenter
 from sampling.tiled import Tick, costs_of
 from utils.config import dump_config
@@ -255,6 +255,7 @@ def open_output(
                 raise UsageError(f"--output {output}: exists and is not empty; --overwrite replaces results in it")
             if not known.is_file():
                 raise UsageError(f"--output {output}: holds files that were not written here; choose another folder")
+            refuse_shares(output)
             for path in output.iterdir():
                 if (path / "result.json").is_file():
                     (path / "result.json").unlink()  # first: without it no half of the folder is taken for the whole

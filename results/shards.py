@@ -42,19 +42,27 @@ def _of_share(folder: Path, rank: int, count: int, suffix: str) -> Path:
 
 @contextmanager
 def held_share(folder: Path, share: Share) -> Iterator[None]:
-    """Hold a share of a folder whose settings are noted. Raises UsageError where another process does."""
+    """Hold a share of a folder whose settings are noted. Raises UsageError where another process does, or where the
+    folder is being shared among another number."""
+    refuse_shares(folder, share.count)
     lock = _of_share(folder, share.rank, share.count, "lock")
     with held(lock, f"shard {share.rank + 1}/{share.count} of {folder}"):
         _of_share(folder, share.rank, share.count, "json").unlink(missing_ok=True)
         yield
 
 
+def refuse_shares(folder: Path, but: int | None = None) -> None:
+    """Raises UsageError where a share of a folder is held; but: where it is none of so many."""
+    for lock in folder.glob(".shard-*.lock"):
+        if not lock.name.endswith(f"-of-{but}.lock"):
+            with held(lock, str(folder)):
+                pass
+
+
 def settle_alone(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
     """`settle` in a folder that is held by one process for itself; what a killed process has left half-written goes.
     Raises UsageError where a share of it is held."""
-    for lock in folder.glob(".shard-*.lock"):
-        with held(lock, str(folder)):
-            pass
+    refuse_shares(folder)
     for mark in folder.glob(".shard-*.json"):
         mark.unlink()
     remove_leftovers(folder)

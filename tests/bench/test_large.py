@@ -16,7 +16,8 @@ def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.Captu
     options = ["--config", "config.yaml", "--device", "cpu", "--size", "70", "--trained", "32"]
     large.main([*options, "--set", "sampling.draws=2"])
     out = capsys.readouterr().out
-    assert "tiles of 32, 1 bands, 2 draws of 5 evaluations" in out
+    assert "tiles of 32, 2 draws of 5 evaluations" in out
+    assert re.search(r"s per million pixels, \d+\.\d+ times the network's \d+ s$", out, re.MULTILINE)
     assert re.search(r"^peak memory \d+ MiB; \d+ MiB before$", out, re.MULTILINE)
     moments = ["sampling.sampler=mean", "model.second_moment=true", "sde.prior_share=0.5"]
     large.main([*options, *(word for change in moments for word in ("--set", change))])

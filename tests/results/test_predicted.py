@@ -167,6 +167,20 @@ def test_an_output_is_held_and_leftovers_do_not_block_it(trained: Workspace, inb
     assert predict(trained, "--overwrite")()[0] == 0
 
 
+def test_a_second_command_leaves_the_files_of_the_first_alone(trained: Workspace, inbox: Path) -> None:
+    """Alone or as a share, with any option: while a share of the folder is at work, or the whole."""
+    words = ["--run", str(trained.run_folder()), "--input", "inbox", "--output", "out"]
+    assert trained("sample", *words, "--shard", "1/2").code == 0
+    Path("out/.7.deep").mkdir()  # that the other one is writing
+    before = {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()}
+    attempts = [("--overwrite",), ("--resume",), ("--shard", "2/3"), ("--shard", "2/2")]
+    with held(Path("out/.shard-2-of-2.lock"), "this test"):
+        for more in attempts:
+            assert f"in use by process {os.getpid()} on" in trained.fails("sample", *words, *more)
+            assert {p: p.read_bytes() for p in before} == before
+            assert Path("out/.7.deep").is_dir()
+
+
 @pytest.mark.slow
 def test_large_pictures_are_streamed(trained: Workspace, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same maps as in one piece, as tiled TIFF."""

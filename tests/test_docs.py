@@ -107,7 +107,7 @@ def words_of(line: str) -> list[str]:
 
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
-    if not words or words[0] in ("pip", "conda", "napari"):
+    if not words or words[0] in ("pip", "conda", "napari", "bioimageio"):
         return
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -25,7 +25,8 @@ from tests.helpers import TINY
 from tests.results.test_graph_files import ONE, weights
 from utils import export
 
-DRAWS: dict[str, Any] = {**ONE, "data": dict(TINY["data"], stretch=True)}  # type: ignore[call-overload]
+PHANTOM: Any = TINY["data"]
+DRAWS: dict[str, Any] = {**ONE, "data": {**PHANTOM, "stretch": True}}
 MEAN: dict[str, Any] = {"sde": {"prior_share": 1.0}, "sampling": {"sampler": "mean"}}
 
 

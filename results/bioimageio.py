@@ -23,8 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.images import PERCENTILES
-from data.inputs import PreparedPicture, open_picture
+from data.inputs import PreparedPicture
 from data.patches import Window
+from data.pictures import open_picture
 from data.stain import Stain
 from report.figures import color_pixels, label_map
 from results.graph_files import OPSET, Network, facts_of, meaning_of, onnx_bytes, preparation_of, torchscript_bytes

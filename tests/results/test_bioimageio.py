@@ -83,10 +83,7 @@ def sources(found: Any) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("changes", "outputs", "cover"),
-    [
-        ({**ONE, "data": {**TINY["data"], "stretch": True}}, ["mean", "std", "probability"], (1024, 512)),
-        (MEAN, ["sdf"], (512, 256)),
-    ],
+    [(DRAWS, ["mean", "std", "probability"], (1024, 512)), (MEAN, ["sdf"], (512, 256))],
     ids=["draws", "mean"],
 )
 def test_another_program_gets_the_outputs(

@@ -226,7 +226,7 @@ class Denoiser(nn.Module):
 
     def _at_end(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
         z = features[0].new_zeros((len(features[0]), self.mask_channels, *size), dtype=torch.float32)
-        return z, torch.full((len(z),), self.process.t_max, device=z.device)
+        return z, z.new_full((), self.process.t_max)
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         """E[m | z_t = z, x], or a draw where `of_draws` says of which; (B, K, H, W) float32.
@@ -290,8 +290,8 @@ class Denoiser(nn.Module):
         return moved(torch.tensor(raters), device)
 
     def _scaled(self, z: Tensor, t: Tensor) -> tuple[Tensor, Scaling]:
-        """z, which is 0 for the direct mean, and the coefficients."""
-        t = batch_times(t, z)
+        """z, which is 0 for the direct mean, and the coefficients, (1,) at a scalar t."""
+        t = batch_times(t, z if t.ndim else z[:1])
         if self.direct:
             z = z.masked_fill(self.process.at_end(t).view(-1, 1, 1, 1), 0.0)
         return z, scaling(self.prediction, self.process, t, self.sigma_data.to(t.dtype))

@@ -26,28 +26,26 @@ def latent_channels(levels: int) -> list[int]:
     return [CHANNELS * sum(cell >= 2**level for cell in CELLS) for level in range(levels)]
 
 
-def _at_levels(
-    field: Callable[[int, Window], Tensor], corner: tuple[int, int], size: Sequence[int], levels: int
-) -> list[Tensor]:
-    """xi of a window (H, W) at each level, (B, channels, H / 2^level, W / 2^level).
+def _finest(field: Callable[[int, Window], Tensor], corner: tuple[int, int], size: Sequence[int]) -> list[Tensor]:
+    """xi of a window (H, W) for each size of cells, (B, CHANNELS, H, W).
 
     field: cell size and window of cells to (B, CHANNELS, height, width). corner: of the window in the image, in pixels.
     """
-    parts: list[list[Tensor]] = [[] for _ in range(levels)]
+    parts: list[Tensor] = []
     for cell in CELLS:
         (top, left), (bottom, right) = (
             [place // cell for place in corner],
             [(place + length - 1) // cell for place, length in zip(corner, size, strict=True)],
         )
-        whole = field(cell, (top, left, bottom - top + 1, right - left + 1))
-        for level, part in enumerate(parts):
-            if cell >= 2**level:
-                rows, columns = (
-                    moved((torch.arange(0, length, 2**level) + place) // cell - first, whole.device)
-                    for place, length, first in zip(corner, size, (top, left), strict=True)
-                )
-                part.append(whole.index_select(2, rows).index_select(3, columns))
-    return [torch.cat(part, dim=1) for part in parts]
+        part = field(cell, (top, left, bottom - top + 1, right - left + 1))
+        if cell > 1:
+            rows, columns = (
+                moved((torch.arange(length) + place) // cell - first, part.device)
+                for place, length, first in zip(corner, size, (top, left), strict=True)
+            )
+            part = part.index_select(3, columns).index_select(2, rows)
+        parts.append(part)
+    return parts
 
 
 def at_levels(finest: Tensor, levels: int) -> list[Tensor]:
@@ -73,7 +71,7 @@ def random_latent(
     def field(cell: int, window: Window) -> Tensor:
         return share.normal((count, CHANNELS, *window[2:]), noise, device)
 
-    return _at_levels(field, (top, left), size, levels)
+    return at_levels(torch.cat(_finest(field, (top, left), size), dim=1), levels)
 
 
 def latent_of(
@@ -85,14 +83,13 @@ def latent_of(
     place for all, their borders would show in the standard deviation.
     """
 
-    def one(seed: int, corner: tuple[int, int]) -> list[Tensor]:
+    def one(seed: int, corner: tuple[int, int]) -> Tensor:
         shift = divmod(seed % max(CELLS) ** 2, max(CELLS))
         corner = corner[0] + shift[0], corner[1] + shift[1]
 
         def field(cell: int, window: Window) -> Tensor:
             return FieldNoise(seed, [(f"xi {cell} {t!r}", 0)], CHANNELS, window, block=max(1, BLOCK // cell))()
 
-        return _at_levels(field, corner, size, levels)
+        return torch.cat(_finest(field, corner, size), dim=1)
 
-    draws = [one(seed, corner) for seed, corner in zip(seeds, corners, strict=True)]
-    return [torch.cat(level) for level in zip(*draws, strict=True)]
+    return at_levels(torch.cat([one(*draw) for draw in zip(seeds, corners, strict=True)]), levels)

@@ -8,13 +8,59 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 RESCALE = 1.0 / math.sqrt(2.0)  # keeps the variance of a sum of two paths
+LARGE = 2**19  # numbers in maps whose norms have a gradient of their own on CPUs
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class NormOnCPU(torch.autograd.Function):
+    """Group norm whose gradient is a few passes over the maps: torch's own takes half as long again for large ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, len(x), x.shape[1], x[0, 0].numel(), groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        size = x.shape[1] // mean.shape[1]  # channels of a group
+
+        def mean_of_group(sums: Tensor) -> Tensor:
+            means = (weight * sums).unflatten(1, (-1, size)).sum(dim=2) / (size * x[0, 0].numel())
+            return means.repeat_interleave(size, dim=1)
+
+        # Of each map, (B, C): with y = weight * h + bias, sums of dy and of dy * h.
+        mean, rstd = (per_group.repeat_interleave(size, dim=1) for per_group in (mean, rstd))
+        sums = dy.sum(dim=(2, 3))
+        sums_h = ((dy * x).sum(dim=(2, 3)) - mean * sums) * rstd
+        of_x = -rstd.square() * mean_of_group(sums_h)
+        constant = -rstd * mean_of_group(sums) - of_x * mean
+        constant, of_x, of_dy = (c[:, :, None, None] for c in (constant, of_x, rstd * weight))
+        dx = torch.addcmul(constant, x, of_x).addcmul_(dy, of_dy)
+        return dx, sums_h.sum(dim=0), sums.sum(dim=0), None, None
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, but for the gradient of large maps on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(x, self.weight, self.bias)
+
+    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """With another scale and shift, (C,), of x (B, C, H, W), which may have but some of the groups."""
+        groups = self.num_groups * x.shape[1] // self.num_channels
+        if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= LARGE:
+            return NormOnCPU.apply(x, weight, bias, groups, self.eps)
+        return F.group_norm(x, groups, weight, bias, self.eps)
+
+
+def group_norm(channels: int) -> GroupNorm:
     """Groups of at least four channels, 32 groups at most, as many as divide `channels`."""
-    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
+    return GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
@@ -34,6 +80,17 @@ def small_init(layer: nn.Conv2d) -> nn.Conv2d:
 def silu_(x: Tensor) -> Tensor:
     """SiLU; in place where no gradient is asked for: on a CPU fresh memory costs more than the function."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class Dropout(nn.Dropout):
+    """torch's; on a CPU by 16 random bits for each unit, of which one random number gives four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = bits.as_strided(x.shape, torch.empty_like(x).stride()) >= round(self.p * 2**16) - 2**15
+        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.p))
 
 
 class FourierEmbedding(nn.Module):
@@ -78,7 +135,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = group_norm(channels_out)
         self.modulation = nn.Linear(embedding, 2 * channels_out) if embedding else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         same = channels_in == channels_out
         self.shortcut: Any = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
@@ -106,9 +163,14 @@ class ResidualBlock(nn.Module):
         return self(torch.cat([x, of_skip], dim=1), embedding)
 
     def _second_half(self, h: Tensor, shortcut: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.norm2(h)
-        if self.modulation is not None and embedding is not None:
+        if self.modulation is None or embedding is None:
+            h = self.norm2(h)
+        elif len(embedding) == 1:  # shared by the batch: a part of the norm
+            scale, shift = self.modulation(embedding)[0].chunk(2)
+            h = self.norm2.scaled(h, self.norm2.weight * (1.0 + scale), self.norm2.bias * (1.0 + scale) + shift)
+        else:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(h)
             h = torch.addcmul(shift, h, 1.0 + scale) if torch.is_grad_enabled() else h.mul_(1.0 + scale).add_(shift)
         h = self.conv2(self.dropout(silu_(h)))
         return (shortcut + h).mul_(RESCALE)
@@ -125,7 +187,7 @@ class JoiningBlock(ResidualBlock):
         super().__init__(2 * width, width, embedding=embedding)
         self.width = width
         # No group has channels of both; the groups of `group_norm` wherever 4 divides the width.
-        self.norm1 = nn.GroupNorm(2 * group_norm(width).num_groups, 2 * width, eps=1e-6)
+        self.norm1 = GroupNorm(2 * group_norm(width).num_groups, 2 * width, eps=1e-6)
 
     def of_skip(self, skip: Tensor) -> Tensor:
         """(B, 2 * width, H, W); of one image, it serves any number of maps."""
@@ -140,8 +202,7 @@ class JoiningBlock(ResidualBlock):
         self, x: Tensor, part: slice, bias: Tensor | None, shortcut_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One map's share in the first convolution and in the shortcut."""
-        norm = self.norm1
-        h = F.group_norm(x, norm.num_groups // 2, norm.weight[part], norm.bias[part], norm.eps)
+        h = self.norm1.scaled(x, self.norm1.weight[part], self.norm1.bias[part])
         h = F.conv2d(silu_(h), self.conv1.weight[:, part], bias, padding=1)
         return h, F.conv2d(x, self.shortcut.weight[:, part], shortcut_bias)
 

@@ -125,19 +125,20 @@ def loss_of(
         features = model.encode(network_image(images, training.channels_last))
         features = [f.repeat_interleave(training.noises, dim=0) for f in features]
         z = perturbed(model.process, m, t, eps)
+        time = t[0] if sde.prior_share == 1 else t  # one for all is cheaper
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
             levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
             places, noise, _ = generators
             latents = [random_latent(len(m), padded, levels, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
             raters = None if raters is None else moved(raters.repeat_interleave(training.noises), m.device)
-            mean, *draws = model.evaluate(z, t, features, [None, *latents], raters)
+            mean, *draws = model.evaluate(z, time, features, [None, *latents], raters)
             weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
             variance = None
             overlap = sde.overlap * model.sigma_data if sde.overlap else None  # in the units of m
             extra = weight * energy_loss(draws, truths, shares, batch.scale, overlap)
         else:
-            mean, variance = model.moments(z, t, features)
+            mean, variance = model.moments(z, time, features)
             extra = torch.zeros(())
     losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data) + extra
     if variance is not None:

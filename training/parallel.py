@@ -19,10 +19,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.denoiser import Denoiser
+from models.layers import Dropout
 from models.pyramid import PyramidEncoder
 from training.losses import Losses, loss_of
 from training.recorder import Taken
@@ -45,7 +45,7 @@ class LossModule(nn.Module):
         return loss_of(self.model, *arguments)
 
 
-class SharedDropout(nn.Dropout):
+class SharedDropout(Dropout):
     """Drops in a part of a batch what one process would drop there."""
 
     def __init__(self, p: float, share: Share) -> None:
@@ -60,7 +60,7 @@ class SharedDropout(nn.Dropout):
         layout = torch.channels_last if last else torch.contiguous_format
         shape = (len(x) * self.share.count, *x.shape[1:])
         ones = torch.ones(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=layout)
-        return x * self.share.of(F.dropout(ones, self.p))
+        return x * self.share.of(super().forward(ones))
 
 
 @dataclass(frozen=True)

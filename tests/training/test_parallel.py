@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from data.batches import representation_of
 from data.packed import open_training
+from models.layers import Dropout
 from tests.helpers import ROOT, Workspace, rows, sets, shake
 from training.losses import Losses, loss_of
 from training.parallel import SharedDropout, Team
@@ -205,7 +205,7 @@ def test_a_process_that_is_lost_ends_the_other(trained: Workspace) -> None:
 def test_dropout_in_parts_drops_what_it_drops_in_the_whole() -> None:
     x = torch.randn(6, 8, 5, 5).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(3)
-    whole = nn.Dropout(0.4)(x)
+    whole = Dropout(0.4)(x)
     parts = []
     for rank in range(3):
         torch.manual_seed(3)

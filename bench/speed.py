@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.peers import evaluated, operations, parameters_of, peers_of
 from data.batches import network_image
 from models.build import denoiser_of, placed
 from models.denoiser import Denoiser
@@ -98,14 +99,39 @@ def matrix_product(dtype: torch.dtype, device: torch.device) -> Action:
     return lambda: a @ b
 
 
-def operations(action: Action) -> int:
-    """Floating-point operations of the convolutions and matrix products of an action."""
-    with FlopCounterMode(display=False) as counter:
-        action()
-    return int(counter.get_total_flops())
+def convolution(device: torch.device) -> Action:
+    """Of maps that are large for the device."""
+    channels, side = (256, 64) if device.type == "cuda" else (64, 64)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+    layer = layer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return partial(layer, torch.randn(16, channels, side, side).to(device, memory_format=torch.channels_last))
+
+
+class Convolutions(TorchDispatchMode):
+    """Keeps the convolutions of an action, to do them again without anything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Action] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+            self.calls.append(partial(func, *args))
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def of(cls, action: Action) -> Action:
+        with cls() as kept:
+            action()
+        return torch.no_grad()(lambda: [call() for call in kept.calls])
 
 
 def timed(action: Action, device: torch.device) -> float:
+    """Seconds; of the processor where one thread works, so that other programs do not count."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        begin = time.process_time()
+        action()
+        return time.process_time() - begin
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     begin = time.perf_counter()
@@ -114,13 +140,18 @@ def timed(action: Action, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def compare(actions: Mapping[Any, Action], rounds: int, device: torch.device) -> dict[Any, tuple[float, float]]:
-    """Seconds (median) and speed relative to the first action (median of the rounds' ratios) of each."""
+def compare(
+    actions: Mapping[Any, Action], rounds: int, device: torch.device, base: Callable[[Any], Any] | None = None
+) -> dict[Any, tuple[float, float]]:
+    """Seconds (median) and speed relative to `base` of it, by default the first action (median of the rounds' ratios),
+    of each."""
     for action in actions.values():
         action()  # warm up
     seconds = np.array([[timed(action, device) for action in actions.values()] for _ in range(rounds)])
-    medians, ratios = np.median(seconds, axis=0), np.median(seconds[:, :1] / seconds, axis=0)
-    return dict(zip(actions, zip(medians.tolist(), ratios.tolist(), strict=True), strict=True))
+    keys = list(actions)
+    of = [0 if base is None else keys.index(base(key)) for key in keys]
+    medians, ratios = np.median(seconds, axis=0), np.median(seconds[:, of] / seconds, axis=0)
+    return dict(zip(keys, zip(medians.tolist(), ratios.tolist(), strict=True), strict=True))
 
 
 def measure(
@@ -130,13 +161,15 @@ def measure(
     products = {dtype: matrix_product(dtype, device) for dtype in {way.dtype: None for way in actions}}
     # What is compiled does the same work, but cannot be counted.
     work = {way.cached: operations(action) for way, action in actions.items() if not way.compiled}
-    results = compare({**actions, **products}, rounds, device)
+    results = compare({**actions, **products, "convolution": convolution(device)}, rounds, device)
+    layer = operations(convolution(device)) / results["convolution"][0]
     for way in actions:
         (seconds, ratio), (product, _) = results[way], results[way.dtype]
         rate = 2 * MATRIX[device.type] ** 3 / product
         share = work[way.cached] / seconds / rate
         print(f"{title:9} {way.name:42} {count / seconds:9.2f} {unit:9} {ratio:6.2f} x {share:7.1%} of "
               f"{rate / 1e12:.3g} TFLOP/s", flush=True)  # fmt: skip
+    print(f"{title:9} a convolution of float32 reaches {layer / 1e12:.3g} TFLOP/s")
 
 
 def ways_of(compiled: bool) -> list[Way]:
@@ -152,13 +185,18 @@ def ways_of(compiled: bool) -> list[Way]:
 
 
 def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, device: torch.device) -> None:
-    """Time many draws of a distributional denoiser, in one view of the image and in all, against few draws of 10
-    evaluations of the same network as a diffusion model, and print the ratios."""
-    many, few, steps = 128, 8, 10
+    """Time many draws of a distributional denoiser, in one view of the image and in all, against few draws of 14
+    evaluations of the same network as a diffusion model (DPM-Solver++ SDE), and print the ratios."""
+    many, few, steps = 128, 8, 14
     mean = {"objective": "mean", "prior_share": 0.25}
     plain = {"sampler": "ancestral", "augment": False, "spread": 1.25}
+    solver = {"sampler": "dpm_solver", "stochastic": True}
     ways = {
-        f"{few} draws of {steps} evaluations": (few, mean, {**plain, "steps": steps}),
+        f"{few} draws of {steps} evaluations": (
+            few,
+            mean,
+            {**plain, "sampler": "dpm_solver", "stochastic": True, "steps": steps},
+        ),
         f"{many} draws of 1, one view": (many, {}, plain),
         f"{many} draws of 1, all views": (many, {}, {**plain, "augment": True}),
     }
@@ -174,11 +212,83 @@ def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, de
         print(f"{name:40} {seconds:9.2f} s {ratio:6.2f} x", flush=True)
 
 
+@torch.no_grad()
+def evaluate_once(model: Denoiser, images: torch.Tensor) -> torch.Tensor:
+    return model.direct_moments(model.features(images), images.shape[-2:])[0]
+
+
+def compare_peers(config: Config, images: torch.Tensor, draws: int, rounds: int, device: torch.device) -> None:
+    """Time a training step (forward and backward), one evaluation, and draws of one image in batches, of the config's
+    network and of peers, which run as a whole for each draw; print how many times as long they take as ours, and how
+    much of our time the same convolutions take on their own."""
+    # As a regression, which is what peers do in a step; draws by the config.
+    regression = config.sde.model_copy(update={"prior_share": 1, "objective": "mean"})
+    model = placed(denoiser_of(config.model_copy(update={"sde": regression})), device, channels_last=True)
+    own = {"sampler": "ancestral", "steps": 1, "augment": False, "spread": 1.25}
+    sampling = config.model_copy(update={"sampling": config.sampling.model_copy(update=own)})
+    network = placed(denoiser_of(sampling), device, channels_last=True).eval()
+    set_draws(network, sampling.sampling)
+    drawer = replace(drawer_of(sampling, network), bfloat16=False)
+    x = network_image(images.to(device), channels_last=True)
+    size = images.shape[-1]
+    once = drawer.at_once((size, size)) or drawer.max_batch
+    work = operations(partial(evaluate_once, model.eval(), x[:1]))
+    rows: dict[str, tuple[torch.nn.Module, list[Action]]] = {}
+
+    def add(name: str, model: torch.nn.Module, evaluate: Callable[[torch.Tensor], Any], draw: Action) -> None:
+        def step() -> None:
+            model.train()
+            evaluate(x).square().mean().backward()
+            model.zero_grad(set_to_none=True)
+
+        @torch.no_grad()
+        def one() -> None:
+            model.eval()
+            evaluate(x[:once])
+
+        rows[name] = model, [step, one, draw]
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return model.direct_moments(model.features(x), x.shape[-2:])[0]
+
+    add(f"ours, {config.name}", model, ours, lambda: list(drawer(images[:1], ["image"], draws)))
+    for name, peer in peers_of(config, x.shape[1], model, work, size).items():
+        if isinstance(peer, str):
+            print(f"{name}: left out, it needs pip install {peer}")
+            continue
+        peer = peer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def evaluate(x: torch.Tensor, peer: torch.nn.Module = peer) -> Any:
+            return evaluated(peer, torch.cat([x, torch.randn_like(x[:, : config.data.channels])], dim=1))
+
+        @torch.no_grad()
+        def draw(peer: torch.nn.Module = peer, evaluate: Callable[[torch.Tensor], Any] = evaluate) -> None:
+            peer.eval()
+            for part in x[:1].expand(draws, -1, -1, -1).split(once):
+                evaluate(part)
+
+        add(name, peer, evaluate, draw)
+    first = next(iter(rows))
+    actions = {(name, i): action for name, (_, three) in rows.items() for i, action in enumerate(three)}
+    alone = {("alone", i): Convolutions.of(actions[first, i]) for i in range(3)}
+    results = compare({**actions, **alone}, rounds, device, base=lambda key: (first, key[1]))
+    kinds = (f"training step of {len(x)}", f"evaluation of {len(x[:once])}", f"{draws} draws")
+    print(f"{'':46}{'M params':>9}{'GFLOP':>7}" + "".join(f"{kind:>24}" for kind in kinds))
+    for name, (peer, _) in rows.items():
+        seen = x[:1, :1].expand(-1, x.shape[1] + config.data.channels, -1, -1)
+        flops = work if peer is model else operations(partial(evaluated, peer.eval(), seen))
+        cells = [f"{results[name, i][0] * 1e3:14.1f} ms {1 / results[name, i][1]:4.2f} x" for i in range(3)]
+        print(f"{name:46}{parameters_of(peer) / 1e6:9.2f}{flops / 1e9:7.2f}" + "".join(cells))
+    shares = [f"{1 / results['alone', i][1]:14.0%}{'':10}" for i in range(3)]
+    print(f"{'our convolutions on their own, of the time':62}" + "".join(shares), flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = common_parser("Measure speed against the plain way.")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; default: 5")
     parser.add_argument("--size", type=int, default=64, help="height and width; default: 64")
     parser.add_argument("--draws", type=int, default=8, help="draws of the one image; default: 8")
+    parser.add_argument("--peers", action="store_true", help="against networks of other libraries instead")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args(argv)
     config = read_config(args)
@@ -194,8 +304,12 @@ def main(argv: list[str] | None = None) -> None:
     channels = 3 if config.data.color == "rgb" else 1
     shape = (config.training.batch, channels, args.size, args.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    if args.peers:
+        print(
+            f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds"
+        )
+        return compare_peers(config, images, args.draws, args.rounds, device)
     drawers = {way: drawer_for(way, config, device) for way in ways_of(args.compile)}
-    print(f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds")
 
     def draw(drawer: Drawer) -> list[tuple[int, torch.Tensor]]:
         return list(drawer(images[:1], ["image"], args.draws))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.unet import ConditionalUNet, Sizes, Trunk
 from utils.schema import Config
 
-Build = Callable[[int, Sequence[int], int, int], nn.Module]  # of width, multipliers, channels in and out
+Build = Callable[..., nn.Module]  # of width, multipliers, channels in and out
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
 
 

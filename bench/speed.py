@@ -192,11 +192,7 @@ def draws_in_one_evaluation(config: Config, image: torch.Tensor, rounds: int, de
     plain = {"sampler": "ancestral", "augment": False, "spread": 1.25}
     solver = {"sampler": "dpm_solver", "stochastic": True}
     ways = {
-        f"{few} draws of {steps} evaluations": (
-            few,
-            mean,
-            {**plain, "sampler": "dpm_solver", "stochastic": True, "steps": steps},
-        ),
+        f"{few} draws of {steps} evaluations": (few, mean, {**plain, **solver, "steps": steps}),
         f"{many} draws of 1, one view": (many, {}, plain),
         f"{many} draws of 1, all views": (many, {}, {**plain, "augment": True}),
     }

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.unet import ConditionalUNet, Sizes, Trunk
-from utils.schema import Config
 
 Build = Callable[..., nn.Module]  # of width, multipliers, channels in and out
 WIDTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
@@ -105,19 +104,20 @@ def nearest(build: Callable[[int], nn.Module], wanted: int, size_of: Callable[[n
     return build(min(WIDTHS[i - 1 : i + 1], key=lambda width: abs(math.log(size(width) / wanted))))
 
 
-def peers_of(config: Config, channels: int, ours: nn.Module, work: int, size: int) -> dict[str, nn.Module | str]:
-    """Each peer of as many parameters as ours, and of as many operations, `work`, in one evaluation of an image (size,
-    size); or what has to be installed. channels: of the image."""
+def peers_of(
+    multipliers: Sequence[int], seen: int, out: int, size: int, count: int, work: int
+) -> dict[str, nn.Module | str]:
+    """Each peer of about `count` parameters, and of about `work` operations in one evaluation of an image (size, size);
+    or what has to be installed. seen, out: channels of image and mask together, and of the mask."""
     found: dict[str, nn.Module | str] = {}
     for name, (package, build) in PEERS.items():
-        seen, multipliers = channels + config.data.channels, config.model.encoder.multipliers
-        of_width = partial(build, multipliers=multipliers, channels=seen, out=config.data.channels)
+        of_width = partial(build, multipliers=multipliers, channels=seen, out=out)
 
-        def flops(model: nn.Module, seen: int = seen) -> int:
+        def flops(model: nn.Module) -> int:
             return operations(partial(evaluated, model.eval(), torch.empty(1, seen, size, size, device="meta")))
 
         try:
-            pair = [nearest(of_width, parameters_of(ours), parameters_of), nearest(of_width, work, flops)]
+            pair = [nearest(of_width, count, parameters_of), nearest(of_width, work, flops)]
         except ImportError:
             found[name] = package
             continue

@@ -4,7 +4,8 @@
 
 Each way is timed in turn, several rounds, so that a noisy neighbour hits all alike; the median of the per-round ratios
 is reported, and the share that its convolutions and products reach of the rate of a large matrix product of the same
-type, measured in the same rounds. Random images and untrained weights: the arithmetic is that of a trained network.
+type, measured in the same rounds. With --peers, networks of other libraries instead. Random images and untrained
+weights: the arithmetic is that of a trained network.
 """
 
 from __future__ import annotations
@@ -213,18 +214,13 @@ def evaluate_once(model: Denoiser, images: torch.Tensor) -> torch.Tensor:
     return model.direct_moments(model.features(images), images.shape[-2:])[0]
 
 
-def compare_peers(config: Config, images: torch.Tensor, draws: int, rounds: int, device: torch.device) -> None:
-    """Time a training step (forward and backward), one evaluation, and draws of one image in batches, of the config's
-    network and of peers, which run as a whole for each draw; print how many times as long they take as ours, and how
-    much of our time the same convolutions take on their own."""
-    # As a regression, which is what peers do in a step; draws by the config.
-    regression = config.sde.model_copy(update={"prior_share": 1, "objective": "mean"})
-    model = placed(denoiser_of(config.model_copy(update={"sde": regression})), device, channels_last=True)
-    own = {"sampler": "ancestral", "steps": 1, "augment": False, "spread": 1.25}
-    sampling = config.model_copy(update={"sampling": config.sampling.model_copy(update=own)})
-    network = placed(denoiser_of(sampling), device, channels_last=True).eval()
-    set_draws(network, sampling.sampling)
-    drawer = replace(drawer_of(sampling, network), bfloat16=False)
+def compare_peers(
+    model: Denoiser, drawer: Drawer, multipliers: Sequence[int], images: torch.Tensor, draws: int, rounds: int
+) -> None:
+    """Time a training step (forward and backward), one evaluation, and draws of one image in batches, of our network
+    and of peers, which run as a whole for each draw; print how many times as long they take as ours, and how much of
+    our time the same convolutions take on their own."""
+    device, masks = drawer.device, model.mask_channels
     x = network_image(images.to(device), channels_last=True)
     size = images.shape[-1]
     once = drawer.at_once((size, size)) or drawer.max_batch
@@ -247,15 +243,15 @@ def compare_peers(config: Config, images: torch.Tensor, draws: int, rounds: int,
     def ours(x: torch.Tensor) -> torch.Tensor:
         return model.direct_moments(model.features(x), x.shape[-2:])[0]
 
-    add(f"ours, {config.name}", model, ours, lambda: list(drawer(images[:1], ["image"], draws)))
-    for name, peer in peers_of(config, x.shape[1], model, work, size).items():
+    add("ours", model, ours, lambda: list(drawer(images[:1], ["image"], draws)))
+    for name, peer in peers_of(multipliers, x.shape[1] + masks, masks, size, parameters_of(model), work).items():
         if isinstance(peer, str):
             print(f"{name}: left out, it needs pip install {peer}")
             continue
         peer = peer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def evaluate(x: torch.Tensor, peer: torch.nn.Module = peer) -> Any:
-            return evaluated(peer, torch.cat([x, torch.randn_like(x[:, : config.data.channels])], dim=1))
+            return evaluated(peer, torch.cat([x, x.new_zeros((len(x), masks, *x.shape[2:]))], dim=1))
 
         @torch.no_grad()
         def draw(peer: torch.nn.Module = peer, evaluate: Callable[[torch.Tensor], Any] = evaluate) -> None:
@@ -271,7 +267,7 @@ def compare_peers(config: Config, images: torch.Tensor, draws: int, rounds: int,
     kinds = (f"training step of {len(x)}", f"evaluation of {len(x[:once])}", f"{draws} draws")
     print(f"{'':46}{'M params':>9}{'GFLOP':>7}" + "".join(f"{kind:>24}" for kind in kinds))
     for name, (peer, _) in rows.items():
-        seen = x[:1, :1].expand(-1, x.shape[1] + config.data.channels, -1, -1)
+        seen = x[:1, :1].expand(-1, x.shape[1] + masks, -1, -1)
         flops = work if peer is model else operations(partial(evaluated, peer.eval(), seen))
         cells = [f"{results[name, i][0] * 1e3:14.1f} ms {1 / results[name, i][1]:4.2f} x" for i in range(3)]
         print(f"{name:46}{parameters_of(peer) / 1e6:9.2f}{flops / 1e9:7.2f}" + "".join(cells))
@@ -304,7 +300,18 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds"
         )
-        return compare_peers(config, images, args.draws, args.rounds, device)
+        # As a regression, which is what peers do in a step; draws by the config.
+        regression = {"prior_share": 1, "objective": "mean"}
+        model = placed(
+            denoiser_of(config.model_copy(update={"sde": config.sde.model_copy(update=regression)})), device, True
+        )
+        one = {"sampler": "ancestral", "steps": 1, "augment": False, "spread": 1.25}
+        own = config.model_copy(update={"sampling": config.sampling.model_copy(update=one)})
+        network = placed(denoiser_of(own), device, True).eval()
+        set_draws(network, own.sampling)
+        return compare_peers(
+            model, drawer_of(own, network), config.model.encoder.multipliers, images, args.draws, args.rounds
+        )
     drawers = {way: drawer_for(way, config, device) for way in ways_of(args.compile)}
 
     def draw(drawer: Drawer) -> list[tuple[int, torch.Tensor]]:

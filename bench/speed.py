@@ -296,10 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     channels = 3 if config.data.color == "rgb" else 1
     shape = (config.training.batch, channels, args.size, args.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    print(f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds")
     if args.peers:
-        print(
-            f"{device_name(device)}, torch {torch.__version__}, {args.size}x{args.size}, median of {args.rounds} rounds"
-        )
         # As a regression, which is what peers do in a step; draws by the config.
         regression = {"prior_share": 1, "objective": "mean"}
         model = placed(

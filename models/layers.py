@@ -48,11 +48,10 @@ class GroupNorm(nn.GroupNorm):
     """torch's, but for the gradient of large maps on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scaled(x, self.weight, self.bias)
+        return self.scaled(x, self.weight, self.bias, self.num_groups)
 
-    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
         """With another scale and shift, (C,), of x (B, C, H, W), which may have but some of the groups."""
-        groups = self.num_groups * x.shape[1] // self.num_channels
         if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= LARGE:
             return NormOnCPU.apply(x, weight, bias, groups, self.eps)
         return F.group_norm(x, groups, weight, bias, self.eps)
@@ -167,7 +166,8 @@ class ResidualBlock(nn.Module):
             h = self.norm2(h)
         elif len(embedding) == 1:  # shared by the batch: a part of the norm
             scale, shift = self.modulation(embedding)[0].chunk(2)
-            h = self.norm2.scaled(h, self.norm2.weight * (1.0 + scale), self.norm2.bias * (1.0 + scale) + shift)
+            weight, bias = self.norm2.weight * (1.0 + scale), self.norm2.bias * (1.0 + scale) + shift
+            h = self.norm2.scaled(h, weight, bias, self.norm2.num_groups)
         else:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
             h = self.norm2(h)
@@ -202,7 +202,8 @@ class JoiningBlock(ResidualBlock):
         self, x: Tensor, part: slice, bias: Tensor | None, shortcut_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One map's share in the first convolution and in the shortcut."""
-        h = self.norm1.scaled(x, self.norm1.weight[part], self.norm1.bias[part])
+        norm = self.norm1
+        h = norm.scaled(x, norm.weight[part], norm.bias[part], norm.num_groups // 2)
         h = F.conv2d(silu_(h), self.conv1.weight[:, part], bias, padding=1)
         return h, F.conv2d(x, self.shortcut.weight[:, part], shortcut_bias)
 

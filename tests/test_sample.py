@@ -51,6 +51,7 @@ def test_commands(trained: Workspace, kind: list[str]) -> None:
     assert segmenter(large).mask.shape == (50, 70)
 
 
+@pytest.mark.slow
 def test_images_larger_than_a_tile_are_drawn_by_tiles(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """As pictures without masks are, whether or not they were cut into parts; smaller ones as without tiles."""
     run = trained.run_folder()
@@ -105,6 +106,7 @@ def test_mean_and_std_in_one_evaluation(trained: Workspace) -> None:
     assert trained("sample", *options).code == 0
 
 
+@pytest.mark.slow
 def test_masks_given_images_as_any_other_model(joint: Workspace) -> None:
     result = joint("sample")
     assert result.code == 0, result.err

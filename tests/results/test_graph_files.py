@@ -73,6 +73,7 @@ json.dump(known, open("known.json", "w"))
     assert (float(known["threshold"]), json.loads(known["stride"]), known["commit"]) == (0.5 / 6, 2, "abc")
 
 
+@pytest.mark.slow
 def test_onnx_has_the_maps_of_draws_in_all_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnx", reason="onnx is not installed")

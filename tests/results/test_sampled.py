@@ -115,6 +115,7 @@ def test_files_and_numbers_keep_the_contract(trained: Workspace) -> None:
         assert gif.n_frames >= 3  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_folder_of_before_gets_a_report_without_draws(trained: Workspace) -> None:
     assert trained("sample").code == 0
     folder = newest(trained)

@@ -35,6 +35,7 @@ def same_results(first: Path, second: Path) -> None:
     assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_shards_leave_what_one_process_leaves(trained: Workspace) -> None:
     assert trained("sample", *TWO_AT_ONCE).code == 0
     whole = newest(trained)

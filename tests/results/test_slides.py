@@ -117,6 +117,7 @@ def test_large_slides_are_never_whole_in_memory(
     assert max(sizes) <= 80 * 80
 
 
+@pytest.mark.slow
 def test_small_pictures_get_their_own_pixels_back(trained: Workspace) -> None:
     (trained.path / "inbox").mkdir()
     pixels = np.kron(picture(40, 56), np.ones((2, 2), np.uint8))

@@ -89,6 +89,7 @@ def test_risk_control_takes_its_threshold_from_the_validation_images(trained: Wo
     )
 
 
+@pytest.mark.slow
 def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:
     """Of antithetic pairs the first; folders of before are summed up without."""
     options = ["sampling.noise=antithetic", "sampling.draws=4", "sampling.save_draws=true"]
@@ -131,6 +132,7 @@ def test_one_evaluation_with_a_std_has_a_spread_and_one_without_has_none(workspa
     assert spread["energy"] > 0
 
 
+@pytest.mark.slow
 def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:
     raters = ["--set", "data.phantom.raters=3"]
     assert workspace("prepare", *raters).code == 0

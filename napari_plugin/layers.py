@@ -167,14 +167,12 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def _maps(folder: Path) -> list[LayerData]:
-    streamed = (folder / "mmse.tif").is_file()  # of large pictures
-    suffix, image = ("tif", "tif") if streamed else ("npy", "png")
+    suffix, image = ("tif", "tif") if (folder / "mmse.tif").is_file() else ("npy", "png")  # of large pictures
     mmse, std = (_pixels(folder / f"{name}.{suffix}") for name in ("mmse", "std"))
     with damaged(folder):
         if mmse.shape != std.shape or mmse.ndim not in (2, 3):
             raise ValueError(f"mean of shape {mmse.shape}, std of {std.shape}")
-        mmse, std = (maps[None] if maps.ndim == 2 else np.moveaxis(maps, -1, 0) if streamed else maps
-                     for maps in (mmse, std))  # fmt: skip
+        mmse, std = (maps[None] if maps.ndim == 2 else maps for maps in (mmse, std))
     shape = mmse.shape[1:]
     classes = read_map(folder / f"{'mask' if len(mmse) == 1 else 'classes'}.{image}", shape)
     probability = read_map(folder / f"probability.{image}", shape) / np.float32(255)

@@ -16,6 +16,8 @@ import yaml
 from PIL import Image
 
 from napari_plugin.layers import LayerData, get_reader, map_layers, object_features, picture_layers, ranked
+from results.maps import band_writer
+from sampling.tiled import Band
 from tests.helpers import ROOT, newest
 from utils.errors import DataError, UsageError
 
@@ -131,6 +133,21 @@ def test_streamed_maps_open_too(work: Path) -> None:
     (folder / "result.json").write_text(json.dumps({**row, "height": 20_000, "width": 20_000}))
     with pytest.raises(UsageError, match="more than 100 megapixels"):
         picture_layers(folder)
+
+
+def test_maps_of_a_large_picture_of_several_classes_open_as_they_are_written(work: Path) -> None:
+    folder, shape = work / "predictions" / "grey", (40, 56)
+    rng = np.random.default_rng(0)
+    mmse, std = rng.random((2, 2, *shape), np.float32)
+    classes, probability = rng.integers(0, 3, shape, np.uint8), np.zeros(shape, np.float32)
+    with band_writer(folder, shape, classes=2) as write:
+        write(Band(0, mmse, std, probability, classes, 1, 1.0))
+    for name in ("instances.png", "draws.png", "mmse.npy"):
+        (folder / name).unlink()
+    layers = by_name(picture_layers(folder))
+    np.testing.assert_array_equal(layers["mean"][0], mmse.min(axis=0))
+    np.testing.assert_array_equal(layers["std"][0], std.max(axis=0))
+    np.testing.assert_array_equal(layers["classes"][0], classes)
 
 
 def test_of_several_classes_these_are_corrected() -> None:

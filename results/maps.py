@@ -93,7 +93,7 @@ def instance_writer(
         name_labels(store, ["mask", "instances"])
 
 
-def read_map(folder: Path, name: str, level: int = 0, window: Window | None = None) -> np.ndarray:
+def map_window(folder: Path, name: str, level: int = 0, window: Window | None = None) -> np.ndarray:
     """A window of mmse or std (H, W) of an image of one class, or of the mask of any, halved `level` times."""
     store = folder / STORE
     if store.is_dir():

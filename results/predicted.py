@@ -28,7 +28,7 @@ from evaluation.blocks import Block, block_objects, split_large
 from report import figures
 from report.layers import ImageLayers
 from report.page import render_report
-from results.maps import band_writer, instance_writer, read_map
+from results.maps import band_writer, instance_writer, map_window
 from results.sampled import read_layers, write_maps, write_objects, write_records
 from results.shards import WAIT, held_share, last_share, refuse_shares, settle_alone
 from sampling.segmenter import Segmenter
@@ -151,10 +151,10 @@ def _large_objects(segmenter: Segmenter, picture: Picture, prepared: PreparedPic
     factors = picture.shape[0] / prepared.shape[0], picture.shape[1] / prepared.shape[1]
 
     def read(top: int, left: int, height: int, width: int) -> np.ndarray:
-        return read_map(folder, "mmse", window=Window(top, left, height, width))
+        return map_window(folder, "mmse", window=Window(top, left, height, width))
 
     def found(block: Block) -> None:
-        std = read_map(folder, "std", window=Window(block.top, block.left, *block.labels.shape))
+        std = map_window(folder, "std", window=Window(block.top, block.left, *block.labels.shape))
         records.extend(block_objects(block, std, factors))
 
     rule = segmenter.drawer.threshold, evaluation.object_depth, evaluation.object_area
@@ -168,7 +168,7 @@ def _large_objects(segmenter: Segmenter, picture: Picture, prepared: PreparedPic
 def _large_overlay(picture: Picture, folder: Path, shape: tuple[int, int]) -> None:
     """Picture and mask, made smaller. shape: of the maps."""
     level = max(0, math.ceil(math.log2(max(shape) / SIDE)))
-    mask = read_map(folder, "mask", level) > 0
+    mask = map_window(folder, "mask", level) > 0
     figures.outlined(ScaledPicture(picture, mask.shape).whole(), [mask], 1).save(folder / "overlay.png")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from results import predicted as predicting
-from results.maps import band_writer, instance_writer, read_map
+from results.maps import band_writer, instance_writer, map_window
 from tests.helpers import Workspace
 from tests.results.test_tiff import random_bands
 
@@ -97,8 +97,8 @@ def test_its_metadata_are_valid(library: Any, tmp_path: Path) -> None:
 def test_maps_are_read_back(library: Any, tmp_path: Path) -> None:
     _, band = written(tmp_path, microns=None)
     for name in ("mmse", "std"):
-        np.testing.assert_array_equal(read_map(tmp_path, name), getattr(band, name)[0])
-    np.testing.assert_array_equal(read_map(tmp_path, "mask", 1), (band.labels > 0)[::2, ::2])
+        np.testing.assert_array_equal(map_window(tmp_path, name), getattr(band, name)[0])
+    np.testing.assert_array_equal(map_window(tmp_path, "mask", 1), (band.labels > 0)[::2, ::2])
 
 
 def test_rows_must_make_up_the_image(library: Any, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_large_picture_gets_a_store_instead_of_tiff(
     group = library.open_group("zarr/large/maps.zarr", mode="r")
     assert group["labels"].attrs["labels"] == ["mask", "instances"]
     for name in ("mmse", "std", "mask"):
-        a, b = (read_map(Path(o) / "large", name) for o in ("tiff", "zarr"))
+        a, b = (map_window(Path(o) / "large", name) for o in ("tiff", "zarr"))
         np.testing.assert_array_equal(a > 0 if name == "mask" else a, b)
     tables = [pd.read_csv(Path(o) / "large" / "objects.csv") for o in ("tiff", "zarr")]
     pd.testing.assert_frame_equal(*tables)

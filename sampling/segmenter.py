@@ -132,13 +132,9 @@ class Segmenter:
         key: seeds the draws, together with the config's seed. tick: see `TiledDrawer`. Raises DataError for files that
         are no picture, ValueError for other arrays.
         """
-        picture = (
-            image
-            if isinstance(image, Picture)
-            else image_of(image)
-            if isinstance(image, np.ndarray)
-            else self.open(image)
-        )
+        if isinstance(image, np.ndarray):
+            image = image_of(image)
+        picture = image if isinstance(image, Picture) else self.open(image)
         check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)
         threshold, evaluation = self.drawer.threshold, self.config.evaluation

@@ -62,6 +62,11 @@ class Served(BaseHTTPRequestHandler):
         pass
 
 
+def browser_there() -> str | None:
+    """The path of a browser, if there is one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def timed(browser: str, url: str, told: Queue[list[float]]) -> list[float]:
     """Milliseconds to the load event and to the first picture. Raises UsageError if the browser says nothing."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -78,7 +83,7 @@ def timed(browser: str, url: str, told: Queue[list[float]]) -> list[float]:
 
 def measure(path: Path, rounds: int) -> np.ndarray:
     """Medians (2, 2): of the page and of an empty one, by turns. Raises UsageError without a browser or a page."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = browser_there()
     if browser is None:
         raise UsageError(f"bench.page_load: needs one of {', '.join(BROWSERS)} on the PATH")
     if not path.is_file():

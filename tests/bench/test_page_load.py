@@ -14,7 +14,7 @@ from tests.helpers import example
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, page_load.BROWSERS)), reason="needs Chromium or Chrome on the PATH")
+@pytest.mark.skipif(page_load.browser_there() is None, reason="needs Chromium or Chrome on the PATH")
 def test_a_report_tells_when_it_was_loaded(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(example(tmp_path, ["a", "b"]))
     (load, picture), (empty, _) = page_load.measure(tmp_path / "report.html", 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.page_load import browser_there
 from report.layers import ImageLayers
 from tests.helpers import disc_layers, example
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = browser_there()
 
 
 # Runs before anything of the page.

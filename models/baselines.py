@@ -127,7 +127,7 @@ def build_baseline(
     ValueError for an unknown kind.
     """
     outputs = 1 if mask_channels == 1 else mask_channels + 1
-    stride = 2 ** (len(sizes.multipliers) - 1)
+    stride = sizes.scales[-1]
     network: nn.Module
     if kind in ("unet", "unetplusplus"):
         network = library_unet(kind, backbone, image_channels, outputs, sizes)

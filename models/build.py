@@ -48,7 +48,8 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
     data, model, sde = config.data, config.model, config.sde
 
     def sizes_of(section: EncoderConfig) -> Sizes:
-        return Sizes(section.channels, section.multipliers, section.blocks, section.attention, model.dropout)
+        of_levels = (section.channels, section.multipliers, section.blocks, section.attention)
+        return Sizes(*of_levels, dropout=model.dropout, unshuffle=model.unshuffle)
 
     process, common = process_of(sde), (image_channels_of(data), data.channels, sizes_of(model))
     if model.kind == "ssn":

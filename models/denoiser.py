@@ -167,7 +167,7 @@ class Denoiser(nn.Module):
     def floats_per_pixel(self) -> float:
         """Of an image, in what `encode` gives."""
         trunk, mean = self.network.trunk, self.shared * self.mask_channels
-        maps = [w / 4**i for i, w in enumerate(trunk.widths)]
+        maps = [w / scale**2 for w, scale in zip(trunk.widths, trunk.scales, strict=True)]
         way_down = 2 * trunk.blocks * sum(maps) + maps[-1] if self.distribution else 0.0
         return sum(maps) + way_down + mean
 
@@ -266,17 +266,17 @@ class Denoiser(nn.Module):
         return [self._up(skips, z, t, latent, None if latent is None else raters) for latent in latents]
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        levels, padded = len(self.network.trunk.widths), features[0].shape[-2:]
+        scales, padded = self.network.trunk.scales, self.network.padded(features)
         images, draws = numbers[:, 0], [Draw(*row) for row in numbers[:, 1:].tolist()]
-        at_end, kept = bool(self.process.at_end(t)), len(features) > levels
+        at_end, kept = bool(self.process.at_end(t)), len(features) > len(scales)
         if at_end and kept:
             if (images == images[0]).all():
                 images = images[:1]  # what is shared is not repeated
-            *skips, mean = [rows_of(f, images) for f in features[levels:]]
+            *skips, mean = [rows_of(f, images) for f in features[len(scales) :]]
         else:
-            skips = self._down(z, t, [rows_of(f, images) for f in features[:levels]])
+            skips = self._down(z, t, [rows_of(f, images) for f in features[: len(scales)]])
         corners = [(draw.top, draw.left) for draw in draws]
-        latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, levels)
+        latent = latent_of([draw.seed for draw in draws], corners, float(t), padded, scales)
         m = self._up(skips, z, t, [moved(level, z.device) for level in latent], self._raters_of(draws, z.device))
         if not at_end or (not kept and float(self.spread) == 1.0):  # not worth an evaluation
             return m
@@ -346,13 +346,13 @@ def build_denoiser(
     raters: that the network knows apart, 0 for none.
     """
     width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
-    latent = latent_channels(len(sizes.multipliers)) if distribution else []
+    latent = latent_channels(sizes.scales) if distribution else []
     trunk = Trunk(mask_channels, sizes, embedding=width, latent=latent)
     encoder: nn.Module
     if encoder_kind == "rrdb":
-        encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk.widths)
+        encoder = RRDBEncoder(image_channels, encoder_sizes.channels, encoder_sizes.blocks, trunk)
     elif encoder_kind == "timm":
-        encoder = PyramidEncoder(image_channels, pretrained or Pretrained(), encoder_sizes.channels, trunk.widths)
+        encoder = PyramidEncoder(image_channels, pretrained or Pretrained(), encoder_sizes.channels, trunk)
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels, raters=raters)

@@ -21,18 +21,20 @@ CHANNELS = 2  # of each
 Window = tuple[int, int, int, int]  # top, left, height, width in cells
 
 
-def latent_channels(levels: int) -> list[int]:
-    """At each level of a trunk, finest first: cells smaller than its pixels are not seen there."""
-    return [CHANNELS * sum(cell >= 2**level for cell in CELLS) for level in range(levels)]
+def latent_channels(scales: Sequence[int]) -> list[int]:
+    """At levels of a trunk, finest first, whose pixels have these sides: smaller cells are not seen there."""
+    return [CHANNELS * sum(cell >= scale for cell in CELLS) for scale in scales]
 
 
-def _finest(field: Callable[[int, Window], Tensor], corner: tuple[int, int], size: Sequence[int]) -> list[Tensor]:
-    """xi of a window (H, W) for each size of cells, (B, CHANNELS, H, W).
+def _finest(
+    field: Callable[[int, Window], Tensor], corner: tuple[int, int], size: Sequence[int], scale: int
+) -> list[Tensor]:
+    """xi of a window (H, W) for each size of cells from `scale` on, at every scale-th pixel, (B, CHANNELS, h, w).
 
     field: cell size and window of cells to (B, CHANNELS, height, width). corner: of the window in the image, in pixels.
     """
     parts: list[Tensor] = []
-    for cell in CELLS:
+    for cell in (cell for cell in CELLS if cell >= scale):
         (top, left), (bottom, right) = (
             [place // cell for place in corner],
             [(place + length - 1) // cell for place, length in zip(corner, size, strict=True)],
@@ -40,7 +42,7 @@ def _finest(field: Callable[[int, Window], Tensor], corner: tuple[int, int], siz
         part = field(cell, (top, left, bottom - top + 1, right - left + 1))
         if cell > 1:
             rows, columns = (
-                moved((torch.arange(length) + place) // cell - first, part.device)
+                moved((torch.arange(0, length, scale) + place) // cell - first, part.device)
                 for place, length, first in zip(corner, size, (top, left), strict=True)
             )
             part = part.index_select(3, columns).index_select(2, rows)
@@ -48,21 +50,23 @@ def _finest(field: Callable[[int, Window], Tensor], corner: tuple[int, int], siz
     return parts
 
 
-def at_levels(finest: Tensor, levels: int) -> list[Tensor]:
-    """xi at each level from that of the finest, (B, channels, H, W), which holds all of it."""
-    return [finest[:, -count:, :: 2**level, :: 2**level] for level, count in enumerate(latent_channels(levels))]
+def at_levels(finest: Tensor, scales: Sequence[int], scale: int = 1) -> list[Tensor]:
+    """xi at levels whose pixels have the sides `scales`, from that at pixels of side `scale`, (B, channels, H, W)."""
+    steps = [side // scale for side in scales]
+    return [finest[:, -count:, ::step, ::step] for step, count in zip(steps, latent_channels(scales), strict=True)]
 
 
 def random_latent(
     count: int,
     size: Sequence[int],
-    levels: int,
+    scales: Sequence[int],
     places: Generator,
     noise: Generator,
     device: torch.device,
     share: Share = WHOLE,
 ) -> list[Tensor]:
-    """For a training step: xi of `count` windows (H, W) at each level, all at one random place of an endless image.
+    """For a training step: xi of `count` windows (H, W) at levels whose pixels have the sides `scales`, all at one
+    random place of an endless image.
 
     places: on the host. noise: on the device. share: the part of a batch that these windows are.
     """
@@ -71,13 +75,14 @@ def random_latent(
     def field(cell: int, window: Window) -> Tensor:
         return share.normal((count, CHANNELS, *window[2:]), noise, device)
 
-    return at_levels(torch.cat(_finest(field, (top, left), size), dim=1), levels)
+    return at_levels(torch.cat(_finest(field, (top, left), size, scales[0]), dim=1), scales, scales[0])
 
 
 def latent_of(
-    seeds: Sequence[int], corners: Sequence[tuple[int, int]], t: float, size: Sequence[int], levels: int
+    seeds: Sequence[int], corners: Sequence[tuple[int, int]], t: float, size: Sequence[int], scales: Sequence[int]
 ) -> list[Tensor]:
-    """For sampling: xi of the evaluation at t at each level, on the host, for draws with these seeds.
+    """For sampling: xi of the evaluation at t at levels whose pixels have the sides `scales`, on the host, for draws
+    with these seeds.
 
     corners: of the windows (H, W) in their images, in pixels. Each draw's cells begin elsewhere, as in training: at one
     place for all, their borders would show in the standard deviation.
@@ -90,6 +95,6 @@ def latent_of(
         def field(cell: int, window: Window) -> Tensor:
             return FieldNoise(seed, [(f"xi {cell} {t!r}", 0)], CHANNELS, window, block=max(1, BLOCK // cell))()
 
-        return torch.cat(_finest(field, corner, size), dim=1)
+        return torch.cat(_finest(field, corner, size, scales[0]), dim=1)
 
-    return at_levels(torch.cat([one(*draw) for draw in zip(seeds, corners, strict=True)]), levels)
+    return at_levels(torch.cat([one(*draw) for draw in zip(seeds, corners, strict=True)]), scales, scales[0])

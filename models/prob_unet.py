@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from models.baselines import StochasticBaseline, classes_of
 from models.denoiser import Draw, rows_of
 from models.layers import ResidualBlock, SelfAttention, group_norm, small_init
-from models.unet import Sizes, Trunk, pad_to_multiple
+from models.unet import Entry, Sizes, Trunk, pad_to_multiple
 from sde.process import Process
 from utils.devices import moved
 from utils.share import WHOLE, Share
@@ -46,7 +46,7 @@ class LatentNet(nn.Module):
     def __init__(self, in_channels: int, sizes: Sizes, latent: int) -> None:
         super().__init__()
         widths = [sizes.channels * m for m in sizes.multipliers]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [Entry(in_channels, widths[0], sizes.unshuffle)]
         for i, width in enumerate(widths):
             if i > 0:
                 layers.append(ResidualBlock(widths[i - 1], width, resample="down", dropout=sizes.dropout))
@@ -78,15 +78,17 @@ class LatentUNet(nn.Module):
         width = self.trunk.widths[0]
         self.of_maps = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, width, 1))
         self.of_z = nn.Conv2d(latent, width, 1, bias=False)
-        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, outputs, 1))
+        last = nn.Conv2d(width, outputs * sizes.unshuffle**2, 1)
+        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), last)
 
     def forward(self, image: Tensor) -> Tensor:
-        """What `combine` needs of the image, (B, width, H, W)."""
+        """What `combine` needs of the image, the trunk's finest map."""
         return self.of_maps(self.trunk(image)[0])
 
-    def combine(self, maps: Tensor, z: Tensor) -> Tensor:
-        """Logits (B, outputs, H, W) float32. maps: what `forward` gave. z: (B, latent, 1, 1)."""
-        return self.last(maps.float() + self.of_z(z)).float()
+    def combine(self, maps: Tensor, z: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits (B, outputs, H, W) float32. maps: what `forward` gave. z: (B, latent, 1, 1). size: (H, W)."""
+        logits = F.pixel_shuffle(self.last(maps.float() + self.of_z(z)).float(), self.trunk.scales[0])
+        return logits[..., : size[0], : size[1]]
 
 
 class ProbUNet(StochasticBaseline):
@@ -116,12 +118,13 @@ class ProbUNet(StochasticBaseline):
 
     @property
     def floats_per_pixel(self) -> float:
-        return self.encoder.trunk.widths[0] + self.mask_channels
+        trunk = self.encoder.trunk
+        return trunk.widths[0] / trunk.scales[0] ** 2 + self.mask_channels
 
     def logits(self, image: Tensor) -> Tensor:
         """At the prior's mean of z."""
         maps, prior = self._seen(image)
-        return self.encoder.combine(maps, prior.mean)
+        return self.encoder.combine(maps, prior.mean, image.shape[-2:])
 
     def reconstructed(self, image: Tensor, m: Tensor, noise: Generator, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """Logits of images (B, C, H, W) at a z from the posterior of their masks m (B, K, H, W), and KL(q || p), (B,).
@@ -132,24 +135,24 @@ class ProbUNet(StochasticBaseline):
         mask = torch.where(m < 0, -1.0, 1.0).to(image.dtype)
         posterior = self.encoder.posterior(pad_to_multiple(torch.cat([image, mask], dim=1), self.stride))
         eps = share.normal(posterior.mean.shape, noise, m.device)
-        return self.encoder.combine(maps, posterior.at(eps)), kl_divergence(posterior, prior)
+        return self.encoder.combine(maps, posterior.at(eps), image.shape[-2:]), kl_divergence(posterior, prior)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Maps of the trunk, mean and log-variance of the prior, and the map of its mean, of images (B, C, H, W)."""
         maps, prior = self._seen(image)
-        return [maps, *prior, self.map_of(self.encoder.combine(maps, prior.mean))]
+        return [maps, *prior, self.map_of(self.encoder.combine(maps, prior.mean, image.shape[-2:]))]
 
     def sampled(self, features: Sequence[Tensor], rows: Tensor, draws: Sequence[Draw]) -> Tensor:
         maps, *moments = (rows_of(feature, rows) for feature in features[:3])
         eps = torch.empty(len(draws), self.latent, 1, 1)
         for own, draw in zip(eps, draws, strict=True):
             own.normal_(generator=Generator().manual_seed(draw.seed))
-        return self.encoder.combine(maps, DiagonalNormal(*moments).at(moved(eps, maps.device)))
+        z = DiagonalNormal(*moments).at(moved(eps, maps.device))
+        return self.encoder.combine(maps, z, features[-1].shape[-2:])
 
     def _seen(self, image: Tensor) -> tuple[Tensor, DiagonalNormal]:
-        height, width = image.shape[-2:]
         padded = pad_to_multiple(image, self.stride)
-        return self.encoder(padded)[..., :height, :width], self.encoder.prior(padded)
+        return self.encoder(padded), self.encoder.prior(padded)
 
 
 def evidence_loss(logits: Tensor, m: Tensor, kl: Tensor, beta: float) -> Tensor:
@@ -179,4 +182,4 @@ def build_prob_unet(
     """On the trunk of a residual U-Net, as `build_baseline` makes it; prior and posterior have its sizes, too."""
     outputs = 1 if mask_channels == 1 else mask_channels + 1
     network = LatentUNet(image_channels, mask_channels, outputs, sizes, latent)
-    return ProbUNet(process, network, 2 ** (len(sizes.multipliers) - 1), mask_channels, beta, sigma_data)
+    return ProbUNet(process, network, sizes.scales[-1], mask_channels, beta, sigma_data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import group_norm
-from models.unet import pad_to_multiple
+from models.unet import Entry, Trunk, pad_to_multiple
 from utils.errors import CheckpointError, UsageError, cut
 from utils.weights import digest
 
@@ -91,7 +91,7 @@ class PyramidEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, in_channels: int, pretrained: Pretrained, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, pretrained: Pretrained, channels: int, trunk: Trunk) -> None:
         super().__init__()
         self.name, self.source, self.frozen = pretrained.name, pretrained.source, pretrained.frozen
         name = self.name
@@ -100,7 +100,9 @@ class PyramidEncoder(nn.Module):
         if any(reduction & (reduction - 1) for reduction in reductions):
             raise UsageError(f"model.encoder.name: maps of {name} are 1/{reductions[-1]} of the size, no power of 2")
         self.index = {int(math.log2(reduction)): i for i, reduction in enumerate(reductions)}  # by level; the last one
-        self.factor, self.stride = 2 ** (len(widths) - 1), max(*reductions, 2 ** (len(widths) - 1))
+        first, self.factor = trunk.scales[0], trunk.scales[-1]
+        self.first = int(math.log2(first))
+        self.stride = max(*reductions, self.factor)
         config = self.pyramid.pretrained_cfg
         for key, usual in (("mean", 0.5), ("std", 0.5)):
             values = torch.tensor(config.get(key) or [usual] * 3).view(1, 3, 1, 1)
@@ -113,11 +115,11 @@ class PyramidEncoder(nn.Module):
             }
         )
         self.stem = nn.ModuleList(
-            nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, stride=2 if i else 1)
-            for i in range(min(self.index))
+            nn.Conv2d(channels, channels, 3, padding=1, stride=2) if i else Entry(in_channels, channels, first)
+            for i in range(min(self.index) - self.first)
         )
         self.project = nn.ModuleList(
-            nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1)) for width in widths
+            nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1)) for width in trunk.widths
         )
         self.digest = torch.zeros(32, dtype=torch.uint8)
         self.register_state_dict_post_hook(_leave_out)
@@ -158,19 +160,19 @@ class PyramidEncoder(nn.Module):
         maps = self.pyramid((padded.expand(-1, 3, -1, -1) * 0.5 + 0.5 - self.mean) / self.std)
         inputs = {level: self.lateral[str(level)](maps[i]) for level, i in self.index.items()}
         x = padded
-        for level, convolution in enumerate(self.stem):
+        for level, convolution in enumerate(self.stem, start=self.first):
             inputs[level] = x = F.silu(convolution(x))
         coarsest = max(inputs)
         levels = [inputs[coarsest]]
         for level in reversed(range(coarsest)):
             above = F.interpolate(levels[0], scale_factor=2.0)
             levels.insert(0, above + inputs[level] if level in inputs else above)
-        while len(levels) < len(self.project):
+        while len(levels) < self.first + len(self.project):
             levels.append(F.avg_pool2d(levels[-1], 2))
         rows, columns = (-(-size // self.factor) * self.factor for size in image.shape[-2:])
         return [
             project(x)[..., : rows >> i, : columns >> i]
-            for i, (project, x) in enumerate(zip(self.project, levels, strict=False))
+            for i, (project, x) in enumerate(zip(self.project, levels[self.first :], strict=False), start=self.first)
         ]
 
     @torch.no_grad()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import group_norm
-from models.unet import pad_to_multiple
+from models.unet import Entry, Trunk, pad_to_multiple
 
 RESIDUAL = 0.2  # share of every block's output
 
@@ -44,18 +42,18 @@ class RRDB(nn.Module):
 class RRDBEncoder(nn.Module):
     """The image (B, in_channels, H, W) in [-1, 1] to one feature map for each level of the conditional network.
 
-    All of it is computed at full resolution; coarser levels get means of it. The published code adds the finest map
-    to the network's input only.
+    All of it is computed at the resolution of that network's finest level; coarser ones get means of it. The published
+    code adds the finest map to the network's input only.
     """
 
-    def __init__(self, in_channels: int, channels: int, blocks: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, channels: int, blocks: int, trunk: Trunk) -> None:
         super().__init__()
-        self.stride = 2 ** (len(widths) - 1)
-        self.entry = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.stride = trunk.scales[-1]
+        self.entry = Entry(in_channels, channels, trunk.scales[0])
         self.trunk = nn.Sequential(*(RRDB(channels, max(4, channels // 2)) for _ in range(blocks)))
         self.exit = nn.Conv2d(channels, channels, 3, padding=1)
         self.project = nn.ModuleList(
-            nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1)) for width in widths
+            nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1)) for width in trunk.widths
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:

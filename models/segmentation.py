@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import group_norm, zero_init
-from models.unet import Sizes, Trunk
+from models.unet import Head, Sizes, Trunk
 
 MISSING = "needs segmentation-models-pytorch; install it with: pip install segmentation-models-pytorch"
 
@@ -52,8 +51,7 @@ class TrunkNetwork(nn.Module):
     def __init__(self, trunk: Trunk, outputs: int) -> None:
         super().__init__()
         self.trunk = trunk
-        width = trunk.widths[0]
-        self.head = nn.Sequential(group_norm(width), nn.SiLU(), zero_init(nn.Conv2d(width, outputs, 3, padding=1)))
+        self.head = Head(trunk, outputs)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.trunk(image)[0])

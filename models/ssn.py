@@ -112,5 +112,5 @@ def build_ssn(
     # Means and variances begin at 0 and 1. Factors of 0 would stay there: their gradient is 0 on average.
     head = cast(nn.Conv2d, network.head[-1])
     small_init(head)
-    nn.init.zeros_(head.weight[: 2 * outputs])
-    return SSN(process, network, 2 ** (len(sizes.multipliers) - 1), mask_channels, rank, sigma_data)
+    nn.init.zeros_(head.weight[: 2 * outputs * sizes.unshuffle**2])
+    return SSN(process, network, sizes.scales[-1], mask_channels, rank, sigma_data)

@@ -31,9 +31,11 @@ from models.layers import (
 class Sizes:
     """Of a `Trunk`.
 
-    channels, multipliers: level i has channels * multipliers[i] channels at 1 / 2^i of the size.
+    channels, multipliers: level i has channels * multipliers[i] channels at 1 / 2^i of the finest level's size.
     blocks: residual blocks per level, each way.
-    attention: down-sampling factors (1, 2, 4, ...) whose levels attend to all positions after each block.
+    attention: down-sampling factors (1, 2, 4, ...) of the finest level whose levels attend to all positions after each
+    block.
+    unshuffle: side of the blocks of pixels that are channels of the finest level (Shi et al. 2016, backwards).
     """
 
     channels: int
@@ -41,6 +43,36 @@ class Sizes:
     blocks: int = 1
     attention: Sequence[int] = ()
     dropout: float = 0.0
+    unshuffle: int = 1
+
+    @property
+    def scales(self) -> list[int]:
+        """Side of a pixel of each level, in pixels of the image."""
+        return [self.unshuffle * 2**i for i in range(len(self.multipliers))]
+
+
+class Entry(nn.Conv2d):
+    """A map (B, in_channels, H, W) to the finest level of a trunk, of blocks of side x side pixels."""
+
+    def __init__(self, in_channels: int, width: int, side: int) -> None:
+        super().__init__(in_channels * side**2, width, 3, padding=1)
+        self.side = side
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pixel_unshuffle(input, self.side))
+
+
+class Head(nn.Sequential):
+    """The finest map of a trunk to (B, outputs, H, W), 0 at first."""
+
+    def __init__(self, trunk: Trunk, outputs: int) -> None:
+        width, side = trunk.widths[0], trunk.scales[0]
+        last = zero_init(nn.Conv2d(width, outputs * side**2, 3, padding=1))
+        super().__init__(group_norm(width), nn.SiLU(), last)
+        self.side = side
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(input), self.side)
 
 
 class Level(nn.Module):
@@ -52,7 +84,8 @@ class Level(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A U-Net from (B, in_channels, H, W) to one feature map per resolution, finest first.
+    """A U-Net from (B, in_channels, H, W), multiples of the coarsest scale, to one feature map per resolution, finest
+    first.
 
     embedding: width of the time embedding, 0 for none. latent: channels of the second noise at each level, if any.
     """
@@ -60,7 +93,8 @@ class Trunk(nn.Module):
     def __init__(self, in_channels: int, sizes: Sizes, embedding: int = 0, latent: Sequence[int] = ()) -> None:
         super().__init__()
         self.widths, self.blocks = [sizes.channels * m for m in sizes.multipliers], sizes.blocks
-        self.entry = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
+        self.scales = sizes.scales
+        self.entry = Entry(in_channels, self.widths[0], sizes.unshuffle)
 
         def block(c_in: int, c_out: int, resample: str | None = None, dropout: float = sizes.dropout) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embedding=embedding, resample=resample, dropout=dropout)
@@ -150,7 +184,7 @@ class ImageEncoder(nn.Module):
         if len(trunk.widths) < len(widths):
             raise ValueError(f"the encoder has {len(trunk.widths)} resolutions, the network needs {len(widths)}")
         self.trunk = trunk
-        self.stride = 2 ** (len(trunk.widths) - 1)
+        self.stride = trunk.scales[-1]
         self.project = nn.ModuleList(
             nn.Sequential(group_norm(c), nn.SiLU(), nn.Conv2d(c, width, 1))
             for c, width in zip(trunk.widths, widths, strict=False)
@@ -177,23 +211,26 @@ class ConditionalUNet(nn.Module):
         self.trunk = trunk
         self.out_channels = out_channels
         self.embedding = FourierEmbedding(embedding, conditions=conditions)
-        self.head = nn.Sequential(
-            group_norm(trunk.widths[0]), nn.SiLU(), zero_init(nn.Conv2d(trunk.widths[0], out_channels, 3, padding=1))
-        )
+        self.head = Head(trunk, out_channels)
         if raters:  # all alike at first
             self.as_rater = nn.Embedding.from_pretrained(torch.zeros(raters, embedding), freeze=False)
 
     def forward(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> Tensor:
         return self.up(self.down(z, noise_condition, features), noise_condition, z.shape[-2:])
 
+    def padded(self, features: Sequence[Tensor]) -> tuple[int, int]:
+        """Height and width of the images, with what was added to them, that have these features."""
+        height, width = features[0].shape[-2:]
+        return self.trunk.scales[0] * height, self.trunk.scales[0] * width
+
     def down(self, z: Tensor, noise_condition: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """The half of an evaluation that all draws of z share."""
         if features:
             # They are those of the padded image: they set the size.
-            rows, columns = features[0].shape[-2:]
+            rows, columns = self.padded(features)
             z = F.pad(z, (0, columns - z.shape[-1], 0, rows - z.shape[-2]), mode="replicate")
         else:
-            z = pad_to_multiple(z, 2 ** (len(self.trunk.widths) - 1))
+            z = pad_to_multiple(z, self.trunk.scales[-1])
         return self.trunk.down(z, self.embedding(noise_condition), features or None)
 
     def up(

@@ -116,7 +116,7 @@ def example_inputs(graph: MeanGraph, channels: int, height: int, width: int, bat
     image = 255.0 * torch.rand((batch, channels, height, width), generator=generator)
     if "xi" not in graph.inputs:
         return (image,)
-    return image, torch.randn((batch, latent_channels(1)[0], height, width), generator=generator)
+    return image, torch.randn((batch, latent_channels([1])[0], height, width), generator=generator)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.baselines import OnePass
@@ -65,8 +66,9 @@ class MeanGraph(nn.Module):
 
     def down(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The way down at t_max, where z is 0."""
-        z = torch.zeros_like(features[0][:, :1]).expand(-1, self.denoiser.mask_channels, -1, -1)
-        return self.denoiser.network.down(z, self.noise, features)
+        side = self.denoiser.network.trunk.scales[0]
+        z = torch.zeros_like(features[0][:, :1]).expand(-1, self.denoiser.mask_channels * side**2, -1, -1)
+        return self.denoiser.network.down(F.pixel_shuffle(z, side), self.noise, features)
 
     def up(
         self,
@@ -82,7 +84,7 @@ class MeanGraph(nn.Module):
         return self.denoiser.mask_of(raw, torch.zeros_like(raw[:, : self.denoiser.mask_channels]), self.scaling)
 
     def latent(self, xi: Tensor) -> list[Tensor]:
-        return at_levels(xi, len(self.denoiser.network.trunk.widths))
+        return at_levels(xi, self.denoiser.network.trunk.scales)
 
 
 class DrawGraph(MeanGraph):

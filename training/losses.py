@@ -127,9 +127,9 @@ def loss_of(
         z = perturbed(model.process, m, t, eps)
         time = t[0] if sde.prior_share == 1 else t  # one for all is cheaper
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
-            levels, padded = len(model.network.trunk.widths), features[0].shape[-2:]
+            scales, padded = model.network.trunk.scales, model.network.padded(features)
             places, noise, _ = generators
-            latents = [random_latent(len(m), padded, levels, places, noise, m.device, share) for _ in range(2)]
+            latents = [random_latent(len(m), padded, scales, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
             raters = None if raters is None else moved(raters.repeat_interleave(training.noises), m.device)
             mean, *draws = model.evaluate(z, time, features, [None, *latents], raters)

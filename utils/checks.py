@@ -34,7 +34,7 @@ RULES: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("model.kind", DENOISERS, "sde data.sdf_scale training.noises"),
     ("model.kind", ("conditional",), "model.encoder model.second_moment sde.prior_share sde.tanh sde.objective"),
     ("model.kind", ("joint",), "sde.clean_share"),
-    ("model.kind", TRUNKS, "model.blocks model.attention"),
+    ("model.kind", TRUNKS, "model.blocks model.attention model.unshuffle"),
     ("model.kind", (*TRUNKS, *LIBRARIES), "model.channels model.multipliers"),
     ("model.kind", (*TRUNKS, "fcn"), "model.dropout"),
     ("model.kind", (*LIBRARIES, "fcn"), "model.backbone"),

@@ -27,8 +27,8 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(options[0])}"
     if isinstance(annotation, type):
         return annotation.__name__
-    if options and all(isinstance(option, str) for option in options):
-        return " \\| ".join(options)
+    if options and all(isinstance(option, str | int) for option in options):
+        return " \\| ".join(map(str, options))
     return " or ".join(dict.fromkeys(_type(o) for o in options)).replace("NoneType", "null")
 
 

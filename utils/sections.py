@@ -38,7 +38,7 @@ class EncoderConfig(Section):
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
     multipliers: Factors = Field((1, 2, 2, 4), min_length=1, description="channels per level")
     blocks: Int = Field(1, ge=1, le=8, description="residual blocks per level and way")
-    attention: Factors = Field((), description="down-sampling factors with self-attention")
+    attention: Factors = Field((), description="down-sampling factors of the finest level with self-attention")
 
     @model_validator(mode="after")
     def _levels(self) -> EncoderConfig:
@@ -98,6 +98,11 @@ class ModelConfig(EncoderConfig):
         None, description="encoder of unet, unetplusplus (null: resnet34) and fcn (null: resnet50), without pretraining"
     )
     channels: Int = Field(32, ge=4, le=1024, description="channels of the finest level")
+    unshuffle: Literal[1, 2, 4, 8] = Field(
+        1,
+        description="side of the blocks of pixels that are channels of the finest level, here and in the encoder: at 2 "
+        "all is computed at half of the resolution, which is faster",
+    )
     dropout: Float = Field(0.0, ge=0, lt=1, description="dropout in residual blocks")
     second_moment: bool = Field(False, description="also learn Var[m | x] at t = 1, for sampler: mean")
     raters: Int = Field(

@@ -13,8 +13,9 @@ import torch
 from data.sdf import signed_distance
 from evaluation.ensemble import classify
 from models.build import denoiser_of, threshold_of, warn_of_prior
+from models.denoiser import Draw
 from sde import process
-from tests.helpers import ROOT
+from tests.helpers import ROOT, noise, shake
 from utils import sections
 from utils.config import load_config
 from utils.sections import SDEConfig
@@ -27,6 +28,47 @@ def test_sizes_by_config(config: str, low: float, high: float) -> None:
     with torch.device("meta"):
         model = denoiser_of(load_config(ROOT / "cfg" / f"{config}.yaml"))
     assert low < sum(p.numel() for p in model.parameters()) < high
+
+
+@pytest.mark.parametrize("unshuffle", [2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [
+            "sde.objective=distribution",
+            "sde.prior_share=1",
+            "sampling.sampler=mean",
+            "model.encoder.multipliers=[1, 1, 1]",
+        ],
+        ["model.encoder.kind=rrdb"],
+        ["model.encoder.kind=timm", "model.encoder.name=test_resnet"],
+        ["model.kind=joint"],
+        ["model.kind=ssn", "data.representation=binary", "sampling.sampler=logits"],
+        ["model.kind=prob_unet", "data.representation=binary", "sampling.sampler=logits"],
+        ["model.kind=attention_unet", "data.representation=binary", "sampling.sampler=mean"],
+    ],
+    ids=["draws", "rrdb", "timm", "joint", "ssn", "prob_unet", "attention_unet"],
+)
+def test_networks_of_blocks_of_pixels_give_maps_of_the_image(
+    tmp_path: Path, options: list[str], unshuffle: int
+) -> None:
+    """And what they give follows the image by the pixel."""
+    if "timm" in str(options):
+        pytest.importorskip("timm")
+    sizes = "{channels: 8, multipliers: [1, 1], encoder: {channels: 8}}"
+    (tmp_path / "a.yaml").write_text(f"name: a\ndata: {{root: x, color: rgb}}\nmodel: {sizes}\n")
+    torch.manual_seed(0)
+    model = denoiser_of(load_config(tmp_path / "a.yaml", [f"model.unshuffle={unshuffle}", *options])).eval()
+    shake(model)
+    image, z, t = noise(2, 3, 26, 36), noise(2, 1, 26, 36, seed=1), torch.tensor(1.0)
+    draws, rows = [Draw(3, 0), Draw(4, 1)], torch.arange(2)
+    with torch.no_grad():
+        first, other = (
+            model(z, t, model.of_draws(model.encode(x), rows, draws)) for x in (image, image.roll(1, dims=3))
+        )
+    assert first.shape == z.shape
+    assert first.std() > 0.01
+    assert (first - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("truncation", [2, 4, 15])

@@ -34,27 +34,32 @@ def drawn(model: Denoiser, image: Tensor, draws: list[Draw], z: Tensor | None = 
 
 
 def test_the_finest_level_holds_all_of_them() -> None:
-    levels = latent_of([5, 6], [(24, 12), (0, 0)], 1.0, (48, 32), 5)
-    assert all(map(torch.equal, at_levels(levels[0], 5), levels))
+    levels = latent_of([5, 6], [(24, 12), (0, 0)], 1.0, (48, 32), [1, 2, 4, 8, 16])
+    assert all(map(torch.equal, at_levels(levels[0], [1, 2, 4, 8, 16]), levels))
+
+
+def test_coarser_levels_see_the_same_noise_whichever_is_the_finest() -> None:
+    draw = [5, 6], [(24, 12), (1, 7)], 1.0, (48, 36)
+    assert all(map(torch.equal, latent_of(*draw, [4, 8]), latent_of(*draw, [1, 2, 4, 8])[2:]))
 
 
 def test_windows_of_a_draw_agree_and_draws_differ() -> None:
-    whole = latent_of([5], [(0, 0)], 1.0, (96, 80), 3)
-    part = latent_of([5], [(24, 12)], 1.0, (40, 32), 3)
+    whole = latent_of([5], [(0, 0)], 1.0, (96, 80), [1, 2, 4])
+    part = latent_of([5], [(24, 12)], 1.0, (40, 32), [1, 2, 4])
     for level, (one, other) in enumerate(zip(whole, part, strict=True)):
         top, left, side = 24 >> level, 12 >> level, (40 >> level, 32 >> level)
-        assert other.shape == (1, latent_channels(3)[level], *side)
+        assert other.shape == (1, latent_channels([1, 2, 4])[level], *side)
         assert torch.equal(one[..., top : top + side[0], left : left + side[1]], other)
-    borders = torch.cat([latent_of([seed], [(0, 0)], 1.0, (96, 80), 1)[0] for seed in range(2**8, 2**16, 2**10)])
+    borders = torch.cat([latent_of([seed], [(0, 0)], 1.0, (96, 80), [1])[0] for seed in range(2**8, 2**16, 2**10)])
     changes = (borders[:, 4, 1:] != borders[:, 4, :-1]).double().mean(dim=(0, 2))  # between rows, of 16-pixel cells
     assert changes.max() < 0.3  # nowhere in all draws
     for seed, t in ((6, 1.0), (5, 0.5)):
-        assert not torch.isclose(latent_of([seed], [(0, 0)], t, (96, 80), 3)[0], whole[0]).any()
+        assert not torch.isclose(latent_of([seed], [(0, 0)], t, (96, 80), [1, 2, 4])[0], whole[0]).any()
 
 
 def test_the_noise_is_normal_in_cells_of_its_sizes() -> None:
     places, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
-    draws = [random_latent(64, (64, 64), 3, places, generator, torch.device("cpu")) for _ in range(8)]
+    draws = [random_latent(64, (64, 64), [1, 2, 4], places, generator, torch.device("cpu")) for _ in range(8)]
     for level in range(3):
         x = torch.cat([draw[level] for draw in draws])
         assert x.mean().item() == pytest.approx(0.0, abs=0.05)

@@ -60,7 +60,7 @@ def test_loss_is_that_of_its_definition(mask_channels: int) -> None:
     prior, posterior = model.encoder.prior(image), model.encoder.posterior(torch.cat([image, mask], dim=1))
     p, q = (Normal(law.mean, law.log_variance.exp().sqrt()) for law in (prior, posterior))
     z = q.sample((count,))[:, 0]
-    scores = model.encoder.combine(model.encoder(image).expand(count, -1, -1, -1), z)
+    scores = model.encoder.combine(model.encoder(image).expand(count, -1, -1, -1), z, (4, 6))
     classes = torch.where((m < 0).any(dim=1), m.argmin(dim=1) + 1, 0)
     if mask_channels == 1:
         scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
@@ -99,7 +99,7 @@ def test_draws_are_of_the_prior_and_their_mean_is_the_prior_mean() -> None:
     drawn = -2 * torch.atanh(model.of_draws(features, rows, [Draw(seed, 0) for seed in range(6000)])[0].double())
     of_z = (last.weight[0, :, 0, 0] @ network.of_z.weight[:, :, 0, 0]).double()
     for i in range(2):
-        scores = (drawn[rows == i] - network.combine(maps, prior.mean)[i].double()).flatten(1)
+        scores = (drawn[rows == i] - network.combine(maps, prior.mean, (6, 6))[i].double()).flatten(1)
         assert (scores - scores[:, :1]).abs().max() < 1e-3  # one z for all pixels
         std = (of_z.square() @ prior.log_variance[i, :, 0, 0].exp().double()).sqrt()
         assert scores[:, 0].std().item() == pytest.approx(std.item(), rel=0.06)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from models.denoiser import Denoiser
 from models.pyramid import PYRAMID, Pretrained, PyramidEncoder
+from models.unet import Sizes, Trunk
 from tests.helpers import Workspace, exported, newest, same_state, sets, small_denoiser
 from training.parallel import Team
 from training.state import optimizer_of
@@ -41,18 +42,18 @@ def given(path: str = "given.safetensors", name: str = NAME) -> Any:
 
 
 @pytest.mark.parametrize("name", [NAME, "test_convnext", "test_efficientnet", "test_vit"])
-@pytest.mark.parametrize("levels", [3, 7])
-def test_any_size_gives_a_map_for_every_level(name: str, levels: int) -> None:
-    encoder = PyramidEncoder(1, Pretrained(name), 8, [8] * levels)
-    multiple = 2 ** (levels - 1)
-    rows, columns = (-(-size // multiple) * multiple for size in (41, 70))
-    expected = [(2, 8, rows >> i, columns >> i) for i in range(levels)]
+@pytest.mark.parametrize(("levels", "unshuffle"), [(3, 1), (7, 1), (3, 2), (1, 8), (4, 4)])
+def test_any_size_gives_a_map_for_every_level(name: str, levels: int, unshuffle: int) -> None:
+    trunk = Trunk(1, Sizes(8, [1] * levels, unshuffle=unshuffle))
+    encoder = PyramidEncoder(1, Pretrained(name), 8, trunk)
+    rows, columns = (-(-size // trunk.scales[-1]) * trunk.scales[-1] for size in (41, 70))
+    expected = [(2, 8, rows // scale, columns // scale) for scale in trunk.scales]
     assert [tuple(x.shape) for x in encoder(torch.rand(2, 1, 41, 70))] == expected
 
 
 def test_every_level_sees_far() -> None:
     """A change reaches the finest map 32 pixels away, where its own convolutions do not."""
-    encoder = PyramidEncoder(1, Pretrained("test_efficientnet"), 8, [8, 8]).eval()
+    encoder = PyramidEncoder(1, Pretrained("test_efficientnet"), 8, Trunk(1, Sizes(8, [1, 1]))).eval()
     encoder.project = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))  # whose norm would see it
     for norm in (module for module in encoder.lateral.modules() if isinstance(module, torch.nn.GroupNorm)):
         norm.forward = lambda x: x  # type: ignore
@@ -63,7 +64,7 @@ def test_every_level_sees_far() -> None:
 
 
 def test_images_get_the_statistics_of_the_weights() -> None:
-    encoder = PyramidEncoder(1, Pretrained("resnet18"), 8, [8, 8]).eval()
+    encoder = PyramidEncoder(1, Pretrained("resnet18"), 8, Trunk(1, Sizes(8, [1, 1]))).eval()
     seen = []
     encoder.pyramid.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     encoder(torch.full((1, 1, 32, 32), 0.2))
@@ -74,7 +75,7 @@ def test_images_get_the_statistics_of_the_weights() -> None:
 @pytest.mark.parametrize("path", ["given.safetensors", "given.pth"])
 def test_features_are_those_of_a_file(tmp_path: Path, path: str) -> None:
     network = given(str(tmp_path / path))
-    encoder = PyramidEncoder(3, Pretrained(NAME, str(tmp_path / path)), 8, [8, 8])
+    encoder = PyramidEncoder(3, Pretrained(NAME, str(tmp_path / path)), 8, Trunk(1, Sizes(8, [1, 1])))
     encoder.load_source()
     image = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(encoder.eval().pyramid(image)[-1], network.forward_features(image))
@@ -101,7 +102,8 @@ def test_several_processes_share_batch_norms_that_learn() -> None:
     with pytest.raises(UsageError, match="batch norms"):
         team.prepared(denoiser())
     team.prepared(denoiser(frozen=True))
-    encoder = PyramidEncoder(1, Pretrained("test_efficientnet"), 8, [8, 8]).eval()  # its norms have activations
+    with_activations = Pretrained("test_efficientnet")  # in its norms
+    encoder = PyramidEncoder(1, with_activations, 8, Trunk(1, Sizes(8, [1, 1]))).eval()
     image = torch.rand(1, 1, 32, 32)
     before = encoder(image)
     encoder.share_norms()

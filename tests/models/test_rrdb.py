@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from models.rrdb import RRDB, RRDBEncoder
+from models.unet import Sizes, Trunk
 from tests.helpers import shake, small_denoiser
 
 
 def test_dense_encoder_gives_a_map_for_every_level() -> None:
-    encoder = RRDBEncoder(3, 8, 2, [8, 16, 16])
+    encoder = RRDBEncoder(3, 8, 2, Trunk(1, Sizes(8, [1, 2, 2])))
     image = torch.rand(2, 3, 18, 22)
     assert [tuple(x.shape) for x in encoder(image)] == [(2, 8, 20, 24), (2, 16, 10, 12), (2, 16, 5, 6)]
     model = small_denoiser(encoder_kind="rrdb")

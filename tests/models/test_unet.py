@@ -31,6 +31,22 @@ def test_padding_does_not_change_sizes_that_fit() -> None:
     torch.testing.assert_close(model.network(z, torch.zeros(1), model.encode(image)), direct)
 
 
+@torch.no_grad()
+def test_blocks_of_pixels_are_channels() -> None:
+    """A trunk with unshuffle: 2 is one of four channels on every other pixel, whose four maps are put back."""
+    trunk = ConditionalUNet(Trunk(1, Sizes(8, [1, 2], unshuffle=2), embedding=8), 8)
+    plain = ConditionalUNet(Trunk(4, Sizes(8, [1, 2]), embedding=8), 8, out_channels=4)
+    shake(trunk)
+    plain.load_state_dict(trunk.state_dict())
+    x, t = torch.randn(1, 1, 8, 12), torch.zeros(1)
+    parts = torch.cat([x[..., i::2, j::2] for i in range(2) for j in range(2)], dim=1)
+    expected = plain(parts, t, [])
+    found = trunk(x, t, [])
+    assert found.shape == x.shape
+    for k in range(4):
+        torch.testing.assert_close(found[:, 0, k // 2 :: 2, k % 2 :: 2], expected[:, k])
+
+
 def test_starts_as_its_skip_path() -> None:
     """Zero-initialised last convolutions: D = c_skip z before training."""
     model = small_denoiser()

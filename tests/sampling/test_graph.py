@@ -49,7 +49,7 @@ def test_a_draw_is_the_programs_of_the_same_noise() -> None:
     draws = [Draw(seed, number) for number, seed in enumerate(seeds)]
     features = model.of_draws(model.encode(image / 127.5 - 1.0), torch.tensor([0, 1]), draws)
     end = torch.tensor(model.process.t_max)
-    xi = latent_of(seeds, [(0, 0), (0, 0)], float(end), (16, 24), 1)[0]
+    xi = latent_of(seeds, [(0, 0), (0, 0)], float(end), (16, 24), [1])[0]
     found = DrawGraph(model, 0.5)(image, xi)
     assert torch.allclose(found, model(torch.zeros(2, 1, 16, 24), end, features) / 0.5, atol=1e-5)
     assert found.std() > 0.01

@@ -171,6 +171,10 @@ class Denoiser(nn.Module):
         way_down = 2 * trunk.blocks * sum(maps) + maps[-1] if self.distribution else 0.0
         return sum(maps) + way_down + mean
 
+    def part_of(self, number: int) -> int:
+        """Which of several networks or views makes the draw of this number."""
+        return 0
+
     def features(self, image: Tensor) -> list[Tensor]:
         """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
         return self.encoder(image)

@@ -12,6 +12,7 @@ from models.denoiser import Denoiser, Draw, numbers_of
 from utils.devices import moved
 
 AS_IT_IS = (0,)  # the only view
+PIXELS = 2**17  # of images that are encoded in several views at once
 
 
 def views_of(flips: bool, rotations: bool, square: bool) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ class PooledDraws(OnePass):
         """What evaluations of all members know of the images, member by member and view by view."""
         known: list[Tensor] = []
         for member in self.members:
-            each = [member.encode(seen(image, view)) for view in self.views]
+            each = self._encoded(member, image)
             if len(each) > 1 and member.distribution and member.direct:
                 means = [unseen(features[-1], view) for features, view in zip(each, self.views, strict=True)]
                 centre = torch.stack(means).mean(dim=0)
@@ -84,6 +85,23 @@ class PooledDraws(OnePass):
                     features[-1] = seen(centre, view)
             known += [x for features in each for x in features]
         return known
+
+    def _encoded(self, member: Denoiser, image: Tensor) -> list[list[Tensor]]:
+        """What a member knows of small images in views of the same shape is found at once."""
+        upright = [view for view in self.views if not view & 4]
+        lying = [view for view in self.views if view & 4]
+        square = image.shape[-1] == image.shape[-2]
+        found: dict[int, list[Tensor]] = {}
+        for views in [self.views] if square else [upright, lying]:
+            count = max(1, PIXELS // (image.numel() // image.shape[1]))
+            for some in (views[k : k + count] for k in range(0, len(views), count)):
+                together = member.encode(torch.cat([seen(image, view) for view in some]))
+                found |= zip(some, map(list, zip(*(x.split(len(image)) for x in together), strict=True)), strict=True)
+        return [found[view] for view in self.views]
+
+    def part_of(self, number: int) -> int:
+        turn, member = divmod(number, len(self.members))
+        return member * len(self.views) + turn % len(self.views)
 
     def centre(self, features: Sequence[Tensor]) -> Tensor:
         """Of the first member."""
@@ -125,8 +143,7 @@ class PooledDraws(OnePass):
 
     def _taken(self, numbers: Tensor) -> list[Tensor]:
         """Which of the draws (B, 4) each part makes."""
-        turn, member = numbers[:, 1] // len(self.members), numbers[:, 1] % len(self.members)
-        part = member * len(self.views) + turn % len(self.views)
+        part = torch.tensor([self.part_of(number) for number in numbers[:, 1].tolist()])
         return [torch.nonzero(part == k)[:, 0] for k in range(len(self._parts))]
 
     def _joined(self, found: Sequence[Tensor], numbers: Tensor) -> Tensor:

@@ -105,17 +105,36 @@ class Drawer:
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
 
+        order = self._by_part(pairs, self.at_once(size))
+
         def some(part: slice) -> Tensor:
-            rows = torch.tensor([i for i, _ in pairs[part]])
-            owners = [(keys[i], d) for i, d in pairs[part]]
+            chosen = [pairs[place] for place in order[part]]
+            rows = torch.tensor([i for i, _ in chosen])
+            owners = [(keys[i], d) for i, d in chosen]
             own = self.denoiser.of_draws(features, rows, [self.identity(*owner) for owner in owners])
             shape = (self.denoiser.mask_channels, *size)
             sdf = self.run(partial(self.denoised, features=own), owners, shape, callback)
             return sdf.float().cpu() / self.sdf_scale
 
+        made: dict[int, Tensor] = {}
+        given = 0
         for part, sdf in batches(self, len(pairs), some, self.at_once(size)):
-            for (i, _), draw in zip(pairs[part], sdf, strict=True):
-                yield i, draw
+            made |= zip(order[part], sdf, strict=True)
+            while given in made:
+                yield pairs[given][0], made.pop(given)
+                given += 1
+
+    def _by_part(self, pairs: Sequence[tuple[int, int]], at_once: int | None) -> list[int]:
+        """In which order to make them. Small batches are faster of one view, as draws of a view share what it knows."""
+        if at_once is None:
+            return list(range(len(pairs)))
+        window = at_once * self.denoiser.means  # how many are held at most
+
+        def key(place: int) -> tuple[int, int, int]:
+            image, number = pairs[place]
+            return image, number // window, self.denoiser.part_of(number)
+
+        return sorted(range(len(pairs)), key=key)
 
     def at_once(self, size: Sequence[int]) -> int | None:
         """Draws or tiles (H, W) for one batch, if that many memory holds; None where `max_batch` decides alone."""

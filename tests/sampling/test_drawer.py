@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,11 +11,16 @@ import torch
 
 from data.dataset import load_split
 from data.scenes import scenes_of
+from models.denoiser import Draw
+from models.pooled import PooledDraws, views_of
 from models.unet import ImageEncoder
-from sampling.drawer import drawer_of, scene_groups
+from sampling.drawer import Drawer, drawer_of, scene_groups
 from sampling.loading import load_denoiser
-from tests.helpers import Workspace, section, shake_checkpoint
+from sampling.sampler import sampler_of
+from sde.process import VP
+from tests.helpers import Workspace, direct_denoiser, section, shake, shake_checkpoint
 from utils.config import load_config
+from utils.sections import SamplingConfig
 
 
 def test_designed_draws_are_sampled(trained: Workspace) -> None:
@@ -65,6 +72,42 @@ def test_a_draw_is_the_same_in_any_batch_and_order(trained: Workspace, sampler: 
     for order, batch, draws in (([2, 0, 1], 2, 3), ([1], 1, 2), ([0, 2], 5, 1)):
         for key, sdf in draw(order, batch, draws).items():
             torch.testing.assert_close(sdf, reference[key], atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_small_batches_are_of_few_views_and_draws_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = direct_denoiser(process=VP(), distribution=True)
+    shake(model)
+    pool, batches = PooledDraws([model.eval()], views_of(True, True, True)), []
+    of_draws = pool.of_draws
+
+    def noting(features: list[torch.Tensor], rows: torch.Tensor, draws: list[Draw]) -> list[torch.Tensor]:
+        batches.append([draw.number % 8 for draw in draws])
+        return of_draws(features, rows, draws)
+
+    monkeypatch.setattr(pool, "of_draws", noting)
+    images = torch.randint(0, 255, (2, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sampler = sampler_of(SamplingConfig(sampler="ancestral", steps=1))
+
+    def drawn(pixels: int | None) -> list[tuple[int, torch.Tensor]]:
+        how: dict[str, Any] = {
+            "channels_last": False,
+            "bfloat16": False,
+            "device": torch.device("cpu"),
+            "pixels": pixels,
+        }
+        return list(Drawer(pool, sampler, seed=1, max_batch=64, sdf_scale=1.0, threshold=0.0, **how)(images, "ab", 19))
+
+    whole = drawn(None)
+    assert [len(batch) for batch in batches] == [38]
+    batches.clear()
+    parts = drawn(3 * 16 * 16)
+    assert sum(map(len, batches)) == 38
+    assert max(len(set(batch)) for batch in batches) == 2
+    for (i, one), (j, other) in zip(whole, parts, strict=True):
+        assert i == j
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(whole[0][1], whole[8][1], atol=1e-3)
 
 
 def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

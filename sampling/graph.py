@@ -152,9 +152,9 @@ class DrawsGraph(MeanGraph):
 
     def noise_of(self, draw: int, finest: Tensor) -> list[Tensor]:
         """xi at each level, for images whose finest features these are."""
-        parts = []
+        parts, size = [], self.denoiser.network.padded([finest])
         for field, cell in zip(self.fields[draw].unbind(), CELLS, strict=True):
-            for dim, (length, corner) in enumerate(zip(finest.shape[-2:], self.corners[draw], strict=True)):
+            for dim, (length, corner) in enumerate(zip(size, self.corners[draw], strict=True)):
                 field = field.index_select(dim + 1, (torch.arange(length) + corner) // cell % PERIOD)
             parts.append(field)
         return self.latent(torch.cat(parts).expand(finest.shape[0], -1, -1, -1))

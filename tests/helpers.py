@@ -295,9 +295,11 @@ def small_denoiser(
     return build_denoiser(process or VE(), "edm", 1, 1, sizes, encoder, **changes)  # type: ignore[arg-type]
 
 
-def direct_denoiser(prediction: str = "edm", process: Process | None = None, **changes: object) -> Denoiser:
+def direct_denoiser(
+    prediction: str = "edm", process: Process | None = None, unshuffle: int = 1, **changes: object
+) -> Denoiser:
     torch.manual_seed(0)
-    sizes, options = Sizes(8, [1, 2]), {"direct": True, **changes}
+    sizes, options = Sizes(8, [1, 2], unshuffle=unshuffle), {"direct": True, **changes}
     model = build_denoiser(process or VE(), prediction, 1, 1, sizes, sizes, **options)  # type: ignore[arg-type]
     shake(model)
     return model.eval()

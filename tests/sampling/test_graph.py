@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.baselines import Baseline
@@ -14,8 +16,8 @@ from tests.helpers import direct_denoiser, noise, shake, small_baseline
 EIGHT = (0, 1, 2, 3, 4, 7, 5, 6)
 
 
-def distributional() -> Denoiser:
-    model = direct_denoiser(distribution=True)
+def distributional(unshuffle: int = 1) -> Denoiser:
+    model = direct_denoiser(distribution=True, unshuffle=unshuffle)
     model.spread.fill_(1.5)
     return model.requires_grad_(False)
 
@@ -43,9 +45,10 @@ def test_the_mean_of_all_views_turns_with_the_image() -> None:
     assert torch.allclose(graph(image.rot90(1, (2, 3))), graph(image).rot90(1, (2, 3)), atol=1e-5)
 
 
+@pytest.mark.parametrize("unshuffle", [1, 2])
 @torch.no_grad()
-def test_a_draw_is_the_programs_of_the_same_noise() -> None:
-    model, image, seeds = distributional(), grey(16, 24), [5, 6]
+def test_a_draw_is_the_programs_of_the_same_noise(unshuffle: int) -> None:
+    model, image, seeds = distributional(unshuffle), grey(16, 24), [5, 6]
     draws = [Draw(seed, number) for number, seed in enumerate(seeds)]
     features = model.of_draws(model.encode(image / 127.5 - 1.0), torch.tensor([0, 1]), draws)
     end = torch.tensor(model.process.t_max)
@@ -56,11 +59,14 @@ def test_a_draw_is_the_programs_of_the_same_noise() -> None:
     assert torch.allclose(DrawGraph(model, 0.5)(image, 0.0 * xi), mean_of(model, image) / 0.5, atol=1e-5)
 
 
+@pytest.mark.parametrize("unshuffle", [1, 2])
 @torch.no_grad()
-def test_maps_are_those_of_the_draws_that_the_graph_holds() -> None:
-    model, image = distributional(), grey(14, 22)
+def test_maps_are_those_of_the_draws_that_the_graph_holds(unshuffle: int) -> None:
+    model, image = distributional(unshuffle), grey(14, 22)
     graph, one = DrawsGraph(model, 1.0, (0,), 0.1, 4, seed=3), DrawGraph(model, 1.0)
-    xi = [graph.noise_of(i, torch.zeros(2, 1, 14, 22))[0] for i in range(4)]
+    features = model.features(image / 127.5 - 1.0)
+    levels = [graph.noise_of(i, features[0])[0] for i in range(4)]  # the finest, which has all that the network sees
+    xi = [F.interpolate(own, scale_factor=unshuffle) for own in levels]
     sdf = torch.stack([one(image, own) for own in xi])
     mean, std, probability = graph(image)
     assert torch.allclose(mean, sdf.mean(dim=0), atol=1e-5)

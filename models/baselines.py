@@ -33,6 +33,9 @@ class OnePass(Denoiser):
     def floats_per_pixel(self) -> float:
         return self.shared * self.mask_channels
 
+    def size_of(self, features: Sequence[Tensor]) -> Sequence[int]:
+        return features[-1].shape[-2:]
+
     def known(self, t: Tensor, features: Sequence[Tensor]) -> Tensor | None:
         return features[-1]
 

@@ -179,6 +179,10 @@ class Denoiser(nn.Module):
         """Feature maps of images (B, C, H, W) in [-1, 1], finest first: all that `direct_moments` needs."""
         return self.encoder(image)
 
+    def size_of(self, features: Sequence[Tensor]) -> Sequence[int]:
+        """(H, W) of the images that have these features, padded as the network sees them."""
+        return self.network.padded(features)
+
     def encode(self, image: Tensor) -> list[Tensor]:
         """What evaluations know of images (B, C, H, W) in [-1, 1], to be computed once for all of them.
 
@@ -270,7 +274,7 @@ class Denoiser(nn.Module):
         return [self._up(skips, z, t, latent, None if latent is None else raters) for latent in latents]
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        scales, padded = self.network.trunk.scales, self.network.padded(features)
+        scales, padded = self.network.trunk.scales, self.size_of(features)
         images, draws = numbers[:, 0], [Draw(*row) for row in numbers[:, 1:].tolist()]
         at_end, kept = bool(self.process.at_end(t)), len(features) > len(scales)
         if at_end and kept:

@@ -111,7 +111,8 @@ class PooledDraws(OnePass):
         """Those of each member in each view, one after the other; then the draws as integers (B, 4)."""
         numbers, own = numbers_of(draws), []
         for (member, view, part), chosen in zip(self._by_part(features), self._taken(numbers), strict=True):
-            size = unseen(part[0], view).shape[-2:]
+            size = member.size_of(part)
+            size = size[::-1] if view & 4 else size
             theirs = [seen_draw(self._numbered(draws[i]), size, view) for i in chosen.tolist()]
             own += member.of_draws(part, rows[chosen], theirs)
         return [*own, numbers]

@@ -152,7 +152,7 @@ class DrawsGraph(MeanGraph):
 
     def noise_of(self, draw: int, finest: Tensor) -> list[Tensor]:
         """xi at each level, for images whose finest features these are."""
-        parts, size = [], self.denoiser.network.padded([finest])
+        parts, size = [], self.denoiser.size_of([finest])
         for field, cell in zip(self.fields[draw].unbind(), CELLS, strict=True):
             for dim, (length, corner) in enumerate(zip(size, self.corners[draw], strict=True)):
                 field = field.index_select(dim + 1, (torch.arange(length) + corner) // cell % PERIOD)

@@ -127,7 +127,7 @@ def loss_of(
         z = perturbed(model.process, m, t, eps)
         time = t[0] if sde.prior_share == 1 else t  # one for all is cheaper
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
-            scales, padded = model.network.trunk.scales, model.network.padded(features)
+            scales, padded = model.network.trunk.scales, model.size_of(features)
             places, noise, _ = generators
             latents = [random_latent(len(m), padded, scales, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None

@@ -20,8 +20,8 @@ END = torch.tensor(1.0, dtype=torch.float64)
 LATER = torch.tensor(0.4, dtype=torch.float64)
 
 
-def network(seed: int = 0, *, distribution: bool = True) -> Denoiser:
-    model = direct_denoiser(process=VP(), distribution=distribution)
+def network(seed: int = 0, unshuffle: int = 1, *, distribution: bool = True) -> Denoiser:
+    model = direct_denoiser(process=VP(), distribution=distribution, unshuffle=unshuffle)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(seed))
     return model.eval()
@@ -61,9 +61,10 @@ def test_a_pixel_has_one_place_in_the_view_whatever_the_tile(view: int, top: int
 
 
 @pytest.mark.parametrize("t", [END, LATER], ids=["first", "later"])
-@pytest.mark.parametrize("distribution", [True, False], ids=["draws", "means"])
-def test_a_draw_is_that_of_the_turned_image_turned_back(t: Tensor, distribution: bool) -> None:
-    model, image, views = network(distribution=distribution), noise(1, 1, 32, 48), views_of(True, True, True)
+@pytest.mark.parametrize(("distribution", "unshuffle"), [(True, 1), (True, 2), (False, 1)])
+def test_a_draw_is_that_of_the_turned_image_turned_back(t: Tensor, distribution: bool, unshuffle: int) -> None:
+    model = network(unshuffle=unshuffle, distribution=distribution)
+    image, views = noise(1, 1, 32, 48), views_of(True, True, True)
     draws, z = [Draw(20 + i, i, 8, 16) for i in (0, 3, 4, 6, 7, 15)], noise(6, 1, 32, 48, seed=3)
     pool = PooledDraws([model], views)
     found = drawn(pool, image, draws, t, z)

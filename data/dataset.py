@@ -23,6 +23,7 @@ from data.names import unique_names
 from data.sdf import signed_distance
 from utils.data_schema import DataConfig
 from utils.errors import DataError, cut
+from utils.shipped import command
 
 PIECE = 2**20  # values that are squared at a time
 PUBLISHED_SCALE = 0.2  # the published code divides its VE distances by 5 once more
@@ -189,7 +190,7 @@ def table_rows(root: Path, split: str) -> Iterator[dict[str, str]]:
     """The rows of a CSV file, one after the other. Raises DataError for what they lack."""
     path = root / f"{split}.csv"
     if not path.is_file():
-        raise DataError(f"{path} is missing: run `python -m data.prepare` with this config first")
+        raise DataError(f"{path} is missing: run `{command('prepare')}` with this config first")
     for number, row in enumerate(read_rows(path), 2):
         if missing := {"filename", "maskname"} - row.keys():
             raise DataError(f"{path}: no column {' or '.join(sorted(missing))}; found {', '.join(row)}")
@@ -246,7 +247,7 @@ def split_rows(data: DataConfig, split: str) -> Iterator[Row]:
     """The rows of one CSV file of data.root, if root was prepared as the config says. Raises DataError."""
     root = Path(data.root)
     if not root.is_dir():
-        raise DataError(f"data.root: no folder {root}; run `python -m data.prepare` with this config first")
+        raise DataError(f"data.root: no folder {root}; run `{command('prepare')}` with this config first")
     check_prepared(data, training=split == "train")
     keys, number = _keys(table_rows(root, split)), 1
     for number, cells in enumerate(table_rows(root, split), 2):

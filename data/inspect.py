@@ -36,6 +36,7 @@ from utils.data_schema import DataConfig
 from utils.errors import DataError
 from utils.files import write_text
 from utils.schema import Config
+from utils.shipped import command
 
 PATCHES, PAIRS, RAW = 24, 16, 24
 Item = tuple[str, Patch]  # a split and one of its patches
@@ -52,7 +53,7 @@ def all_patches(data: DataConfig) -> Iterator[Item]:
     """(split, patch) of every row of every CSV file that is there."""
     tables = tables_of(data.root)
     if not tables:
-        raise DataError(f"data.root: no CSV files in {data.root}; run `python -m data.prepare` with this config first")
+        raise DataError(f"data.root: no CSV files in {data.root}; run `{command('prepare')}` with this config first")
     for split in tables:
         for patch in read_split(data, split):
             yield split, patch

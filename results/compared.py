@@ -16,6 +16,7 @@ from utils.errors import UsageError
 from utils.files import write_text
 from utils.reading import read_json
 from utils.runs import folders_with, new_folder
+from utils.shipped import command
 
 Area = TypedDict("Area", {"coverage": float | None, "expected": float | None}, total=False)  # noqa: UP013
 
@@ -50,7 +51,7 @@ def sampled_folder(name: str) -> Path:
     done = folders_with(path / "samples", "summary.json")
     done = [p for p in done if read_json(p / "summary.json", Summary).get("split", "test") == "test"]
     if not done:
-        raise UsageError(f"--compare {name}: not sampled yet; run sample.py --run {name} first")
+        raise UsageError(f"--compare {name}: not sampled yet; run `{command('sample')} --run {name}` first")
     return done[-1]
 
 

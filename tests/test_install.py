@@ -55,15 +55,16 @@ def decoyed(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def run(site: Path, *words: str) -> str:
-    """What a command or `python ...` prints, in the working folder, which is on the path before what is installed."""
+def run(site: Path, *words: str, code: int = 0) -> str:
+    """What a command or `python ...` prints, or its error, in the working folder, which is on the path before what is
+    installed."""
     program = [str(site / "bin" / words[0])] if words[0].startswith("segsdf-") else [sys.executable, words[0]]
     paths = os.pathsep.join([str(Path.cwd()), str(site)])
     done = subprocess.run(
         [*program, *words[1:]], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -112,6 +113,8 @@ def test_commands_write_what_the_repository_writes(site: Path, decoyed: Workspac
     run(site, "segsdf-prepare", *options, "--set", "data.workers=2")  # spawned
     assert content(decoyed.path / "prepared") == content(trained_folder / "prepared")
     assert "up to date" in run(site, "-m", "segsdf.data.prepare", *options)
+    unprepared = run(site, "segsdf-train", *options, "--set", "data.root=nowhere", code=2)
+    assert "run `segsdf-prepare` with this config first" in unprepared
     run(site, "segsdf-inspect", "--config", "config.yaml")
     run(site, "segsdf-train", *options)
     there, here = next((trained_folder / "runs" / "tiny").iterdir()), decoyed.run_folder()

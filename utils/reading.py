@@ -15,6 +15,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from utils.errors import CheckpointError, ConfigError, DataError, UsageError, cut
+from utils.shipped import near_config
 
 LARGEST = 2**30  # bytes of a JSON file
 YAML_BYTES = 2**16  # of a file; a config has 4 kB
@@ -146,7 +147,8 @@ def read_yaml(path: Path) -> Any:
         text = read_bytes(path, YAML_BYTES).decode()
     except (OSError, ValueError) as error:  # not UTF-8, too long, a NUL in the path
         reason = getattr(error, "strerror", None) or cut(error)
-        raise ConfigError(f"{cut(path, 120)}: cannot be read ({reason})") from None
+        near = near_config(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{cut(path, 120)}: cannot be read ({reason}){near}") from None
     try:
         return parse_yaml(text)
     except ConfigError as error:

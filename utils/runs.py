@@ -13,6 +13,7 @@ from typing import Any
 from utils.errors import UsageError, cut
 from utils.files import naming, write_json
 from utils.reading import read_json
+from utils.shipped import command
 
 
 def new_folder(parent: Path) -> Path:
@@ -65,7 +66,7 @@ def newest_run(name: str, root: Path = Path("runs")) -> Path:
     """The newest run of a config's name. Raises UsageError if there is none."""
     runs = folders_with(root / name, "config.yaml")
     if not runs:
-        raise UsageError(f"{root / name}: no run yet; train one with main.py, or name one with --run")
+        raise UsageError(f"{root / name}: no run yet; train one with `{command('train')}`, or name one with --run")
     return runs[-1]
 
 

@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from utils.errors import CheckpointError, cut
 from utils.reading import checked
+from utils.shipped import near_weights
 
 SUFFIX = ".safetensors"
 FORMAT = "generative-segmentation-sdf 1"
@@ -109,10 +110,10 @@ def _header(texts: Mapping[str, str], path: Path) -> Header:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights{near_weights(path)}")
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: weights end in {SUFFIX}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file of weights")
     try:
         with safe_open(path, "pt") as file:
             yield file

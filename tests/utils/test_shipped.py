@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Workspace
+from tests.helpers import ROOT, Workspace, sampled
 from utils.config import load_config
 from utils.shipped import config_file, weights_file
 
@@ -37,6 +37,24 @@ def test_a_file_of_ones_own_comes_first(workspace: Workspace) -> None:
         assert config_file(folder / "glas.yaml") == folder / "glas.yaml"
         assert "name: mine\n" in workspace("main", "--print-config", config=str(folder / "glas.yaml")).out
     assert weights_file(".").samefile(".")
+
+
+def test_a_folder_of_pictures_is_not_taken_for_weights_of_its_name(workspace: Workspace) -> None:
+    Path("nuclei").mkdir()
+    assert weights_file("nuclei") == ROOT / "weights" / "nuclei.safetensors"
+    Path("nuclei", "config.yaml").touch()  # a run, to start from
+    assert weights_file("nuclei") == Path("nuclei")
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "quickstrat.yaml", "cfg/quickstrat.yaml"])
+def test_a_name_that_is_nearly_right_is_told(workspace: Workspace, name: str) -> None:
+    assert workspace.fails("main", config=name).endswith("; did you mean cfg/quickstart.yaml?")
+    assert "mean" not in workspace.fails("main", config=f"mine/{name}")
+
+
+def test_weights_whose_name_is_nearly_right_are_told(workspace: Workspace) -> None:
+    said = sampled(workspace, "--weights", "nucleus", "--input", ".").err
+    assert said == "error: nucleus: no such file of weights; did you mean weights/nuclei.safetensors?\n"
 
 
 @pytest.mark.parametrize("base", ["glas.yaml", "cfg/glas.yaml"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping, Sequence
 from json import loads
 from pathlib import Path
@@ -32,8 +33,18 @@ def filled(template: Path, **values: Any) -> str:
     """The text of an HTML template with these values, escaped."""
     loader = FileSystemLoader(template.parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = report_scores.number
+    environment.filters |= {"number": report_scores.number, "axis": axis}
     return environment.get_template(template.name).render(values)
+
+
+def axis(values: Sequence[float]) -> tuple[float, float]:
+    """Both ends of an axis that holds the values, two different ones at least: round numbers, as are its quarters."""
+    low, high = min(values), max(values)
+    unit = 10.0 ** math.floor(math.log10((high - low) / 4))
+    steps = (k * unit for k in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 15, 20))
+    step = next(step for step in steps if math.floor(low / step) * step + 4 * step >= high)
+    left = math.floor(low / step) * step
+    return left, left + 4 * step
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[str]:

@@ -218,7 +218,7 @@ _RATERS = {
     "diversity_ratio": ("diversity of draws / of raters", "Above 1 draws differ more than raters do, below 1 they are "
                         "too alike.", "1"),
     "ncc": ("NCC", "Correlation of where draws differ with where they differ from the raters.", "1"),
-    "volume_crps": ("CRPS of the area", "Distance of the distributions of the area in draws and raters, pixels.", ""),
+    "volume_crps": ("CRPS of the area", "Distance of the distributions of the area in draws and raters, pixels.", "0"),
     "consensus_dice": ("consensus Dice", "Dice where all raters agree.", "1"),
     "ece_raters": ("ECE against raters", "Expected calibration error against each rater, mean over them.", "0"),
 }  # fmt: skip

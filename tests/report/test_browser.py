@@ -28,8 +28,8 @@ for (const kind of ["error", "warn"]) console[kind] = (...said) => problems.push
 </script>"""
 
 
-def played(page: str, folder: Path, script: str) -> dict[str, Any]:
-    """What a reader saw of the page, who writes it into a `pre` of id seen."""
+def played(page: str, folder: Path, script: str, *options: str) -> dict[str, Any]:
+    """What a reader saw of the page, who writes it into a `pre` of id seen; options: of the browser."""
     path, reader = folder / "played.html", f"<script>{script}</script>"
     path.write_text(page.replace("<head>", "<head>" + LISTEN, 1).replace("</body>", reader + "</body>", 1))
     command = [
@@ -45,6 +45,7 @@ def played(page: str, folder: Path, script: str) -> dict[str, Any]:
         f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=10000",
         "--dump-dom",
+        *options,
         path.as_uri(),
     ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -182,3 +183,26 @@ RATERS = """addEventListener("load", () => {
 def test_contours_of_raters_take_the_place_of_the_others(tmp_path: Path) -> None:
     page = example(tmp_path, ["a"], lambda seed: replace(disc_layers(seed), raters=disc_layers(seed).labels[None] > 0))
     assert played(page, tmp_path, RATERS) == {"opacity": [[1, 0], [0.75, 0.25], [0, 1], [1, 0]], "same": True}
+
+
+NAMES = """addEventListener("load", () => {
+  const wanted = "main, nav, article, [role], a[href], button, input, select, summary, img, [tabindex]";
+  const shown = [...document.querySelectorAll(wanted)].filter((element) => element.checkVisibility());
+  const said = shown.map((element) => [element.computedRole, element.computedName]);
+  const pre = document.body.appendChild(document.createElement("pre"));
+  pre.id = "seen";
+  pre.textContent = JSON.stringify({ said });
+});"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_the_browser_has_a_name_for_everything_that_can_be_used(tmp_path: Path) -> None:
+    page = example(tmp_path, ["a", "b"], lambda seed: disc_layers(seed, first=3))
+    option = "--enable-blink-features=ComputedAccessibilityInfo"
+    said = [tuple(pair) for pair in played(page, tmp_path, NAMES, option)["said"]]
+    assert [pair for pair in said if not pair[1] and pair[0] != "main"] == []
+    assert {("main", ""), ("navigation", "Parts of the page"), ("article", "a"), ("slider", "Layer of a"),
+            ("slider", "Layer of all images"), ("button", "next draw of a"), ("group", "Draws of a"),
+            ("checkbox", "truth"), ("textbox", "Name contains"), ("spinbutton", "F1 below"), ("combobox", "Sort by"),
+            ("region", "Scores of the images"), ("image", "image of a")} <= set(said)  # fmt: skip

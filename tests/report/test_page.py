@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from report.layers import SIDE, ImageLayers, draw_picture, layers_of
-from report.page import PICTURES, USUAL, render_report
+from report.page import PICTURES, USUAL, axis, render_report
 from tests.helpers import Workspace, decoded, disc_layers, example, row_of
 
 
@@ -49,6 +49,20 @@ def test_page_shows_every_image_and_layer_and_links_what_is_there(tmp_path: Path
     assert "a/draws.npz" not in links
     to_cards = ["#image-1", "#image-2", "#image-3"]
     assert [name for name in links if name.startswith("#image-")] == 2 * to_cards  # dots of the chart, table
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.0302, 0.108], (0.025, 0.125)),
+        ([0, 1], (0, 1)),
+        ([0.43, 0.97], (0.4, 1.2)),
+        ([3, 41], (0, 48)),
+        ([7, 7.01], (7, 7.01)),
+    ],
+)
+def test_an_axis_has_round_numbers_and_holds_all_values(values: list[float], ends: tuple[float, float]) -> None:
+    assert axis(values) == pytest.approx(ends)
 
 
 def test_raters_have_contours_above_the_image_and_a_std(tmp_path: Path) -> None:

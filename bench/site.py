@@ -31,7 +31,7 @@ from utils.files import write_text
 ROOT = Path(__file__).resolve().parents[1]
 ROOTS = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "LICENSE": "LICENSE.txt"}
 FOLDERS = {"docs": "", "weights": "weights"}
-SUFFIXES = (".md", ".png", ".csv", ".js")
+SUFFIXES = (".md", ".png", ".csv", ".js", ".css")
 # Code first, so that what looks like a link in it stays as it is; a link, whose text may hold code.
 PARTS = re.compile(r"^```.*?^```|(?<!`)`[^`\n]+`(?!`)|(?P<text>!?\[(?:`[^`\n]*`|[^\]\n`])*\])\((?P<target>[^)\s]+)\)",
                    re.MULTILINE | re.DOTALL)  # fmt: skip

@@ -20,6 +20,7 @@ from data.dataset import Split
 from data.images import MAX_PIXELS, SUFFIXES, read_table, readable, stretch
 from data.pictures import Picture, SlidePicture, TiledPicture, open_picture
 from data.scenes import Scene, scenes_of
+from results.maps import STORE, StoredMaps, stored_maps
 from results.predicted import Row
 from results.sampled import Settings, object_table, read_draws, read_map
 from sampling.segmenter import Result, Segmenter
@@ -166,7 +167,11 @@ def _pixels(path: Path) -> np.ndarray:
         return np.asarray(tifffile.imread(path))
 
 
-def _maps(folder: Path) -> list[LayerData]:
+def _whole_maps(folder: Path) -> StoredMaps:
+    """What the folder has, in whichever files; instances None where it has none."""
+    if (folder / STORE).is_dir():
+        with damaged(folder / STORE):
+            return stored_maps(folder)
     suffix, image = ("tif", "tif") if (folder / "mmse.tif").is_file() else ("npy", "png")  # of large pictures
     mmse, std = (_pixels(folder / f"{name}.{suffix}") for name in ("mmse", "std"))
     with damaged(folder):
@@ -177,15 +182,29 @@ def _maps(folder: Path) -> list[LayerData]:
     classes = read_map(folder / f"{'mask' if len(mmse) == 1 else 'classes'}.{image}", shape)
     probability = read_map(folder / f"probability.{image}", shape) / np.float32(255)
     labelled = next((path for s in ("png", "tif") if (path := folder / f"instances.{s}").is_file()), None)
-    instances = objects = None
-    if labelled is None and len(mmse) == 1:
-        raise UsageError(f"{folder}: no instances.png in it; sample it again")
-    if labelled:
-        instances = read_map(labelled, shape)
+    return StoredMaps(mmse, std, probability, classes, read_map(labelled, shape) if labelled else None)
+
+
+def _maps(folder: Path) -> list[LayerData]:
+    maps, objects = _whole_maps(folder), None
+    if maps.instances is None and len(maps.mmse) == 1:
+        raise UsageError(f"{folder}: no instances in it; sample it again")
+    if maps.instances is not None:
         with damaged(folder / "objects.csv"):
             objects = pd.read_csv(folder / "objects.csv")
             object_features(objects)
-    return map_layers(mmse, std, probability, classes, instances, objects, read_draws(folder / "draws.png", shape))
+    return map_layers(*maps, objects, read_draws(folder / "draws.png", maps.probability.shape))
+
+
+def _lay_on(layers: list[LayerData], shape: tuple[int, int]) -> None:
+    """Give maps of other pixels the place that they have on the picture (H, W), whose pixels are the unit."""
+    for data, attributes, _ in layers:
+        factors = [whole / part for whole, part in zip(shape, data.shape[-2:], strict=True)]
+        if factors != [1.0, 1.0]:
+            rest = data.ndim - 2
+            attributes["scale"] = [1.0] * rest + factors
+            # napari puts the middle of the first pixel at 0.
+            attributes["translate"] = [0.0] * rest + [(factor - 1) / 2 for factor in factors]
 
 
 def picture_layers(folder: Path, pictures: Path | None = None) -> list[LayerData]:
@@ -200,13 +219,15 @@ def picture_layers(folder: Path, pictures: Path | None = None) -> list[LayerData
     if predicted:
         row: Row = read_json(folder / "result.json", Row)
         if row["height"] * row["width"] > MAX_PIXELS:
-            raise UsageError(f"{folder}: more than {MAX_PIXELS // 10**6} megapixels; open its .tif files one by one")
+            raise UsageError(f"{folder}: more than {MAX_PIXELS // 10**6} megapixels; open its maps one by one")
     image: list[LayerData] = []
     try:
         image = _of_picture(folder, pictures) if predicted else _of_data_set(folder)
     except ERRORS as error:
         warnings.warn(f"the image is left out: {error}", stacklevel=2)
     *maps, last = _maps(folder)
+    if predicted:
+        _lay_on([*maps, last], (row["height"], row["width"]))
     layers = [*image[:1], *maps, *image[1:], last]
     if image:
         image[0][1]["name"] = folder.name

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.patches import Window
 from data.pictures import TiledPicture
 from data.pixel_size import Microns
-from results.ngff import ZarrPyramid, name_labels, read_zarr
+from results.ngff import ZarrPyramid, label_names, name_labels, read_zarr
 from results.pyramid import Pyramid
 from results.tiff import TiffPyramid
 from sampling.tiled import Band
@@ -101,3 +102,24 @@ def map_window(folder: Path, name: str, level: int = 0, window: Window | None = 
         return read_zarr(store, "labels/mask" if name == "mask" else "", level, channel, window)
     picture = TiledPicture(folder / f"{name}.tif", level)
     return picture.whole() if window is None else picture.read(window)
+
+
+class StoredMaps(NamedTuple):
+    """All maps of an image: mmse and std (K, H, W), probability (H, W) from 0 to 1, classes (H, W), of a single one
+    the mask, and instances (H, W), which several classes have none of."""
+
+    mmse: np.ndarray
+    std: np.ndarray
+    probability: np.ndarray
+    classes: np.ndarray
+    instances: np.ndarray | None
+
+
+def stored_maps(folder: Path) -> StoredMaps:
+    """Those of maps.zarr. Raises UsageError without zarr, and what zarr does where the store is damaged."""
+    store = folder / STORE
+    image, names = read_zarr(store, "", 0, None, None), label_names(store)
+    several = len(image) // 2
+    labels = {name: read_zarr(store, f"labels/{name}", 0, None, None) for name in names}
+    mask = labels["mask" if several == 1 else "classes"]
+    return StoredMaps(image[:several], image[several:-1], image[-1], mask, labels.get("instances"))

@@ -107,8 +107,14 @@ def name_labels(path: Path, names: Sequence[str]) -> None:
         zarr().open_group(path, path="labels", mode="a", zarr_format=2).attrs["labels"] = list(names)
 
 
+def label_names(path: Path) -> list[str]:
+    """What `name_labels` has said last."""
+    names: list[str] = zarr().open_group(path, path="labels", mode="r").attrs["labels"]
+    return names
+
+
 def read_zarr(path: Path, name: str, level: int, channel: int | None, window: Window | None) -> np.ndarray:
-    """A window of an array (H, W) of the store at `path`: of labels, or of a channel of the image."""
+    """A window of an array of the store at `path`: of labels (H, W), of a channel of the image, or of all (C, H, W)."""
     array = zarr().open_group(path, mode="r")[f"{name}/{level}".lstrip("/")]
     leading, part = () if channel is None else (channel,), (...,) if window is None else window.slices
     return np.asarray(array[(*leading, *part)])

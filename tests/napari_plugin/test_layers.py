@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from napari_plugin.layers import LayerData, get_reader, map_layers, object_features, picture_layers, ranked
-from results.maps import band_writer
+from results.maps import band_writer, instance_writer
 from sampling.tiled import Band
 from tests.helpers import ROOT, newest
 from utils.errors import DataError, UsageError
@@ -135,19 +135,44 @@ def test_streamed_maps_open_too(work: Path) -> None:
         picture_layers(folder)
 
 
-def test_maps_of_a_large_picture_of_several_classes_open_as_they_are_written(work: Path) -> None:
-    folder, shape = work / "predictions" / "grey", (40, 56)
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_maps_of_a_large_picture_open_as_they_are_written(work: Path, kind: str, classes: int) -> None:
+    """Of a picture that was drawn in half of its resolution, on which they lie."""
+    if kind == "zarr":
+        pytest.importorskip("zarr", minversion="3", reason="needs zarr: pip install 'zarr>=3'")
+    folder, shape = work / "predictions" / "grey", (20, 28)
     rng = np.random.default_rng(0)
-    mmse, std = rng.random((2, 2, *shape), np.float32)
-    classes, probability = rng.integers(0, 3, shape, np.uint8), np.zeros(shape, np.float32)
-    with band_writer(folder, shape, classes=2) as write:
-        write(Band(0, mmse, std, probability, classes, 1, 1.0))
-    for name in ("instances.png", "draws.png", "mmse.npy"):
+    mmse, std = rng.random((2, classes, *shape), np.float32)
+    labels, probability = rng.integers(0, 1 + classes, shape, np.uint8), rng.integers(0, 256, shape) / np.float32(255)
+    objects = rng.integers(0, 9, shape)
+    for name in ("mmse.npy", "std.npy", "mask.png", "probability.png", "instances.png", "draws.png"):
         (folder / name).unlink()
+    with band_writer(folder, shape, classes, kind=kind) as write:
+        write(Band(0, mmse, std, probability, labels, 1, 1.0))
+    if classes == 1:
+        with instance_writer(folder, shape) as write_rows:
+            write_rows(objects)
     layers = by_name(picture_layers(folder))
+    last, expected = ("objects", objects) if classes == 1 else ("classes", labels)
+    assert list(layers) == ["grey", *MAPS[:3], last]
     np.testing.assert_array_equal(layers["mean"][0], mmse.min(axis=0))
     np.testing.assert_array_equal(layers["std"][0], std.max(axis=0))
-    np.testing.assert_array_equal(layers["classes"][0], classes)
+    np.testing.assert_allclose(layers["probability"][0], probability, atol=1e-6)
+    np.testing.assert_array_equal(layers[last][0], expected)
+    assert "scale" not in layers["grey"][1]
+    for name in (*MAPS[:3], last):  # the middle of the first pixel is that of the picture's first four
+        assert layers[name][1]["scale"] == [2.0, 2.0]
+        assert layers[name][1]["translate"] == [0.5, 0.5]
+
+
+def test_a_damaged_store_is_one_line(work: Path) -> None:
+    pytest.importorskip("zarr", minversion="3", reason="needs zarr: pip install 'zarr>=3'")
+    folder = work / "predictions" / "grey"
+    (folder / "maps.zarr").mkdir()
+    with pytest.raises((UsageError, OSError), match=r"maps\.zarr") as caught:
+        picture_layers(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_of_several_classes_these_are_corrected() -> None:

@@ -91,78 +91,108 @@ def correct_widget(
     """
     viewer = viewer or current_viewer()
     open_results = [Path(own.metadata["results"]) for own in viewer.layers if own.metadata.get("results")]
-    results = results or (open_results[-1] if open_results else None)
-    where = FileEdit(label="results", mode="d", value=results or "", tooltip="an output folder of sample.py")
-    originals = FileEdit(label="pictures", mode="d", value=pictures or "", tooltip="only if they have moved")
-    folder = FileEdit(label="corrections", mode="d", value=output)
-    session: Session | None = None
+    box = _CorrectBox(viewer, results or (open_results[-1] if open_results else None), pictures, output)
+    box.begin()
+    return box
 
-    def listing(_: Any) -> list[tuple[str, str]]:
+
+def _folder_of(edit: FileEdit) -> Path | None:
+    """What was chosen, if anything was."""
+    return None if str(edit.value) in ("", ".") else Path(edit.value)
+
+
+class _CorrectBox(Container):  # type: ignore[misc]  # which is Any where magicgui is not installed
+    """The widget of `correct_widget`; its methods are what happens in it."""
+
+    def __init__(self, viewer: Any, results: Path | None, pictures: Path | None, output: Path) -> None:
+        self._viewer = viewer
+        self._session: Session | None = None
+        self._results = FileEdit(
+            label="results", mode="d", value=results or "", tooltip="an output folder of sample.py"
+        )
+        self._pictures = FileEdit(label="pictures", mode="d", value=pictures or "", tooltip="only if they have moved")
+        about = "the first is the one to look at first; * has a correction"
+        self._picture_box = ComboBox(label="picture", choices=self._listing, tooltip=about)
+        self._discard = CheckBox(text="discard changes that are not saved")
+        following = PushButton(text="Next picture")
+        self._image_box = _layer_box(viewer, Image, "image")
+        self._labels_box = _layer_box(viewer, Labels, "labels")
+        self._output = FileEdit(label="corrections", mode="d", value=output)
+        self._replace = CheckBox(text="replace a correction")
+        save, self._status = PushButton(text="Save correction"), Label(value="")
+        which = [self._results, self._pictures, self._picture_box, self._discard, following]
+        what = [self._image_box, self._labels_box, self._output, self._replace, save, self._status]
+        super().__init__(widgets=[*which, *what])
+        for widget, action in (
+            (self._results, self.begin),
+            (self._pictures, self.begin),
+            (self._picture_box, self.turn_to),
+            (following, self.go_on),
+            (save, self.save),
+        ):
+            widget.changed.connect(action)
+        viewer.layers.selection.events.active.connect(self.follow)
+
+    @property
+    def _corrections(self) -> Path:
+        return Path(self._output.value)
+
+    def _listing(self, _: Any) -> list[tuple[str, str]]:
         """Choices that napari, too, asks for anew whenever layers come and go."""
-        done = corrected(Path(folder.value)) if session else set()
-        names = session.names if session else []
-        return [(f"{rank}  {name}{' *' if name in done else ''}", name) for rank, name in enumerate(names, 1)]
+        if self._session is None:
+            return []
+        done = corrected(self._corrections)
+        marked = [(f"{name} *" if name in done else name, name) for name in self._session.names]
+        return [(f"{rank}  {text}", name) for rank, (text, name) in enumerate(marked, 1)]
 
-    about = "the first is the one to look at first; * has a correction"
-    picture = ComboBox(label="picture", choices=listing, tooltip=about)
-    discard = CheckBox(text="discard changes that are not saved")
-    image, labels = _layer_box(viewer, Image, "image"), _layer_box(viewer, Labels, "labels")
-    replace = CheckBox(text="replace a correction")
-    save, following, status = PushButton(text="Save correction"), PushButton(text="Next picture"), Label(value="")
-
-    def show() -> None:
+    def _show(self) -> None:
         """The list, with what is open chosen in it; its own changes open nothing."""
-        with picture.changed.blocked():
-            picture.reset_choices()
+        session = self._session
+        with self._picture_box.changed.blocked():
+            self._picture_box.reset_choices()
             if session and session.name:
-                picture.value = session.name
+                self._picture_box.value = session.name
         if session and session.name:
-            image.value, labels.value = session.image, session.labels
+            self._image_box.value, self._labels_box.value = session.image, session.labels
 
-    def turn_to(name: str | None) -> None:
+    def begin(self) -> None:
+        """With the folder of results that is chosen."""
+        if (results := _folder_of(self._results)) is None:
+            return
+        with telling():
+            self._session = Session(self._viewer, results, _folder_of(self._pictures))
+        if self._session and self._session.name is None:
+            self.turn_to(self._session.names[0])
+        self._show()
+
+    def turn_to(self, name: str | None) -> None:
+        """Open a picture of the list."""
+        session = self._session
         if session and name and name != session.name:
             with telling():
-                session.open(name, discard=discard.value)
-                discard.value, status.value = False, ""
-        show()
+                session.open(name, discard=self._discard.value)
+                self._discard.value, self._status.value = False, ""
+        self._show()
 
-    def begin() -> None:
-        nonlocal session
-        if str(where.value) in ("", "."):
-            return
-        moved = None if str(originals.value) in ("", ".") else Path(originals.value)
-        with telling():
-            session = Session(viewer, Path(where.value), moved)
-        if session and session.name is None:
-            turn_to(session.names[0])
-        show()
-
-    def keep() -> None:
-        with telling():
-            chosen = image.value, labels.value
-            if session and chosen == (session.image, session.labels):
-                path = session.save(Path(folder.value), replace=replace.value)
-            else:
-                path = save_layers(*chosen, Path(folder.value), replace=replace.value)
-            replace.value, status.value = False, f"saved {path}"
-        show()
-
-    def go_on() -> None:
-        name = session.next(Path(folder.value)) if session else None
+    def go_on(self) -> None:
+        """To the next picture without a correction."""
+        name = self._session.next(self._corrections) if self._session else None
         if name is None:
-            status.value = "no other picture without a correction after this one"
-        turn_to(name)
+            self._status.value = "no other picture without a correction after this one"
+        self.turn_to(name)
 
-    def follow() -> None:
+    def save(self) -> None:
+        """What is chosen as image and labels."""
+        session, chosen = self._session, (self._image_box.value, self._labels_box.value)
+        with telling():
+            if session and chosen == (session.image, session.labels):
+                path = session.save(self._corrections, replace=self._replace.value)
+            else:
+                path = save_layers(*chosen, self._corrections, replace=self._replace.value)
+            self._replace.value, self._status.value = False, f"saved {path}"
+        self._show()
+
+    def follow(self) -> None:
         """What is selected is what is painted on, and saved."""
-        if viewer.layers.selection.active in labels.choices:
-            labels.value = viewer.layers.selection.active
-
-    viewer.layers.selection.events.active.connect(follow)
-    for widget, action in ((where, begin), (originals, begin), (save, keep), (following, go_on)):
-        widget.changed.connect(action)
-    picture.changed.connect(turn_to)
-    begin()
-    return Container(
-        widgets=[where, originals, picture, discard, following, image, labels, folder, replace, save, status]
-    )
+        if (selected := self._viewer.layers.selection.active) in self._labels_box.choices:
+            self._labels_box.value = selected

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.denoiser import Denoiser
-from models.pyramid import PYRAMID, Pretrained, PyramidEncoder
+from models.pyramid import PYRAMID, Pretrained, PyramidEncoder, source_weights
 from models.unet import Sizes, Trunk
 from tests.helpers import Workspace, exported, newest, same_state, sets, small_denoiser
 from training.parallel import Team
@@ -79,6 +79,31 @@ def test_features_are_those_of_a_file(tmp_path: Path, path: str) -> None:
     encoder.load_source()
     image = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(encoder.eval().pyramid(image)[-1], network.forward_features(image))
+
+
+@pytest.mark.parametrize("name", [NAME, "test_convnext", "test_efficientnet", "test_vit"])
+def test_a_file_is_read_once_and_has_all_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, create = str(tmp_path / "given.safetensors"), timm.create_model
+    torch.manual_seed(0)
+    weights = given(path, name).state_dict()
+    read = []
+
+    def watched(name: str, pretrained: bool = False, **options: Any) -> Any:
+        read.append(pretrained)
+        return create(name, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    assert source_weights(name, path)
+    assert sum(read) == 1
+    assert torch.equal(torch.random.get_rng_state(), before)
+    key = next(key for key, w in weights.items() if w.ndim == 4)
+    save_file({other: w for other, w in weights.items() if other != key}, path)
+    with pytest.raises(UsageError, match=r"no weights of test_\w+: 1 of \d+ tensors are absent"):
+        source_weights(name, path)
 
 
 def denoiser(**options: Any) -> Denoiser:

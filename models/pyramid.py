@@ -58,7 +58,7 @@ def timm_pyramid(name: str, pretrained: bool | str = False) -> Any:
 
 def source_weights(name: str, source: bool | str) -> dict[str, Tensor]:
     """Of timm's pyramid; source: see model.encoder.pretrained, not false. Raises UsageError, see `timm_pyramid`."""
-    weights, random, other = (_seeded_state(name, *how) for how in ((source, SEED), (False, SEED), (False, SEED + 1)))
+    random, other, weights = (_seeded_state(name, *how) for how in ((False, SEED), (False, SEED + 1), (source, SEED)))
     # What the source does not have is as in a random network of the same seed; what no seed changes needs no source.
     absent = [key for key, w in weights.items() if torch.equal(w, random[key]) and not torch.equal(w, other[key])]
     if absent:
@@ -129,6 +129,7 @@ class PyramidEncoder(nn.Module):
         self.project = nn.ModuleList(
             nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1)) for width in trunk.widths
         )
+        self.channels_at_end = getattr(self.pyramid, "output_fmt", "NCHW") == "NHWC"
         self.digest = torch.zeros(32, dtype=torch.uint8)
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_pre_hook(_put_in)
@@ -165,7 +166,7 @@ class PyramidEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         padded = pad_to_multiple(image, self.stride)
-        maps = self.pyramid((padded.expand(-1, 3, -1, -1) * 0.5 + 0.5 - self.mean) / self.std)
+        maps = self._maps((padded.expand(-1, 3, -1, -1) * 0.5 + 0.5 - self.mean) / self.std)
         inputs = {level: self.lateral[str(level)](maps[i]) for level, i in self.index.items()}
         x = padded
         for level, convolution in enumerate(self.stem, start=self.first):
@@ -183,13 +184,17 @@ class PyramidEncoder(nn.Module):
             for i, (project, x) in enumerate(zip(self.project, levels[self.first :], strict=False), start=self.first)
         ]
 
+    def _maps(self, image: Tensor) -> list[Tensor]:
+        maps = self.pyramid(image)
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_at_end else list(maps)
+
     @torch.no_grad()
     def _check_maps(self) -> None:
         """Raises UsageError where timm gives anything but maps (B, c, h, w) of the sizes it says."""
         self.eval()
         size = 2 * self.stride
         try:
-            maps = self.pyramid(torch.zeros(1, 3, size, size))
+            maps = self._maps(torch.zeros(1, 3, size, size))
             shapes = {level: tuple(maps[i].shape[1:]) for level, i in self.index.items()}
         except Exception as error:  # of any network
             raise UsageError(f"model.encoder.name: {self.name} cannot encode {size}x{size} ({cut(error)})") from None

@@ -51,6 +51,15 @@ def test_any_size_gives_a_map_for_every_level(name: str, levels: int, unshuffle:
     assert [tuple(x.shape) for x in encoder(torch.rand(2, 1, 41, 70))] == expected
 
 
+def test_maps_whose_channels_come_last_are_turned() -> None:
+    encoder = PyramidEncoder(1, Pretrained("swin_tiny_patch4_window7_224"), 8, [8] * 3)
+    assert [tuple(x.shape) for x in encoder(torch.rand(1, 1, 40, 36))] == [
+        (1, 8, 40, 36),
+        (1, 8, 20, 18),
+        (1, 8, 10, 9),
+    ]
+
+
 def test_every_level_sees_far() -> None:
     """A change reaches the finest map 32 pixels away, where its own convolutions do not."""
     encoder = PyramidEncoder(1, Pretrained("test_efficientnet"), 8, Trunk(1, Sizes(8, [1, 1]))).eval()
@@ -191,6 +200,10 @@ def test_checkpoints_leave_out_what_came_frozen_from_a_file(trained: Workspace) 
         (["model.encoder.name=test_vit2", "model.encoder.blocks=2"], "blocks: 2 is for kind: unet or rrdb"),
         (["model.encoder.name=vit_small_patch14_dinov2"], "1/14 of the size, no power of 2"),
         (["model.encoder.name=hiera_tiny_224"], "gives no maps of images of any size"),
+        (
+            ["model.encoder.name=test_maxvit", "model.encoder.pretrained=true"],
+            "test_maxvit gives no maps of images of any",
+        ),
         (["model.encoder.pretrained=gone.pth"], "model.encoder.pretrained: gone.pth: no such file"),
         (["model.encoder.pretrained=config.yaml"], "config.yaml: these are no weights of test_resnet"),
         (["model.encoder.pretrained=other.safetensors"], "other.safetensors: no weights of test_resnet"),

@@ -226,7 +226,7 @@ def documentation(network: Network, card: str | None) -> str:
     """README.md: the card, and what the numbers of the package mean."""
     data, header, size = network.config.data, network.header, network.header.images.get("size", (0, 0))
     title = f"# {network.config.name}\n\nLicence: {header.licence}. Trained for {header.step} steps."
-    steps = [f"- {step}\n" for step in preparation_of(data) if not step.startswith("stretched")]
+    steps = [f"- {step}\n" for step in preparation_of(data, "stretch")]
     notes = [f"The network was trained on {size[0]} x {size[1]} pixels (height, width)."]
     if data.stretch:
         notes.append(

@@ -24,6 +24,7 @@ from utils.weights import Header
 
 OPSET = 18
 METADATA = "metadata.json"  # its name in a TorchScript file
+COLOURS = {"rgb": "colour (red, green, blue)", "grey": "grey (ITU-R 601: .299 R + .587 G + .114 B)"}
 AGREE = 1e-3  # SDF units; float32 of two programs
 
 log = logging.getLogger("export")
@@ -59,15 +60,15 @@ class Network:
 def facts_of(network: Network) -> dict[str, Any]:
     """What the numbers of a file mean, and where they come from."""
     config, header, graph = network.config, network.header, network.graph
-    data = config.data
+    data, inside = config.data, ["stretch"] if graph.prepared.stretch else []
     return {
         "name": config.name,
         "licence": header.licence,
         "commit": header.commit,
         "step": header.step,
-        "input": f"grey levels 0 .. 255, float32 (batch, {'red, green, blue' if network.channels == 3 else 1}, "
-        "height, width), any size; scaled to [-1, 1] in the graph",
-        "preparation": preparation_of(data),
+        "input": "grey levels or red, green, blue, 0 .. 255, float32 (batch, 1 or 3, height, width), any size; "
+        f"{', '.join(['made ' + COLOURS[data.color], *inside])} and scaled to [-1, 1] in the graph",
+        "preparation": preparation_of(data, "colour", *inside),
         "training_size": header.images.get("size"),
         "stain_target": header.images.get("stain_target"),
         "stride": graph.stride,
@@ -97,17 +98,17 @@ def meaning_of(data: DataConfig) -> str:
     )
 
 
-def preparation_of(data: DataConfig) -> list[str]:
-    """What happens to a picture before the graph sees it, in this order."""
-    steps = []
+def preparation_of(data: DataConfig, *left_out: str) -> list[str]:
+    """What happens to a picture before the network sees it, in this order, but for the steps of these names."""
+    steps = {}
     if data.stain != "none":
-        steps.append(f"stains normalised ({data.stain}) to stain_target")
-    steps.append("colour (red, green, blue)" if data.color == "rgb" else "grey (ITU-R 601: .299 R + .587 G + .114 B)")
+        steps["stain"] = f"stains normalised ({data.stain}) to stain_target"
+    steps["colour"] = COLOURS[data.color]
     if data.stretch:
-        steps.append("stretched: 0.1th and 99.9th percentile to 0 and 255")
+        steps["stretch"] = "stretched: 0.1th and 99.9th percentile to 0 and 255"
     if data.size is not None:
-        steps.append("resized, bilinear, to {} x {} pixels (height, width)".format(*data.size))
-    return steps
+        steps["size"] = "resized, bilinear, to {} x {} pixels (height, width)".format(*data.size)
+    return [text for name, text in steps.items() if name not in left_out]
 
 
 def example_inputs(graph: MeanGraph, channels: int, height: int, width: int, batch: int = 2) -> tuple[Tensor, ...]:
@@ -125,11 +126,11 @@ def torchscript_bytes(network: Network) -> bytes:
     graph, channels = network.graph, network.channels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecation, and of shapes that are constants, which the comparison covers
-        traced = torch.jit.trace(graph, example_inputs(graph, channels, *_size(graph)), check_trace=False)
+        traced = torch.jit.trace(graph, _recorded(graph, channels), check_trace=False)
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata_of(network))})
     other = _others(graph, channels)
     _compare(graph, other, traced(*other), "TorchScript")
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata_of(network))})
     return buffer.getvalue()
 
 
@@ -145,19 +146,24 @@ def onnx_bytes(network: Network) -> bytes:
     import onnxruntime
 
     graph, channels = network.graph, network.channels
-    axes = {0: "batch", 2: "height", 3: "width"}
+    free = ["batch", "channels", "height", "width"]
+    axes = {name: dict(enumerate(free)) for name in [*graph.inputs, *graph.outputs]}
+    if "xi" in axes:  # of other sizes than the image's where it is one number for all
+        axes["xi"] = {0: "xi_batch", 2: "xi_height", 3: "xi_width"}
+    for name in graph.outputs:
+        del axes[name][1]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,
-            example_inputs(graph, channels, *_size(graph)),
+            _recorded(graph, channels),
             buffer,  # type: ignore[arg-type]  # which this exporter takes, too
             dynamo=False,
             opset_version=OPSET,
             input_names=graph.inputs,
             output_names=graph.outputs,
-            dynamic_axes=dict.fromkeys([*graph.inputs, *graph.outputs], axes),
+            dynamic_axes=axes,
         )
     model = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, metadata_of(network))
@@ -169,11 +175,14 @@ def onnx_bytes(network: Network) -> bytes:
     return content
 
 
-def _size(graph: MeanGraph) -> tuple[int, int]:
-    return 2 * graph.stride, 3 * graph.stride
+def _recorded(graph: MeanGraph, channels: int) -> tuple[Tensor, ...]:
+    """What a file is recorded with: images that are in colours where the network's are grey, and the other way round;
+    it takes both."""
+    return example_inputs(graph, 4 - channels, 2 * graph.stride, 3 * graph.stride)
 
 
 def _others(graph: MeanGraph, channels: int) -> tuple[Tensor, ...]:
+    """What it is compared at."""
     return example_inputs(graph, channels, 3 * graph.stride - 1, 2 * graph.stride + 1, batch=1)
 
 

@@ -10,6 +10,7 @@ from results.graph_files import Network, onnx_bytes, torchscript_bytes
 from sampling.graph import draws_in_one, graph_of
 from utils.cli import log_to_console
 from utils.config import parse_config
+from utils.errors import UsageError
 from utils.files import write_bytes
 from utils.weights import Header
 
@@ -30,7 +31,9 @@ def write_network(args: Any, path: Path, header: Header) -> None:
         card = path.with_suffix(".md")
         content = package_bytes(network, Path(args.input), args.author, card if args.weights else None)
     else:
-        network = Network(config, header, graph_of(config, path, args.draws))
+        if args.stretch and (not config.data.stretch or config.data.size is not None):
+            raise UsageError(f"--stretch: {path}: goes with data.stretch: true and data.size: null")
+        network = Network(config, header, graph_of(config, path, args.draws, args.stretch))
         content = (onnx_bytes if args.format == "onnx" else torchscript_bytes)(network)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, content)

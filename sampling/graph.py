@@ -6,6 +6,7 @@ All that depends on t alone is a constant of the graph; batch, height and width 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.images import PERCENTILES
 from models.baselines import OnePass
 from models.build import threshold_of
 from models.denoiser import Denoiser
@@ -25,11 +27,44 @@ from utils.errors import UsageError
 from utils.schema import Config
 from utils.sections import SamplingConfig, SDEConfig
 
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # ITU-R 601, as Pillow has it
 PERIOD = 32  # cells after which the noise that a graph holds repeats itself; its maps are of single pixels
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What a graph does to pictures (B, 1 or 3, H, W), float32 0 .. 255, before the network sees them.
+
+    grey: colours become grey levels, otherwise grey levels become colours. stretch: as data.stretch, each picture by
+    itself, without rounding.
+    """
+
+    grey: bool = True
+    stretch: bool = False
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) in [-1, 1]."""
+        image = image.expand(-1, 3, -1, -1)
+        if self.grey:
+            image = (image * torch.tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+        if self.stretch:
+            ranked = image.flatten(1).sort(dim=1).values
+            low, high = (_percentile(ranked, percent).view(-1, 1, 1, 1) for percent in PERCENTILES)
+            image = 255.0 * ((image - low) / (high - low).clamp_min(1e-6)).clamp(0.0, 1.0)
+        return image / 127.5 - 1.0
+
+
+def _percentile(ranked: Tensor, percent: float) -> Tensor:
+    """(B) of numbers (B, N) in rising order, by a graph that leaves N free."""
+    place = (torch.as_tensor(ranked.shape[1]) - 1) * round(10 * percent)  # in thousandths
+    below = place // 1000
+    pair = ranked.index_select(1, torch.stack([below, (place + 999) // 1000]))
+    return pair[:, 0] + (pair[:, 1] - pair[:, 0]) * ((place - 1000 * below) / 1000.0)
+
+
 class MeanGraph(nn.Module):
-    """The direct mean: image (B, C, H, W), float32 grey levels 0 .. 255, to sdf (B, K, H, W) in SDF units.
+    """The direct mean: image (B, 1 or 3, H, W), float32 grey levels or colours 0 .. 255, to sdf (B, K, H, W) in SDF
+    units.
 
     denoiser: direct, or one of a single pass. views: of the image, whose means are averaged (models/pooled.py).
     """
@@ -37,6 +72,8 @@ class MeanGraph(nn.Module):
     inputs: ClassVar[list[str]] = ["image"]
     outputs: ClassVar[list[str]] = ["sdf"]
     noise: Tensor
+
+    prepared: Preparation = Preparation()
 
     def __init__(self, denoiser: Denoiser, sdf_scale: float, views: Sequence[int] = AS_IT_IS) -> None:
         super().__init__()
@@ -53,7 +90,7 @@ class MeanGraph(nn.Module):
         return int(cast(Any, self.denoiser if self.one_pass else self.denoiser.encoder).stride)
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image / 127.5 - 1.0
+        image = self.prepared(image)
         means = [unseen(self.mean(seen(image, view)), view) for view in self.views]
         return torch.stack(means).mean(dim=0) / self.sdf_scale
 
@@ -90,7 +127,8 @@ class MeanGraph(nn.Module):
 class DrawGraph(MeanGraph):
     """A draw: image as for the mean, and xi (B, channels, H, W), noise in cells of models/latent.py, to sdf.
 
-    xi = 0 gives the direct mean. rater: as whom to draw, where the network knows raters apart.
+    xi = 0 gives the direct mean; (1, channels, 1, 1) is taken for all images and pixels. rater: as whom to draw, where
+    the network knows raters apart.
     """
 
     inputs: ClassVar[list[str]] = ["image", "xi"]
@@ -100,8 +138,9 @@ class DrawGraph(MeanGraph):
         self.rater = None if rater is None else torch.tensor([rater])
 
     def forward(self, image: Tensor, xi: Tensor) -> Tensor:  # type: ignore[override]
-        image = image / 127.5 - 1.0
+        image = self.prepared(image)
         size, skips = image.shape[-2:], self.down(self.denoiser.features(image))
+        xi = xi + torch.zeros_like(image[:, :1])
         m = self.up(skips, size, self.latent(pad_to_multiple(xi, self.stride)), self.rater)
         if self.spread != 1.0:
             mean = self.up(skips, size)
@@ -138,7 +177,7 @@ class DrawsGraph(MeanGraph):
 
     def drawn(self, image: Tensor) -> Tensor:
         """All draws (draws, B, K, H, W) in SDF units, in the order of the views."""
-        image = image / 127.5 - 1.0
+        image = self.prepared(image)
         means, drawn = [], []
         for k, view in enumerate(self.views):
             own = seen(image, view)
@@ -171,11 +210,11 @@ def draws_in_one(sde: SDEConfig, sampling: SamplingConfig) -> bool:
     return sde.objective == "distribution" and sampling.sampler == "ancestral" and draw_steps(sampling) == 1
 
 
-def graph_of(config: Config, path: Path, draws: int | None) -> MeanGraph:
+def graph_of(config: Config, path: Path, draws: int | None, stretch: bool = False) -> MeanGraph:
     """The graph of a checkpoint or weights: draws where one evaluation is one, otherwise the direct mean.
 
-    draws: mean, std and probability of so many. Raises UsageError where the network has neither,
-    CheckpointError for a damaged file.
+    draws: mean, std and probability of so many. stretch: see `Preparation`. Raises UsageError where the network has
+    neither draws nor mean, CheckpointError for a damaged file.
     """
     sampling = config.sampling
     in_one = draws_in_one(config.sde, sampling)
@@ -193,9 +232,12 @@ def graph_of(config: Config, path: Path, draws: int | None) -> MeanGraph:
     size, data, scale = images.get("size", (0, 1)), config.data, config.data.sdf_scale
     views = views_of(data.flips, data.rotations, size[0] == size[1]) if sampling.augment else AS_IT_IS
     if draws is not None:
-        return DrawsGraph(member, scale, views, threshold_of(config), draws, config.seed).eval()
-    if not in_one:
-        return MeanGraph(member, scale, views).eval()
-    if member.network.raters and sampling.rater is None:
+        graph: MeanGraph = DrawsGraph(member, scale, views, threshold_of(config), draws, config.seed)
+    elif not in_one:
+        graph = MeanGraph(member, scale, views)
+    elif member.network.raters and sampling.rater is None:
         raise UsageError(f"{path}: tells raters apart; say as whom to draw, --set sampling.rater=0, or take --draws")
-    return DrawGraph(member, scale, sampling.rater).eval()
+    else:
+        graph = DrawGraph(member, scale, sampling.rater)
+    graph.prepared = Preparation(data.color == "grey", stretch)
+    return graph.eval()

@@ -24,7 +24,8 @@ from utils.weights import SUFFIX, Header, halved, read_header, weights_bytes
 FREE = ("sampling.", "evaluation.", "data.raw=", "data.root=")  # what may change after the training
 SUFFIXES = {"safetensors": SUFFIX, "onnx": ".onnx", "torchscript": ".pt", "bioimageio": ".zip"}
 OTHERS = ("onnx", "torchscript", "bioimageio")
-GOES_WITH = {"--full": ("safetensors",), "--draws": OTHERS, "--input": ("bioimageio",), "--author": ("bioimageio",)}
+GOES_WITH = {"--full": ("safetensors",), "--draws": OTHERS, "--stretch": OTHERS[:2], "--input": ("bioimageio",),
+             "--author": ("bioimageio",)}  # fmt: skip
 MOST_DRAWS = 128
 
 
@@ -91,24 +92,30 @@ def read_source(args: Any) -> tuple[Path, dict[str, Any], Header]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Write the averaged weights of a run as safetensors, or the network for other programs.")
-    parser.add_argument("--run", metavar="RUN", help="a run folder")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best")
+    parser = Parser("Write the averaged weights of a run as safetensors, or the network as a file that other programs "
+                    "run without this one. docs/export.md says what it takes and gives.")  # fmt: skip
+    parser.add_argument("--run", metavar="RUN", help="a run folder; needs --licence")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="of the run; default: best")
     parser.add_argument("--weights", metavar="FILE", help=f"weights ({SUFFIX}) instead of a run")
-    parser.add_argument("--output", required=True, metavar="FILE", help="NAME with the suffix of the format: "
-                        + ", ".join(SUFFIXES.values()))  # fmt: skip
-    parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="default: safetensors")
+    parser.add_argument("--output", required=True, metavar="FILE", help="its stem is the name of the network; it ends "
+                        "in " + ", ".join(SUFFIXES.values()) + ", as the format asks for")  # fmt: skip
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="safetensors (default): for "
+                        "this program; onnx, torchscript: one graph; bioimageio: a package for the BioImage Model Zoo "
+                        "with both of them")  # fmt: skip
     parser.add_argument("--licence", metavar="TEXT", help="of the data and what it means for weights; default: that of "
                         "--weights")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="safetensors: float32 instead of half precision")
     parser.add_argument("--draws", type=int, metavar="N", help="other formats: mean, std and probability of N draws in "
-                        "one graph, with their noise; bioimageio: 16 where a draw is one evaluation")  # fmt: skip
+                        "one graph, with their noise; bioimageio: 16 where a draw is one evaluation; default: a draw "
+                        "for a noise that is given, or the mean")  # fmt: skip
+    parser.add_argument("--stretch", action="store_true", help="onnx, torchscript: the stretch of data.stretch is in "
+                        "the graph, for whole pictures; default: whoever runs it stretches, as for tiles")  # fmt: skip
     parser.add_argument("--input", metavar="PICTURE", help="bioimageio: its middle goes into the package, to test and "
                         "show it")  # fmt: skip
     parser.add_argument("--author", action="append", default=[], metavar="NAME", help="bioimageio: who made the "
                         "weights; once for each")  # fmt: skip
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="another way to sample than the run's")  # fmt: skip
+                        help="another way to sample than the run's; sampling.sampler=mean: the mean alone")  # fmt: skip
     args = parser.parse_args(argv)
     option_errors(args, parser.given(args))
     path, state, header = read_source(args)

@@ -91,6 +91,31 @@ def test_onnx_has_the_maps_of_draws_in_all_views(tmp_path: Path, monkeypatch: py
     assert set(np.unique(found[2])) <= {0.0, 0.5, 1.0}
 
 
+def test_pictures_in_colours_and_their_stretch_may_be_in_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    monkeypatch.chdir(tmp_path)
+    data: Any = TINY["data"]
+    stretched = weights(tmp_path / "w.safetensors", {**ONE, "data": {**data, "stretch": True}})
+    assert exports(stretched, "network.onnx", "--format", "onnx", "--stretch") == 0
+    session = onnxruntime.InferenceSession("network.onnx")
+    known = session.get_modelmeta().custom_metadata_map
+    assert json.loads(known["preparation"]) == []
+    assert "made grey" in known["input"]
+    grey = np.random.default_rng(0).integers(40, 90, (1, 1, 21, 34)).astype(np.float32)
+    zero = np.zeros((1, 10, 1, 1), np.float32)
+    (one,) = session.run(None, {"image": grey, "xi": zero})
+    (colours,) = session.run(None, {"image": np.repeat(3 * grey - 40, 3, axis=1), "xi": zero})
+    np.testing.assert_allclose(one, colours, atol=1e-3)
+    assert one.std() > 0.01
+    plain = weights(tmp_path / "p.safetensors", ONE)
+    assert exports(plain, "x.onnx", "--format", "onnx", "--stretch") == 2
+    assert "--stretch: p.safetensors" in capsys.readouterr().err.replace(f"{tmp_path}/", "")
+    assert not Path("x.onnx").exists()
+
+
 def test_torchscript_is_the_graph_at_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = weights(tmp_path / "w.safetensors", ONE)

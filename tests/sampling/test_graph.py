@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.recipe import transform_image
 from models.baselines import Baseline
 from models.denoiser import Denoiser, Draw
 from models.latent import latent_of
-from sampling.graph import DrawGraph, DrawsGraph, MeanGraph
+from sampling.graph import DrawGraph, DrawsGraph, MeanGraph, Preparation
 from tests.helpers import direct_denoiser, noise, shake, small_baseline
+from utils.data_schema import DataConfig
 
 EIGHT = (0, 1, 2, 3, 4, 7, 5, 6)
 
@@ -39,6 +42,22 @@ def test_the_mean_is_the_direct_mean_in_sdf_units() -> None:
         assert torch.allclose(MeanGraph(model, 0.2)(image), mean_of(model, image) / 0.2, atol=1e-4)
 
 
+def test_pictures_are_prepared_as_the_program_does() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(20, 230, (29, 37, 3), np.uint8)
+    for grey, stretch in ((True, False), (True, True), (False, True)):
+        data = DataConfig(root="unused", color="grey" if grey else "rgb", stretch=stretch)
+        for picture in (pixels, pixels[..., 1]):
+            planes = torch.from_numpy(np.atleast_3d(picture)).permute(2, 0, 1).float()
+            found = Preparation(grey, stretch)(torch.stack([planes, planes / 2]))
+            expected = torch.tensor(np.atleast_3d(transform_image(picture, data))).permute(2, 0, 1)
+            rounding = 0.5 if not stretch else 0.5 + 255 * 0.5 / np.ptp(picture)  # before and after the stretch
+            assert found.shape == (2, *expected.shape)
+            assert float((127.5 * (found[0] + 1) - expected).abs().max()) < 1.5 * rounding
+            if stretch:  # each by itself
+                assert torch.allclose(found[0], found[1], atol=1e-4)
+
+
 @torch.no_grad()
 def test_the_mean_of_all_views_turns_with_the_image() -> None:
     graph, image = MeanGraph(direct_denoiser(), 1.0, EIGHT), grey(16, 24)
@@ -56,7 +75,8 @@ def test_a_draw_is_the_programs_of_the_same_noise(unshuffle: int) -> None:
     found = DrawGraph(model, 0.5)(image, xi)
     assert torch.allclose(found, model(torch.zeros(2, 1, 16, 24), end, features) / 0.5, atol=1e-5)
     assert found.std() > 0.01
-    assert torch.allclose(DrawGraph(model, 0.5)(image, 0.0 * xi), mean_of(model, image) / 0.5, atol=1e-5)
+    for zero in (0.0 * xi, torch.zeros(1, xi.shape[1], 1, 1)):
+        assert torch.allclose(DrawGraph(model, 0.5)(image, zero), mean_of(model, image) / 0.5, atol=1e-5)
 
 
 @pytest.mark.parametrize("unshuffle", [1, 2])

@@ -60,6 +60,7 @@ def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
         (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--full"], "--full goes with"),
         (["--output", "x.safetensors", "--licence", "free", "--draws", "4"], "--draws goes with"),
         (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--draws", "0"], "must be 1 to 128"),
+        (["--output", "x.zip", "--licence", "free", "--format", "bioimageio", "--stretch"], "--stretch goes with"),
     ],
 )
 def test_options_that_do_not_go_together(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:

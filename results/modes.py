@@ -250,7 +250,8 @@ def predict_all(segmenter: Segmenter, path: Path, args: Any, stop: StopFlag, sha
             print(done_line(share, output))
             return
         write_json(output / "environment.json", environment(segmenter.drawer.device))
-        print(f"{len(rows)} images: {output / 'results.csv'}, {output / 'report.html'}")
+        written = [path for name in ("results.csv", "report.html") if (path := output / name).is_file()]
+        print(f"{len(rows)} images: {', '.join(map(str, written))}")
 
 
 def done_line(share: Share, folder: Path) -> str:

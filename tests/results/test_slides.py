@@ -27,6 +27,8 @@ def predict(workspace: Workspace, *more: str, output: str = "out") -> str:
     """Of all in inbox/; the errors."""
     run = str(workspace.run_folder())
     result = workspace("sample", "--run", run, "--input", "inbox", "--output", output, *more)
+    for name in ("results.csv", "report.html"):  # only what is there is named
+        assert (f"{output}/{name}" in result.out) == (Path(output) / name).is_file() or result.code
     assert (result.code == 0) == (result.err == "")
     return result.err
 

@@ -52,7 +52,7 @@ def test_any_size_gives_a_map_for_every_level(name: str, levels: int, unshuffle:
 
 
 def test_maps_whose_channels_come_last_are_turned() -> None:
-    encoder = PyramidEncoder(1, Pretrained("swin_tiny_patch4_window7_224"), 8, [8] * 3)
+    encoder = PyramidEncoder(1, Pretrained("swin_tiny_patch4_window7_224"), 8, Trunk(1, Sizes(8, [1] * 3)))
     assert [tuple(x.shape) for x in encoder(torch.rand(1, 1, 40, 36))] == [
         (1, 8, 40, 36),
         (1, 8, 20, 18),

@@ -16,7 +16,8 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
-from tests.helpers import TINY, Workspace, joint_config, picture, trained_in
+from tests.commands import TINY, Workspace, joint_config, trained_in
+from tests.pictures import picture
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow now and then
 settings.load_profile("any machine")

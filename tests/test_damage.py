@@ -17,7 +17,7 @@ from data.dataset import load_split
 from data.scenes import scenes_of
 from results import compared, summary
 from results.sampled import read_layers
-from tests.helpers import Workspace, exported, newest, tensors
+from tests.commands import Workspace, exported, newest, tensors
 from training.recorder import COLUMNS, VALIDATION, MetricsFile
 from training.state import Saved
 from utils.checkpoint import load_checkpoint

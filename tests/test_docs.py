@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 
 from bench.protocol import read_protocol
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.config import load_config
 from utils.schema import Config
 from utils.shipped import weights_file

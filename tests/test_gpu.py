@@ -18,7 +18,8 @@ from data.batches import Batches
 from sampling.drawer import Drawer, drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
 from sde.noise import DrawNoise
-from tests.helpers import SYSTEMS, Workspace, disc_patches, rows, sets, shake, system
+from tests.commands import Workspace, rows, sets
+from tests.networks import SYSTEMS, disc_patches, shake, system
 from training.session import build_state, source_of, training_step
 from utils.checkpoint import load_checkpoint
 from utils.schema import Config

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Workspace, content, newest, same_state
+from tests.commands import ROOT, Workspace, content, newest, same_state
 from tests.test_rooms import MODULES
 from tests.utils.test_command import catches
 from utils.config import dump_config, load_config

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.helpers import COMMANDS, ROOT, Workspace, newest, picture, rows, same_state, sets
+from tests.commands import COMMANDS, ROOT, Workspace, newest, rows, same_state, sets
+from tests.pictures import picture
 
 KILLS = 3
 OFTEN = sets(["training.steps=9", "training.checkpoint_every=1", "training.validate_every=2", "training.log_every=4"])
@@ -36,7 +37,7 @@ def killed_often(workspace: Workspace, command: str, *words: str) -> int:
     come or gone; returns how many were killed before they had ended. All are forked from one that has the imports
     behind it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.helpers"])
+    context.set_forkserver_preload(["tests.commands"])
     generator, killed = random.Random(5), 0
     arguments = ["--config", "config.yaml", "--device", "cpu", "--quiet", *words]
     for _ in range(KILLS):

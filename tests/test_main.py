@@ -20,7 +20,7 @@ from PIL import Image
 from data.batches import Batch, Batches
 from data.dataset import load_split
 from data.sdf import signed_distance
-from tests.helpers import ROOT, UNET, Workspace, full_disk, newest, rows, same_state, section, sets
+from tests.commands import ROOT, UNET, Workspace, full_disk, newest, rows, same_state, section, sets
 from training import session
 from training.recorder import Taken
 from training.state import TrainingState

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.commands import ROOT
 
 FLOORS = [{"sde", "utils", "evaluation", "report"}, {"data", "models"}, {"sampling"}, {"training", "results"},
           {"main", "sample", "bench", "napari_plugin"}]  # fmt: skip

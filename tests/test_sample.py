@@ -20,7 +20,8 @@ from PIL import Image
 from results import modes
 from sampling.segmenter import Segmenter
 from sampling.tiled import TiledDrawer
-from tests.helpers import LIBRARY, RESUNET, ROOT, UNET, Workspace, content, newest, sets, shake_checkpoint
+from tests.commands import RESUNET, ROOT, UNET, Workspace, content, newest, sets, shake_checkpoint
+from tests.networks import LIBRARY
 from utils.locks import held
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers import Workspace, newest, rows
+from tests.commands import Workspace, newest, rows
 
 # Every value of every choice at least once.
 SYSTEMS = {

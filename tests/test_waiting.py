@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sampling.drawer import Drawer, drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
-from tests.helpers import disc_patches, each_system, system
+from tests.networks import disc_patches, each_system, system
 from training.session import build_state, training_step
 from utils.schema import Config
 

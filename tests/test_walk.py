@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from tests.test_docs import module_of, words_of
 from utils.config import load_config
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import few_draws
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 OPTIONS = ["--config", "config.yaml", "--device", "cpu"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.helpers import ROOT, sets
+from tests.commands import ROOT, sets
 from utils.weights import read_header
 
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from bench import large
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 
 def test_large_prints_time_and_memory(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bench import large_data
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 
 @pytest.mark.skipif(not large_data.STATUS.is_file(), reason="only Linux says how much memory is anonymous")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench import nfe
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import page_load
-from tests.helpers import example
+from tests.pages import example
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from bench import table
 from bench.protocol import jobs_of, read_protocol
-from tests.helpers import ROOT, TWO_SYSTEMS, Workspace
+from tests.commands import ROOT, TWO_SYSTEMS, Workspace
 from utils.config import dump_config
 from utils.errors import UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import scale
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 
 @pytest.mark.parametrize("words", [["--batch", "0"], ["--steps", "-3"], ["--processes", "1", "0"]])

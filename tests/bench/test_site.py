@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bench import site
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from tests.report.test_browser import BROWSER, played
 from utils.errors import UsageError
 

@@ -12,7 +12,7 @@ import torch
 from bench import speed
 from bench.peers import nearest, operations, parameters_of
 from models.unet import ImageEncoder
-from tests.helpers import Workspace
+from tests.commands import Workspace
 from utils.config import load_config
 
 

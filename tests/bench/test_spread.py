@@ -12,7 +12,7 @@ import torch
 from bench import spread
 from bench.spread import SHARE, Known, Toy
 from sde.process import VP
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.config import load_config
 from utils.schema import Config
 from utils.sections import SamplingConfig

@@ -17,7 +17,7 @@ import yaml
 
 from bench import table
 from bench.protocol import jobs_of, read_protocol
-from tests.helpers import ROOT, TWO_SYSTEMS, Workspace
+from tests.commands import ROOT, TWO_SYSTEMS, Workspace
 from utils.checkpoint import load_checkpoint
 
 

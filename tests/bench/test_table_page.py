@@ -6,7 +6,7 @@ import pandas as pd
 
 from bench import table_page
 from bench.table import scores_of
-from tests.helpers import SPREAD
+from tests.pages import SPREAD
 
 
 def test_a_page_says_which_test_images_there_were() -> None:

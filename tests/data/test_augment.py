@@ -20,7 +20,7 @@ from data.augment import (
     truncated_distance,
 )
 from data.sdf import boundary_pixels, signed_distance
-from tests.helpers import section
+from tests.commands import section
 
 
 def augmentation(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from data.batches import Batches, InMemory
-from tests.helpers import noise, section
+from tests.commands import section
+from tests.networks import noise
 from utils.errors import UsageError
 
 CPU = torch.device("cpu")

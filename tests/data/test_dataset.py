@@ -16,7 +16,7 @@ from data.dataset import Patch, Split, hold_out, load_split, rater_counts, sdf_a
 from data.images import read_rows
 from data.scenes import scenes_of
 from data.sdf import signed_distance
-from tests.helpers import Workspace, section
+from tests.commands import Workspace, section
 from utils.errors import DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.dataset import load_split
-from tests.helpers import Workspace
+from tests.commands import Workspace
 from utils.config import load_config
 from utils.errors import DataError
 

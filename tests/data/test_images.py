@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from data.images import read_image, read_labels, stretch
-from tests.helpers import save
+from tests.pictures import save
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)

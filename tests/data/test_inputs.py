@@ -11,7 +11,8 @@ import tifffile
 from data.inputs import PreparedPicture
 from data.patches import Window
 from data.pictures import Picture, TiledPicture, open_picture
-from tests.helpers import Workspace, picture, section
+from tests.commands import Workspace, section
+from tests.pictures import picture
 from utils.config import load_config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 
 @pytest.mark.slow

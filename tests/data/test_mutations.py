@@ -19,7 +19,7 @@ from data.pictures import open_picture
 from data.prepare import prepare
 from data.scenes import scenes_of
 from data.sources import monuseg
-from tests.helpers import section
+from tests.commands import section
 from utils.errors import DataError
 
 TIMES = 20

@@ -20,7 +20,7 @@ from data.batches import Batch, Batches, InMemory, Mapped
 from data.dataset import data_state, image_array, load_split, mean_square, rater_counts, sdf_array
 from data.packed import Packed, open_training, packed
 from data.sdf import signed_distance
-from tests.helpers import Workspace, rows, same_state, section, sets
+from tests.commands import Workspace, rows, same_state, section, sets
 from training.session import source_of
 from utils.data_schema import DataConfig
 from utils.errors import DataError

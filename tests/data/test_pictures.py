@@ -15,7 +15,8 @@ from data.inputs import PreparedPicture, in_pixels_of
 from data.patches import Window
 from data.pictures import NEEDS, Picture, ScaledPicture, SlidePicture, TiledPicture, open_picture
 from data.pixel_size import microns_of, slide_microns
-from tests.helpers import section, write_svs
+from tests.commands import section
+from tests.pictures import write_svs
 from utils.errors import DataError, UsageError
 
 WINDOWS = (Window(0, 0, 300, 411), Window(63, 47, 2, 2), Window(299, 410, 1, 1), Window(128, 0, 64, 411))

@@ -24,7 +24,8 @@ from data.prepare import prepare
 from data.recipe import FOLDERS, Written, write_image
 from data.sdf import signed_distance
 from data.sources.record import Record
-from tests.helpers import ROOT, Workspace, colours, fake_glas, save, section
+from tests.commands import ROOT, Workspace, section
+from tests.pictures import colours, fake_glas, save
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 from utils.locks import held

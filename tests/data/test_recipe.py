@@ -14,7 +14,7 @@ from data.patches import Window
 from data.recipe import FOLDERS, write_image
 from data.sdf import signed_distance
 from data.sources.record import Record, Sample
-from tests.helpers import Workspace, section
+from tests.commands import Workspace, section
 from utils.errors import DataError
 
 PATCHES = ["--set", "data.phantom.size=48", "--set", "data.patch=[32, 32]", "--set", "data.stride=[16, 16]"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.splits import cut_split
-from tests.helpers import fake_glas, listed
+from tests.commands import listed
+from tests.pictures import fake_glas
 
 
 def test_validation_is_cut_by_patient(tmp_path: Path) -> None:

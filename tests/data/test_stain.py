@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from data.images import read_image
 from data.stain import METHODS, StainError, central_stain, fit_stain, normalise, optical_density, stain_densities
-from tests.helpers import ROOT, Workspace
+from tests.commands import ROOT, Workspace
 
 STAINS = np.array([[0.60, 0.72, 0.35], [0.12, 0.95, 0.28]])
 STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.calibration import ImageRecord, ProbabilityHistogram, measure, summary
-from tests.helpers import image_record
+from tests.pages import image_record
 
 
 def histogram(probability: Any, truth: Any) -> ProbabilityHistogram:

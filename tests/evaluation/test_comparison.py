@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation.comparison import Run, compare_runs, paired_difference
-from tests.helpers import SPREAD, SUMMARY, scored_run
+from tests.pages import SPREAD, SUMMARY, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 

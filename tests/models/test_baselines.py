@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.baselines import Baseline, dice_cross_entropy
 from sde.process import VE
-from tests.helpers import LIBRARY, noise, shake, small_baseline
+from tests.networks import LIBRARY, noise, shake, small_baseline
 
 OWN = ("resunet", "attention_unet")
 

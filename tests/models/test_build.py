@@ -15,7 +15,8 @@ from evaluation.ensemble import classify
 from models.build import denoiser_of, threshold_of, warn_of_prior
 from models.denoiser import Draw
 from sde import process
-from tests.helpers import ROOT, noise, shake
+from tests.commands import ROOT
+from tests.networks import noise, shake
 from utils import sections
 from utils.config import load_config
 from utils.sections import SDEConfig

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.denoiser import scaling
 from sde.loss import Weighting, second_moment_loss
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
-from tests.helpers import direct_denoiser, noise, shake, small_denoiser
+from tests.networks import direct_denoiser, noise, shake, small_denoiser
 from utils.sections import PREDICTIONS
 
 PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]

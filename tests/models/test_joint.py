@@ -15,7 +15,7 @@ from models.unet import Sizes
 from sde.grids import logsnr_grid
 from sde.process import VE, VP, OTFlow, Process
 from sde.samplers import ancestral, heun
-from tests.helpers import noise, shake
+from tests.networks import noise, shake
 from training.losses import joint_times
 
 PROCESSES: list[Process] = [VE(), VP(), OTFlow()]

@@ -13,7 +13,7 @@ from models.denoiser import Denoiser, Draw
 from models.latent import CELLS, CHANNELS, at_levels, latent_channels, latent_of, random_latent
 from models.pooled import PooledDraws
 from sde.process import VP
-from tests.helpers import direct_denoiser, noise
+from tests.networks import direct_denoiser, noise
 from training.losses import Generators, loss_of
 from utils.sections import SDEConfig, TrainingConfig
 

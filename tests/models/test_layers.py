@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.layers import LARGE, Dropout, GroupNorm, JoiningBlock, ResidualBlock
-from tests.helpers import noise
+from tests.networks import noise
 
 
 def test_a_skip_connection_computed_once_is_as_good_as_concatenated() -> None:

@@ -14,7 +14,8 @@ from data.augment import random_symmetry
 from models.denoiser import Denoiser, Draw
 from models.pooled import PooledDraws, seen, seen_draw, unseen, views_of
 from sde.process import VP
-from tests.helpers import Workspace, direct_denoiser, noise, sets
+from tests.commands import Workspace, sets
+from tests.networks import direct_denoiser, noise
 
 END = torch.tensor(1.0, dtype=torch.float64)
 LATER = torch.tensor(0.4, dtype=torch.float64)

@@ -15,7 +15,8 @@ from models.denoiser import Draw
 from models.prob_unet import DiagonalNormal, ProbUNet, build_prob_unet, evidence_loss, kl_divergence
 from models.unet import Sizes
 from sde.process import VE
-from tests.helpers import SIZES, Workspace, in_tiles_and_whole, newest, noise, sets, shake_checkpoint
+from tests.commands import SIZES, Workspace, newest, sets, shake_checkpoint
+from tests.networks import in_tiles_and_whole, noise
 
 KEYS = [*SIZES, "model.kind=prob_unet", "model.latent=3", "data.representation=binary", "sampling.sampler=logits"]
 

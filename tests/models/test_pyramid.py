@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from models.denoiser import Denoiser
 from models.pyramid import PYRAMID, Pretrained, PyramidEncoder, source_weights
 from models.unet import Sizes, Trunk
-from tests.helpers import Workspace, exported, newest, same_state, sets, small_denoiser
+from tests.commands import Workspace, exported, newest, same_state, sets
+from tests.networks import small_denoiser
 from training.parallel import Team
 from training.state import optimizer_of
 from utils.checkpoint import load_checkpoint

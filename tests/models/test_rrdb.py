@@ -6,7 +6,7 @@ import torch
 
 from models.rrdb import RRDB, RRDBEncoder
 from models.unet import Sizes, Trunk
-from tests.helpers import shake, small_denoiser
+from tests.networks import shake, small_denoiser
 
 
 def test_dense_encoder_gives_a_map_for_every_level() -> None:

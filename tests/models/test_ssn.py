@@ -18,7 +18,8 @@ from models.denoiser import Draw
 from models.ssn import LEAST, SSN, LowRankNormal, build_ssn, mask_likelihood_loss
 from models.unet import Sizes
 from sde.process import VE
-from tests.helpers import SIZES, Workspace, in_tiles_and_whole, newest, noise, sets, shake_checkpoint
+from tests.commands import SIZES, Workspace, newest, sets, shake_checkpoint
+from tests.networks import in_tiles_and_whole, noise
 from utils.config import load_config
 
 SSN_KEYS = [*SIZES, "model.kind=ssn", "model.rank=3", "data.representation=binary", "sampling.sampler=logits"]

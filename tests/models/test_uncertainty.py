@@ -16,18 +16,8 @@ from models.uncertainty import dropped_units
 from sampling.drawer import drawer_of
 from sampling.loading import load_denoiser
 from sampling.segmenter import Segmenter
-from tests.helpers import (
-    DROPOUT,
-    REGRESSION,
-    RESUNET,
-    Workspace,
-    newest,
-    noise,
-    sets,
-    shake,
-    shake_checkpoint,
-    small_baseline,
-)
+from tests.commands import DROPOUT, REGRESSION, RESUNET, Workspace, newest, sets, shake_checkpoint
+from tests.networks import noise, shake, small_baseline
 from utils.config import load_config
 
 END = torch.tensor(1.0, dtype=torch.float64)

@@ -9,7 +9,7 @@ from models.denoiser import scaling
 from models.layers import SelfAttention
 from models.unet import ConditionalUNet, ImageEncoder, Sizes, Trunk
 from sde.process import VE
-from tests.helpers import shake, small_denoiser
+from tests.networks import shake, small_denoiser
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 22), (9, 8), (32, 4)])

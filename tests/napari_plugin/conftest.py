@@ -13,7 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.helpers import COMMANDS, picture, shake_checkpoint
+from tests.commands import COMMANDS, shake_checkpoint
+from tests.pictures import picture
 
 
 @pytest.fixture(scope="session")

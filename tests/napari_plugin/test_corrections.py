@@ -14,7 +14,8 @@ from PIL import Image
 
 from data.sources.record import Sample
 from napari_plugin.corrections import corrected, save_layers, write_correction
-from tests.helpers import full_disk, listed, picture
+from tests.commands import full_disk, listed
+from tests.pictures import picture
 from utils.errors import DataError, UsageError
 
 LABELS = np.zeros((20, 30), np.int32)

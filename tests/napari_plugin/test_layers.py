@@ -18,7 +18,7 @@ from PIL import Image
 from napari_plugin.layers import LayerData, get_reader, map_layers, object_features, picture_layers, ranked
 from results.maps import band_writer, instance_writer
 from sampling.tiled import Band
-from tests.helpers import ROOT, newest
+from tests.commands import ROOT, newest
 from utils.errors import DataError, UsageError
 
 MAPS = ["mean", "std", "probability", "draws", "objects"]

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from napari_plugin.session import Session
-from tests.helpers import ROOT, listed
+from tests.commands import ROOT, listed
 from tests.test_docs import commands, fences
 
 PAGE = ROOT / "docs" / "correct.md"

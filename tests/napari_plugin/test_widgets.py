@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import exported, picture
+from tests.commands import exported
+from tests.pictures import picture
 
 if sys.platform == "linux":
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -30,7 +31,7 @@ from qtpy.QtWidgets import QApplication
 from napari_plugin import correct as command
 from napari_plugin import widgets
 from napari_plugin.widgets import correct_widget, predict_widget
-from tests.helpers import ROOT
+from tests.commands import ROOT
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from bench.page_load import browser_there
 from report.layers import ImageLayers
-from tests.helpers import disc_layers, example
+from tests.pages import disc_layers, example
 
 BROWSER = browser_there()
 
@@ -186,6 +186,7 @@ def test_contours_of_raters_take_the_place_of_the_others(tmp_path: Path) -> None
 
 
 NAMES = """addEventListener("load", () => {
+  for (const card of document.querySelectorAll(".card")) card.style.contentVisibility = "visible";
   const wanted = "main, nav, article, [role], a[href], button, input, select, summary, img, [tabindex]";
   const shown = [...document.querySelectorAll(wanted)].filter((element) => element.checkVisibility());
   const said = shown.map((element) => [element.computedRole, element.computedName]);

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluation.calibration import measure, summary
 from report.calibration_figures import rank_histograms, reliability_diagram, sparsification_curve, spread_skill_chart
-from tests.helpers import SPREAD, image_record
+from tests.pages import SPREAD, image_record
 
 
 @pytest.mark.parametrize("draw", [reliability_diagram, sparsification_curve, spread_skill_chart])

@@ -11,7 +11,8 @@ from PIL import Image
 
 from report.layers import ImageLayers, data_uri, draw_picture, error_scale, layers_of, outline
 from report.page import PICTURES, USUAL
-from tests.helpers import decoded, disc_layers
+from tests.pages import disc_layers
+from tests.pictures import decoded
 
 
 def test_maps_and_their_colours() -> None:

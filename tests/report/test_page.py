@@ -14,7 +14,9 @@ from PIL import Image
 
 from report.layers import SIDE, ImageLayers, draw_picture, layers_of
 from report.page import PICTURES, USUAL, axis, render_report
-from tests.helpers import Workspace, decoded, disc_layers, example, row_of
+from tests.commands import Workspace
+from tests.pages import disc_layers, example, row_of
+from tests.pictures import decoded
 
 
 class Page(HTMLParser):

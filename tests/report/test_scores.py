@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from report.scores import objects, raters, risk_sentence, spread, uncertainty
-from tests.helpers import SPREAD
+from tests.pages import SPREAD
 
 
 def test_risk_control_is_one_plain_sentence() -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from results import networks
 from results.bioimageio import spdx
-from tests.helpers import TINY
+from tests.commands import TINY
 from tests.results.test_graph_files import ONE, weights
 from utils import export
 

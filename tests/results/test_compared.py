@@ -14,7 +14,8 @@ import pytest
 
 from evaluation.comparison import Run, compare_runs
 from results.compared import render_comparison, to_csv, to_text
-from tests.helpers import SPREAD, SUMMARY, Workspace, newest, scored_run
+from tests.commands import Workspace, newest
+from tests.pages import SPREAD, SUMMARY, scored_run
 
 FIRST = scored_run("first", {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5})
 

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from data.dataset import load_split
-from tests.helpers import Workspace, joint_config, newest, section
+from tests.commands import Workspace, joint_config, newest, section
 
 
 def sdfs(folder: Path) -> dict[str, np.ndarray]:

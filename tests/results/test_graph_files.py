@@ -18,7 +18,8 @@ import torch
 from models.build import denoiser_of
 from results import graph_files
 from sampling.graph import graph_of
-from tests.helpers import ROOT, TINY, shake
+from tests.commands import ROOT, TINY
+from tests.networks import shake
 from tests.test_docs import fences
 from utils import export
 from utils.config import override_config, parse_config

@@ -13,7 +13,7 @@ import pytest
 
 from results import predicted as predicting
 from results.maps import band_writer, instance_writer, map_window
-from tests.helpers import Workspace
+from tests.commands import Workspace
 from tests.results.test_tiff import random_bands
 
 ZARR = ["--set", "sampling.large_maps=zarr"]

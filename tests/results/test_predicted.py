@@ -17,7 +17,8 @@ from PIL import Image
 
 from results import predicted as predicting
 from results import sampled as results
-from tests.helpers import Workspace, picture
+from tests.commands import Workspace
+from tests.pictures import picture
 from utils.locks import held
 
 FILES = {"mmse.npy", "std.npy", "probability.png", "mask.png", "overlay.png", "mmse.png", "std.png", "instances.png",

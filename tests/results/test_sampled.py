@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation.metrics import count
-from tests.helpers import Workspace, content, newest, shake_checkpoint, truth
+from tests.commands import Workspace, content, newest, shake_checkpoint, truth
 
 PATCHES = ["--set", "data.phantom.size=48", "--set", "data.patch=[32, 32]", "--set", "data.stride=[16, 16]"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from results.sampled import write_image
-from tests.helpers import ROOT, Workspace, content, exported, newest, sampled, sets
+from tests.commands import ROOT, Workspace, content, exported, newest, sampled, sets
 from utils.locks import held
 
 TWO_AT_ONCE = sets(["sampling.draws=2"])  # images in a batch of 4: of the three one is alone

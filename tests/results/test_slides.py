@@ -15,7 +15,8 @@ import tifffile
 from PIL import Image
 
 from results import predicted as predicting
-from tests.helpers import Workspace, picture, write_svs
+from tests.commands import Workspace
+from tests.pictures import picture, write_svs
 
 needs_openslide = pytest.mark.skipif(
     find_spec("openslide") is None, reason="needs OpenSlide: pip install openslide-python openslide-bin"

@@ -14,7 +14,7 @@ from PIL import Image
 from data.dataset import load_split
 from data.scenes import scenes_of
 from evaluation.proper import energy_score, fair_crps
-from tests.helpers import Workspace, newest, sets, truth
+from tests.commands import Workspace, newest, sets, truth
 from utils.config import load_config
 
 QUICK = ("--set", "sampling.animate=false")

@@ -8,7 +8,7 @@ import torch
 from sampling.adaptive import adaptive
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import heun
-from tests.helpers import draws_of, mixture_denoiser
+from tests.networks import draws_of, mixture_denoiser
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
 PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), ScheduledVP("cosine", 0.5), OTFlow()]

@@ -23,7 +23,7 @@ from sampling.tiling import tiling_of
 from sde.noise import DrawNoise
 from sde.process import Process
 from sde.samplers import Callback, Denoise, Noise, heun
-from tests.helpers import Workspace, newest
+from tests.commands import Workspace, newest
 from utils.config import load_config
 
 DIRECT = ["--set", "sde.prior_share=0.5"]

@@ -18,7 +18,8 @@ from sampling.drawer import Drawer, drawer_of, scene_groups
 from sampling.loading import load_denoiser
 from sampling.sampler import sampler_of
 from sde.process import VP
-from tests.helpers import Workspace, direct_denoiser, section, shake, shake_checkpoint
+from tests.commands import Workspace, section, shake_checkpoint
+from tests.networks import direct_denoiser, shake
 from utils.config import load_config
 from utils.sections import SamplingConfig
 

@@ -13,7 +13,7 @@ from models.baselines import Baseline
 from models.denoiser import Denoiser, Draw
 from models.latent import latent_of
 from sampling.graph import DrawGraph, DrawsGraph, MeanGraph, Preparation
-from tests.helpers import direct_denoiser, noise, shake, small_baseline
+from tests.networks import direct_denoiser, noise, shake, small_baseline
 from utils.data_schema import DataConfig
 
 EIGHT = (0, 1, 2, 3, 4, 7, 5, 6)

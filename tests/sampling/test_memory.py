@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sampling.memory import batches
-from tests.helpers import Pixelwise, blurred, maps, tiled
+from tests.networks import Pixelwise, blurred, maps, tiled
 from utils.errors import UsageError
 
 

@@ -10,7 +10,8 @@ import yaml
 from PIL import Image
 
 from sampling.segmenter import Result, Segmenter, image_of
-from tests.helpers import TINY, Workspace, newest, picture, sets, shake_checkpoint
+from tests.commands import TINY, Workspace, newest, sets, shake_checkpoint
+from tests.pictures import picture
 
 
 def test_the_api_of_one_line_gives_the_same(trained: Workspace, inbox: Path) -> None:

@@ -22,7 +22,8 @@ from sampling.tiling import Tiling, tiling_of
 from sde.predictor_corrector import predictor_corrector
 from sde.process import VE
 from sde.samplers import ancestral, heun, posterior_mean
-from tests.helpers import Pixelwise, Workspace, blurred, maps, tiled
+from tests.commands import Workspace
+from tests.networks import Pixelwise, blurred, maps, tiled
 from utils.config import load_config
 from utils.errors import ConfigError
 

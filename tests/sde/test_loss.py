@@ -21,7 +21,7 @@ from sde.loss import (
     second_moment_loss,
 )
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
-from tests.helpers import noise, small_denoiser
+from tests.networks import noise, small_denoiser
 from utils.sections import WEIGHTINGS
 
 PROCESSES: list[Process] = [VE(), VP(), ScheduledVP("cosine", 0.3), OTFlow()]

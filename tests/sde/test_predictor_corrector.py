@@ -9,7 +9,7 @@ from torch import Tensor
 from sde.grids import time_grid
 from sde.predictor_corrector import predictor_corrector
 from sde.process import VE
-from tests.helpers import draws_of, gaussian_denoiser
+from tests.networks import draws_of, gaussian_denoiser
 
 
 def test_corrector_variance_is_that_of_langevin_with_a_finite_step() -> None:

@@ -16,7 +16,7 @@ from sde.noise import DrawNoise
 from sde.predictor_corrector import predictor_corrector
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from sde.samplers import ancestral, ddim, dpm_solver, euler_maruyama, flowsdf_released, heun, posterior_mean
-from tests.helpers import COVARIANCE, MEAN, draws_of, gaussian_denoiser, mixture_denoiser
+from tests.networks import COVARIANCE, MEAN, draws_of, gaussian_denoiser, mixture_denoiser
 
 # sigma_max far above the data: samplers start from noise without the data's mean.
 PROCESSES: list[Process] = [VE(1e-3, 50.0), VP(), ScheduledVP("cosine", 0.5), OTFlow()]

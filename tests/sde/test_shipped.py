@@ -18,7 +18,7 @@ from sde.grids import logsnr_grid
 from sde.loss import Weighting, sample_times
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP, prior_pull
 from sde.samplers import ancestral
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.config import load_config
 
 SHIPPED = [path for path in sorted((ROOT / "cfg").glob("*.yaml")) if not load_config(path).is_one_pass]

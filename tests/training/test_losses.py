@@ -12,7 +12,8 @@ from data.batches import Batch
 from data.packed import open_training
 from models.joint import JointDenoiser
 from sde.process import VP, Process
-from tests.helpers import Workspace, noise, shake, small_denoiser
+from tests.commands import Workspace
+from tests.networks import noise, shake, small_denoiser
 from training.losses import Generators, joint_times, loss_of
 from utils.config import load_config
 from utils.sections import SDEConfig, TrainingConfig

@@ -18,7 +18,8 @@ import torch
 from data.batches import representation_of
 from data.packed import open_training
 from models.layers import Dropout
-from tests.helpers import ROOT, Workspace, rows, sets, shake
+from tests.commands import ROOT, Workspace, rows, sets
+from tests.networks import shake
 from training.losses import Losses, loss_of
 from training.parallel import SharedDropout, Team
 from training.session import build_state

@@ -14,7 +14,7 @@ from data.batches import representation_of
 from evaluation.metrics import count
 from sampling.drawer import drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
-from tests.helpers import LIBRARIES, disc_patches, each_system, shake, system
+from tests.networks import LIBRARIES, disc_patches, each_system, shake, system
 from training.session import build_state
 from training.state import TrainingState
 from utils.schema import Config

@@ -11,7 +11,8 @@ import yaml
 from models.denoiser import Denoiser, build_denoiser
 from models.unet import Sizes
 from sde.process import VE
-from tests.helpers import ROOT, Workspace, exported, sets, shake, small_denoiser
+from tests.commands import ROOT, Workspace, exported, sets
+from tests.networks import shake, small_denoiser
 from training.state import start_from
 from utils.checkpoint import save_checkpoint
 from utils.errors import CheckpointError

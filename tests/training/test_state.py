@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.helpers import LIBRARY, RESUNET, UNET, Workspace, rows, same_state, sets
+from tests.commands import RESUNET, UNET, Workspace, rows, same_state, sets
+from tests.networks import LIBRARY
 from training import session, state
 from training.state import Average, ema_decay, learning_rate_factor
 from utils import checkpoint

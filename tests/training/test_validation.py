@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from data.dataset import Patch
-from tests.helpers import Pixelwise, Workspace, noise, sets
+from tests.commands import Workspace, sets
+from tests.networks import Pixelwise, noise
 from training import session
 from training.validation import validate
 from utils.checkpoint import load_checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import full_disk
+from tests.commands import full_disk
 from utils.checkpoint import check_weights, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
 

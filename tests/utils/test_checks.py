@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import DROPOUT, RESUNET, Workspace, joint_config, sets
+from tests.commands import DROPOUT, RESUNET, Workspace, joint_config, sets
 
 DRAWS = ["sde.prior_share=1", "sde.objective=distribution", "sampling.sampler=ancestral", "sampling.steps=1"]
 

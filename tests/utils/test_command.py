@@ -17,7 +17,7 @@ import pytest
 import main as training_command
 import sample as sampling_command
 from data import inspect as inspection_command
-from tests.helpers import ROOT, Workspace
+from tests.commands import ROOT, Workspace
 from utils import export as export_command
 from utils.errors import cut
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from models.build import threshold_of
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.config import dump_config, effective, load_config, parse_config
 from utils.errors import ConfigError
 

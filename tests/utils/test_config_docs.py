@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.config_docs import render
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import Workspace, exported
+from tests.commands import Workspace, exported
 from utils import export
 from utils.errors import UsageError
 from utils.weights import read_header

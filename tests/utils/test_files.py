@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import full_disk
+from tests.commands import full_disk
 from utils.files import naming, remove_leftovers, whole_file, whole_folder, write_array, write_text
 
 

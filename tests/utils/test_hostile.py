@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import main as training_command
-from tests.helpers import Workspace
+from tests.commands import Workspace
 
 BOMB = "[&a0 [x, x, x, x, x, x, x, x, x, x]" + "".join(
     f", &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.commands import ROOT
 from utils.errors import UsageError
 from utils.locks import held
 

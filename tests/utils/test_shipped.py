@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Workspace, sampled
+from tests.commands import ROOT, Workspace, sampled
 from utils.config import load_config
 from utils.shipped import config_file, weights_file
 

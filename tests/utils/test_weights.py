@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sampling.segmenter import Segmenter
-from tests.helpers import ROOT, Workspace, exported, newest, sampled
+from tests.commands import ROOT, Workspace, exported, newest, sampled
 from utils.weights import SUFFIX, Header, halved, read_header, read_weights, weights_bytes
 
 KEPT = sorted((ROOT / "weights").glob(f"*{SUFFIX}"))

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from data.prepare import prepare
-from tests.helpers import REAL_DATA, colours, listed, read, save, section
+from tests.commands import REAL_DATA, listed, section
+from tests.pictures import colours, read, save
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)

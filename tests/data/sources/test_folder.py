@@ -11,7 +11,8 @@ import pytest
 
 from data.prepare import list_archive, prepare
 from data.splits import cut_split
-from tests.helpers import REAL_DATA, ROOT, colours, listed, read, save, section
+from tests.commands import REAL_DATA, ROOT, listed, section
+from tests.pictures import colours, read, save
 from utils.config import load_config
 from utils.errors import DataError
 

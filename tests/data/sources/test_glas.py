@@ -10,7 +10,8 @@ import pytest
 
 from data.dataset import load_split
 from data.prepare import prepare
-from tests.helpers import ROOT, fake_glas, listed, section
+from tests.commands import ROOT, listed, section
+from tests.pictures import fake_glas
 from utils.errors import DataError
 
 REAL_GLAS = ROOT.parent / "shared" / "data" / "glas"

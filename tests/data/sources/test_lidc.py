@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data.prepare import prepare
-from tests.helpers import REAL_DATA, listed, save, section
+from tests.commands import REAL_DATA, listed, section
+from tests.pictures import save
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)

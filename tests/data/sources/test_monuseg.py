@@ -15,7 +15,8 @@ from data import prepare as prepare_command
 from data.prepare import prepare
 from data.sources import monuseg
 from data.sources.phantom import draw_sample
-from tests.helpers import REAL_DATA, colours, listed, read, save, section
+from tests.commands import REAL_DATA, listed, section
+from tests.pictures import colours, read, save
 from utils.data_schema import PhantomConfig
 from utils.errors import DataError
 

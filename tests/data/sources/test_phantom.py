@@ -15,7 +15,7 @@ from skimage.filters import threshold_otsu
 from data.sources.phantom import draw_sample
 from data.sources.record import Sample
 from evaluation.metrics import count
-from tests.helpers import listed
+from tests.commands import listed
 from utils.data_schema import PhantomConfig
 
 

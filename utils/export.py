@@ -26,6 +26,7 @@ SUFFIXES = {"safetensors": SUFFIX, "onnx": ".onnx", "torchscript": ".pt", "bioim
 OTHERS = ("onnx", "torchscript", "bioimageio")
 GOES_WITH = {"--full": ("safetensors",), "--draws": OTHERS, "--stretch": OTHERS[:2], "--input": ("bioimageio",),
              "--author": ("bioimageio",)}  # fmt: skip
+TO_PASS_ON = ("safetensors", "bioimageio")  # formats in which networks reach others, who must know what they may do
 MOST_DRAWS = 128
 
 
@@ -55,13 +56,17 @@ def portable(config: dict[str, Any], name: str, path: Path, overrides: Sequence[
 
 def option_errors(args: Any, given: set[str]) -> None:
     """Raises UsageError for options that do not go together."""
-    output, suffix = Path(args.output), SUFFIXES[args.format]
-    if output.suffix != suffix:
-        raise UsageError(f"--output {output}: must end in {suffix} with --format {args.format}")
+    suffix = SUFFIXES[args.format]
+    if args.output is not None and Path(args.output).suffix != suffix:
+        raise UsageError(f"--output {args.output}: must end in {suffix} with --format {args.format}")
     if (args.run is None) == (args.weights is None):
         raise UsageError("--run or --weights is needed, and not both")
-    if args.run is not None and args.licence is None:
-        raise UsageError("--run needs --licence, of the data and what it means for weights")
+    if args.weights is not None and args.output is None:
+        raise UsageError(f"--weights needs --output, which ends in {suffix}")
+    if args.run is not None and args.licence is None and args.format in TO_PASS_ON:
+        raise UsageError(
+            f"--run needs --licence with --format {args.format}, of the data and what it means for weights"
+        )
     for option, formats in GOES_WITH.items():
         if option in given and args.format not in formats:
             raise UsageError(f"{option} goes with --format {', '.join(formats)}")
@@ -75,11 +80,11 @@ def option_errors(args: Any, given: set[str]) -> None:
 
 def read_source(args: Any) -> tuple[Path, dict[str, Any], Header]:
     """The checkpoint or weights that the arguments name: its path, state, and header with the config of the output."""
-    licence, commit = args.licence, None
+    licence, commit = args.licence or "not stated", None
     if args.weights is not None:
         path = Path(args.weights)
         header = read_header(path)
-        licence, commit = licence or header.licence, header.commit
+        licence, commit = args.licence or header.licence, header.commit
     else:
         path = checkpoint_path(Path(args.run), args.checkpoint)
         with suppress(OSError, UsageError):
@@ -94,16 +99,17 @@ def read_source(args: Any) -> tuple[Path, dict[str, Any], Header]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Write the averaged weights of a run as safetensors, or the network as a file that other programs "
                     "run without this one. docs/export.md says what it takes and gives.")  # fmt: skip
-    parser.add_argument("--run", metavar="RUN", help="a run folder; needs --licence")
+    parser.add_argument("--run", metavar="RUN", help="a run folder")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="of the run; default: best")
     parser.add_argument("--weights", metavar="FILE", help=f"weights ({SUFFIX}) instead of a run")
-    parser.add_argument("--output", required=True, metavar="FILE", help="its stem is the name of the network; it ends "
-                        "in " + ", ".join(SUFFIXES.values()) + ", as the format asks for")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", help="its stem is the name of the network; it ends in "
+                        + ", ".join(SUFFIXES.values()) + ", as the format asks for; default: in the run folder, under "
+                        "the name of the run")  # fmt: skip
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="safetensors (default): for "
                         "this program; onnx, torchscript: one graph; bioimageio: a package for the BioImage Model Zoo "
                         "with both of them")  # fmt: skip
     parser.add_argument("--licence", metavar="TEXT", help="of the data and what it means for weights; default: that of "
-                        "--weights")  # fmt: skip
+                        "--weights; safetensors and bioimageio of a run need it")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="safetensors: float32 instead of half precision")
     parser.add_argument("--draws", type=int, metavar="N", help="other formats: mean, std and probability of N draws in "
                         "one graph, with their noise; bioimageio: 16 where a draw is one evaluation; default: a draw "
@@ -118,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="another way to sample than the run's; sampling.sampler=mean: the mean alone")  # fmt: skip
     args = parser.parse_args(argv)
     option_errors(args, parser.given(args))
+    if args.output is None:
+        args.output = str(Path(args.run, Path(args.run).resolve().parent.name + SUFFIXES[args.format]))
     path, state, header = read_source(args)
     if args.format != "safetensors":
         with importing():  # by name, as what the command needs lies on higher floors, in a package where installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from utils.command import run_command
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,25 @@ def test_an_export_needs_a_name_of_weights(trained: Workspace) -> None:
     assert "must end in .safetensors" in trained.capture.readouterr().err
 
 
+def test_a_graph_for_oneself_needs_neither_name_nor_licence(trained: Workspace) -> None:
+    run = trained.run_folder()
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    state["config"]["sde"]["prior_share"] = 0.5  # for a graph of the mean
+    torch.save(state, run / "checkpoints" / "best.pt")
+    assert run_command(lambda: export.main(["--run", str(run), "--format", "torchscript"])) == 0
+    file, known = run / f"{run.parent.name}.pt", {"metadata.json": ""}
+    torch.jit.load(file, _extra_files=known)
+    facts = json.loads(known["metadata.json"])
+    assert facts["name"] == run.parent.name
+    assert facts["licence"] == "not stated"
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["--output", "x.onnx", "--licence", "free"], "must end in .safetensors with --format safetensors"),
         (["--output", "x.safetensors", "--licence", "free", "--weights", "w.safetensors"], "and not both"),
-        (["--output", "x.safetensors"], "--run needs --licence"),
+        (["--output", "x.safetensors"], "--run needs --licence with --format safetensors"),
         (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--full"], "--full goes with"),
         (["--output", "x.safetensors", "--licence", "free", "--draws", "4"], "--draws goes with"),
         (["--output", "x.onnx", "--licence", "free", "--format", "onnx", "--draws", "0"], "must be 1 to 128"),

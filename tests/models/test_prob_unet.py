@@ -118,7 +118,7 @@ def test_tiles_of_a_draw_have_one_noise() -> None:
     """Where their priors are alike, and maps are of single pixels, tiles make the draw of the whole image."""
 
     class Pixels(nn.Module):
-        widths = (8,)
+        widths, scales = (8,), (1,)
 
         def __init__(self) -> None:
             super().__init__()

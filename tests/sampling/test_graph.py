@@ -82,7 +82,7 @@ def test_a_draw_is_the_programs_of_the_same_noise(unshuffle: int) -> None:
 @pytest.mark.parametrize("unshuffle", [1, 2])
 @torch.no_grad()
 def test_maps_are_those_of_the_draws_that_the_graph_holds(unshuffle: int) -> None:
-    model, image = distributional(unshuffle), grey(14, 22)
+    model, image = distributional(unshuffle), grey(16, 20)
     graph, one = DrawsGraph(model, 1.0, (0,), 0.1, 4, seed=3), DrawGraph(model, 1.0)
     features = model.features(image / 127.5 - 1.0)
     levels = [graph.noise_of(i, features[0])[0] for i in range(4)]  # the finest, which has all that the network sees

@@ -12,7 +12,7 @@ from models.denoiser import Denoiser, Draw, numbers_of
 from utils.devices import moved
 
 AS_IT_IS = (0,)  # the only view
-PIXELS = 2**17  # of images that are encoded in several views at once
+PIXELS = 2**17  # of a batch on a CPU, so that its maps stay in the caches (docs/results/speed.md)
 
 
 def views_of(flips: bool, rotations: bool, square: bool) -> tuple[int, ...]:

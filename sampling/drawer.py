@@ -19,6 +19,7 @@ from data.scenes import Scene
 from evaluation.ensemble import StandardError
 from models.build import threshold_of, use_bfloat16
 from models.denoiser import Denoiser, Draw
+from models.pooled import PIXELS
 from sampling.memory import batches
 from sampling.sampler import Sampler, max_batch_of, sampler_of
 from sde.noise import DrawNoise, draw_seed
@@ -26,7 +27,6 @@ from sde.samplers import Callback, Denoise, Noise
 from utils.devices import moved
 from utils.schema import Config
 
-PIXELS = 2**17  # of a batch on a CPU, so that its maps stay in the caches (docs/results/speed.md)
 ROUND = 4  # draws of an image between two looks at its standard error
 
 
@@ -105,7 +105,8 @@ class Drawer:
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of the image, its draw) for each of `pairs` of image and draw index, in their order."""
 
-        order = self._by_part(pairs, self.at_once(size))
+        at_once = self.at_once(size)
+        order = self._by_part(pairs, at_once)
 
         def some(part: slice) -> Tensor:
             chosen = [pairs[place] for place in order[part]]
@@ -118,7 +119,7 @@ class Drawer:
 
         made: dict[int, Tensor] = {}
         given = 0
-        for part, sdf in batches(self, len(pairs), some, self.at_once(size)):
+        for part, sdf in batches(self, len(pairs), some, at_once):
             made |= zip(order[part], sdf, strict=True)
             while given in made:
                 yield pairs[given][0], made.pop(given)
@@ -128,13 +129,12 @@ class Drawer:
         """In which order to make them. Small batches are faster of one view, as draws of a view share what it knows."""
         if at_once is None:
             return list(range(len(pairs)))
-        window = at_once * self.denoiser.means  # how many are held at most
-
-        def key(place: int) -> tuple[int, int, int]:
-            image, number = pairs[place]
-            return image, number // window, self.denoiser.part_of(number)
-
-        return sorted(range(len(pairs)), key=key)
+        most, first, keys = at_once * self.denoiser.means, 0, []  # most: what is held of draws that are made too soon
+        for place, (image, number) in enumerate(pairs):
+            if place - first == most or (place and number < pairs[place - 1][1]):  # enough, or another image
+                first = place
+            keys.append((first, image, self.denoiser.part_of(number)))
+        return sorted(range(len(pairs)), key=keys.__getitem__)
 
     def at_once(self, size: Sequence[int]) -> int | None:
         """Draws or tiles (H, W) for one batch, if that many memory holds; None where `max_batch` decides alone."""

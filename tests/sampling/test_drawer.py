@@ -111,6 +111,30 @@ def test_small_batches_are_of_few_views_and_draws_come_in_their_order(monkeypatc
     assert not torch.allclose(whole[0][1], whole[8][1], atol=1e-3)
 
 
+@torch.no_grad()
+def test_draws_of_parts_are_given_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image in parts each draw is wanted whole, so that its parts are not to wait for all draws of one part."""
+    pool = PooledDraws([direct_denoiser(process=VP(), distribution=True)], views_of(True, True, True))
+    batches, of_draws = [], pool.of_draws
+
+    def noting(features: list[torch.Tensor], rows: torch.Tensor, draws: list[Draw]) -> list[torch.Tensor]:
+        batches.append(len(draws))
+        return of_draws(features, rows, draws)
+
+    monkeypatch.setattr(pool, "of_draws", noting)
+    images = torch.zeros((2, 1, 16, 16), dtype=torch.uint8)
+    how: dict[str, Any] = {"channels_last": False, "bfloat16": False, "device": torch.device("cpu")}
+    sampler = sampler_of(SamplingConfig(sampler="ancestral", steps=1))
+    drawer = Drawer(pool, sampler, seed=1, max_batch=64, sdf_scale=1.0, threshold=0.0, pixels=3 * 16 * 16, **how)
+    pairs = [(part, draw) for draw in range(60) for part in range(2)]
+    given = 0
+    for i, _ in drawer.draw(drawer.encode(images), "ab", pairs, (16, 16)):
+        assert i == pairs[given][0]
+        given += 1
+        assert sum(batches) - given < 3 * 8
+    assert given == sum(batches) == 120
+
+
 def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     forward = ImageEncoder.forward

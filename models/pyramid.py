@@ -107,9 +107,10 @@ class PyramidEncoder(nn.Module):
         reductions: list[int] = self.pyramid.feature_info.reduction()
         if any(reduction & (reduction - 1) for reduction in reductions):
             raise UsageError(f"model.encoder.name: maps of {name} are 1/{reductions[-1]} of the size, no power of 2")
-        self.index = {int(math.log2(reduction)): i for i, reduction in enumerate(reductions)}  # by level; the last one
         first, self.factor = trunk.scales[0], trunk.scales[-1]
-        self.first = int(math.log2(first))
+        self.first, found = int(math.log2(first)), [int(math.log2(reduction)) for reduction in reductions]
+        # By level, the last one; none finer than the network's, if there are others.
+        self.index = {level: i for i, level in enumerate(found) if level >= min(self.first, max(found))}
         self.stride = max(*reductions, self.factor)
         config = self.pyramid.pretrained_cfg
         for key, usual in (("mean", 0.5), ("std", 0.5)):
@@ -172,16 +173,16 @@ class PyramidEncoder(nn.Module):
         for level, convolution in enumerate(self.stem, start=self.first):
             inputs[level] = x = F.silu(convolution(x))
         coarsest = max(inputs)
-        levels = [inputs[coarsest]]
-        for level in reversed(range(coarsest)):
-            above = F.interpolate(levels[0], scale_factor=2.0)
-            levels.insert(0, above + inputs[level] if level in inputs else above)
-        while len(levels) < self.first + len(self.project):
-            levels.append(F.avg_pool2d(levels[-1], 2))
+        levels = {coarsest: inputs[coarsest]}
+        for level in reversed(range(self.first, coarsest)):
+            above = F.interpolate(levels[level + 1], scale_factor=2.0)
+            levels[level] = above + inputs[level] if level in inputs else above
+        for level in range(coarsest + 1, self.first + len(self.project)):
+            levels[level] = F.avg_pool2d(levels[level - 1], 2)
         rows, columns = (-(-size // self.factor) * self.factor for size in image.shape[-2:])
         return [
-            project(x)[..., : rows >> i, : columns >> i]
-            for i, (project, x) in enumerate(zip(self.project, levels[self.first :], strict=False), start=self.first)
+            project(levels[level])[..., : rows >> level, : columns >> level]
+            for level, project in enumerate(self.project, start=self.first)
         ]
 
     def _maps(self, image: Tensor) -> list[Tensor]:

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     indices: Sequence[int] = ()
     raters: Tensor | None = None
     shares: Tensor | None = None
-    scale: float = 1.0
+    pixel: float = 1.0
 
 
 class Source(Protocol):

@@ -74,6 +74,7 @@ def denoiser_of(config: Config, sigma_data: float = 0.5, sigma_image: float = 0.
         limit=data.sdf_scale if sde.tanh else None,
         direct=sde.prior_share > 0,
         second_moment=model.second_moment,
+        masks=sde.mask_weight > 0,
         distribution=sde.objective == "distribution",
         raters=model.raters,
     )

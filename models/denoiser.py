@@ -114,6 +114,16 @@ def rows_of(feature: Tensor, rows: Tensor) -> Tensor:
     return feature.index_select(0, moved(rows, feature.device)).contiguous(memory_format=layout)
 
 
+class Learned(NamedTuple):
+    """What losses see of one evaluation: E[m | z_t, x] (B, K, H, W), Var[m | x] and the logits of masks, None where the
+    network has none, and draws of p(m | z_t, x)."""
+
+    mean: Tensor
+    variance: Tensor | None
+    logits: Tensor | None
+    draws: list[Tensor]
+
+
 class Denoiser(nn.Module):
     """The conditional posterior mean, the one object that losses and samplers need.
 
@@ -124,6 +134,7 @@ class Denoiser(nn.Module):
     limit: for predictions of m itself, the raw output passes through tanh and |m| stays below this; None: no bound.
     direct: at t_max the network sees z = 0 and no noise, so that D there is E[m | x], the same for every draw.
     second_moment: the network has K more outputs, which at t_max are the variance of m given x.
+    masks: and K more, the logits of masks, from which only training learns.
     distribution: draws of an image are evaluated with xi, those at t_max as c + spread (m - c) about the direct mean c.
     rater: of those that the network knows apart, the one to draw as; None: each in turn. The mean is that of all.
     """
@@ -144,12 +155,13 @@ class Denoiser(nn.Module):
         *,
         direct: bool = False,
         second_moment: bool = False,
+        masks: bool = False,
         distribution: bool = False,
     ) -> None:
         super().__init__()
         self.process, self.prediction, self.mask_channels, self.limit = process, prediction, mask_channels, limit
         self.encoder, self.network = encoder, network
-        self.direct, self.second_moment, self.distribution = direct, second_moment, distribution
+        self.direct, self.second_moment, self.masks, self.distribution = direct, second_moment, masks, distribution
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
         self.register_buffer("spread", torch.tensor(1.0), persistent=distribution)
 
@@ -250,28 +262,29 @@ class Denoiser(nn.Module):
 
     def moments(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """E[m | z_t = z, x], and Var[m | x] or None; the variance is for t = t_max only. See `forward`."""
-        z, c = self._scaled(z, t)
-        raw = self.network(rows(c.inp) * z, c.noise.float(), features).float()
-        variance = None
-        if self.second_moment:
-            raw, spread = raw.split([raw.shape[1] - z.shape[1], z.shape[1]], dim=1)
-            variance = self.sigma_data**2 * F.softplus(spread)
-        return self.mask_of(raw, z, c), variance
+        learned = self.learned(z, t, features)
+        return learned.mean, learned.variance
 
-    def evaluate(
+    def learned(
         self,
         z: Tensor,
         t: Tensor,
         features: Sequence[Tensor],
-        latents: Sequence[Sequence[Tensor] | None],
+        latents: Sequence[Sequence[Tensor]] = (),
         raters: Tensor | None = None,
-    ) -> list[Tensor]:
-        """Draws of p(m | z_t = z, x), one for each xi (`models/latent.py`), or the mean for None; see `forward`.
+    ) -> Learned:
+        """The mean, what goes with it, and a draw for each xi (`models/latent.py`); see `forward`.
 
         raters: (B,), as whom to draw where the network knows them apart.
         """
+        z, c = self._scaled(z, t)
         skips = self._down(z, t, features)
-        return [self._up(skips, z, t, latent, None if latent is None else raters) for latent in latents]
+        raw = self._raw(skips, z, c)
+        more = iter(raw.split(self.mask_channels, dim=1)[channels_per_mask(self.prediction) :])
+        variance = self.sigma_data**2 * F.softplus(next(more)) if self.second_moment else None
+        logits = next(more) if self.masks else None
+        draws = [self.mask_of(self._raw(skips, z, c, latent, raters), z, c) for latent in latents]
+        return Learned(self.mask_of(raw, z, c), variance, logits, draws)
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
         scales, padded = self.network.trunk.scales, self.size_of(features)
@@ -317,10 +330,21 @@ class Denoiser(nn.Module):
         raters: Tensor | None = None,
     ) -> Tensor:
         z, c = self._scaled(z, t)
-        return self.mask_of(self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float(), z, c)
+        return self.mask_of(self._raw(skips, z, c, latent, raters), z, c)
+
+    def _raw(
+        self,
+        skips: Sequence[Tensor],
+        z: Tensor,
+        c: Scaling,
+        latent: Sequence[Tensor] | None = None,
+        raters: Tensor | None = None,
+    ) -> Tensor:
+        return self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float()
 
     def mask_of(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
-        """m from the network's output."""
+        """m from the network's output, whose first channels it is in."""
+        raw = raw[:, : channels_per_mask(self.prediction) * self.mask_channels]
         if c.out_eps is None:
             return rows(c.skip) * z + rows(c.out) * self._bounded(raw)
         raw, eps = raw.chunk(2, dim=1)
@@ -343,6 +367,7 @@ def build_denoiser(
     encoder_kind: str = "unet",
     pretrained: Pretrained | None = None,
     second_moment: bool = False,
+    masks: bool = False,
     distribution: bool = False,
     raters: int = 0,
     **options: Any,
@@ -353,7 +378,7 @@ def build_denoiser(
     channels only (models/pyramid.py).
     raters: that the network knows apart, 0 for none.
     """
-    width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment
+    width, outputs = 4 * sizes.channels, channels_per_mask(prediction) + second_moment + masks
     latent = latent_channels(sizes.scales) if distribution else []
     trunk = Trunk(mask_channels, sizes, embedding=width, latent=latent)
     encoder: nn.Module
@@ -364,5 +389,5 @@ def build_denoiser(
     else:
         encoder = ImageEncoder(Trunk(image_channels, encoder_sizes), trunk.widths)
     network = ConditionalUNet(trunk, width, outputs * mask_channels, raters=raters)
-    options |= {"second_moment": second_moment, "distribution": distribution}
+    options |= {"second_moment": second_moment, "masks": masks, "distribution": distribution}
     return Denoiser(process, prediction, encoder, network, mask_channels, **options)

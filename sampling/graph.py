@@ -116,8 +116,6 @@ class MeanGraph(nn.Module):
     ) -> Tensor:
         """m (B, K, H, W) of xi, or the direct mean."""
         raw = self.denoiser.network.up(skips, self.noise, size, latent, rater).float()
-        if self.denoiser.second_moment:
-            raw = raw[:, : -self.denoiser.mask_channels]
         return self.denoiser.mask_of(raw, torch.zeros_like(raw[:, : self.denoiser.mask_channels]), self.scaling)
 
     def latent(self, xi: Tensor) -> list[Tensor]:

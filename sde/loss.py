@@ -98,6 +98,8 @@ def denoising_loss(
 
 ALPHA = 0.95  # of the almost fair CRPS
 CELLS = 8  # a side, of the pooled SDFs in the energy score
+EDGE = 2.0  # pixels from a border to where soft masks are 0 or 1
+DRAWN = 2.0  # what the score of the draws' masks counts beside the cross entropy
 
 
 def almost_fair_score(
@@ -133,36 +135,66 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
     return ((either - both) / (either + 1.0)).mean(dim=1)
 
 
-def energy_loss(
-    draws: Sequence[Tensor],
-    m: Tensor,
-    shares: Tensor | None = None,
-    scale: float = 1.0,
-    overlap: float | Tensor | None = None,
-) -> Tensor:
+def _law(m: Tensor, shares: Tensor | None) -> tuple[Sequence[Tensor], Tensor]:
+    """The truths (B, K, H, W), and what each counts, (B, R), of m as `energy_loss` takes it."""
+    return ([m], m.new_ones((len(m), 1))) if shares is None else (m.unbind(dim=1), shares)
+
+
+def _crps_of_means(draws: Sequence[Tensor], truths: Sequence[Tensor], shares: Tensor) -> list[Tensor]:
+    """The almost fair CRPS of pixels and of means over 2x2, 4x4, ... up to all pixels, each (B,)."""
+    scores, cell = [], 1
+    while cell < 2 * max(draws[0].shape[-2:]):
+        means = partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)
+        scores.append(almost_fair_score(absolute, [means(x) for x in draws], [means(x) for x in truths], shares))
+        cell *= 2
+    return scores
+
+
+def energy_loss(draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None) -> Tensor:
     """How well draws stand for the law of m: a strictly proper score for each element, in the units of m, (B,).
 
     A mean of the almost fair CRPS of pixels and of means over 2x2, 4x4, ... up to all pixels, and of the energy score
-    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square; and `overlap`, if any, times
-    the energy score of `jaccard`, by which a small object counts as much as a large one.
-    draws: two or more; they and m (B, K, H, W), SDFs in [-scale, scale]; edges of masks are half of that wide.
+    of means over 8x8 parts (Gneiting & Raftery 2007), whose norm is a root mean square.
+    draws: two or more; they and m (B, K, H, W).
     shares (B, R): m is (B, R, K, H, W) then, several draws of the truth, and the score the mean of their scores by
     these shares.
     """
-    truths = [m] if shares is None else list(m.unbind(dim=1))
-    weights = m.new_ones((len(m), 1)) if shares is None else shares
+    truths, weights = _law(m, shares)
+    parts = partial(F.adaptive_avg_pool2d, output_size=CELLS)
+    of_parts = almost_fair_score(root_mean_square, [parts(x) for x in draws], [parts(x) for x in truths], weights)
+    return torch.stack([of_parts, *_crps_of_means(draws, truths, weights)]).mean(dim=0)
 
-    def score(distance: Callable[[Tensor, Tensor], Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
-        return almost_fair_score(distance, [of(x) for x in draws], [of(x) for x in truths], weights)
 
-    scores, cell = [score(root_mean_square, partial(F.adaptive_avg_pool2d, output_size=CELLS))], 1
-    while cell < 2 * max(m.shape[-2:]):
-        scores.append(score(absolute, partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)))
-        cell *= 2
-    total = torch.stack(scores).mean(dim=0)
-    if overlap is None:
-        return total
-    return total + overlap * score(jaccard, lambda x: (0.5 - x / scale).clamp(0.0, 1.0))
+def soft_mask(sdf: Tensor, pixel: float) -> Tensor:
+    """1 inside, 0 outside, falling along a line for EDGE pixels on either side of the border. pixel: the SDF of one."""
+    return (0.5 - sdf / (2 * EDGE * pixel)).clamp(0.0, 1.0)
+
+
+def mask_loss(
+    logits: Tensor, draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, pixel: float = 1.0
+) -> Tensor:
+    """What an SDF's error far from borders hides: how well logits and draws stand for the mask of m, (B,).
+
+    The cross entropy of the logits (B, K, H, W), in nats; and, with draws, DRAWN times the almost fair CRPS of their
+    soft masks at all scales of `energy_loss`: threshold-weighted (Gneiting & Ranjan 2011), so still proper. Its coarse
+    scales are areas.
+    m, shares, draws (none, or two or more): as for `energy_loss`. pixel: the SDF of one, in units of m.
+    """
+    truths, weights = _law(m, shares)
+    inside = torch.einsum("rbkhw,br->bkhw", torch.stack([(x <= 0).to(logits.dtype) for x in truths]), weights)
+    entropy = F.binary_cross_entropy_with_logits(logits, inside, reduction="none").flatten(1).mean(dim=1)
+    if not draws:
+        return entropy
+    masks, true = ([soft_mask(x, pixel) for x in of] for of in (draws, truths))
+    return entropy + DRAWN * torch.stack(_crps_of_means(masks, true, weights)).mean(dim=0)
+
+
+def overlap_loss(draws: Sequence[Tensor], m: Tensor, shares: Tensor | None = None, pixel: float = 1.0) -> Tensor:
+    """The almost fair energy score of the soft masks of draws whose distance is `jaccard`, by which a small object
+    counts as much as a large one, (B,). Arguments as for `mask_loss`."""
+    truths, weights = _law(m, shares)
+    masks, true = ([soft_mask(x, pixel) for x in of] for of in (draws, truths))
+    return almost_fair_score(jaccard, masks, true, weights)
 
 
 def second_moment_loss(variance: Tensor, mean: Tensor, m: Tensor, sigma_data: float | Tensor) -> Tensor:

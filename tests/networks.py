@@ -129,7 +129,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "training": {"noises": 2},
     },
     "both": {"sde": {"process": "cosine", "prediction": "both", "input_scale": 0.1}},
-    "distribution": {"sde": {**_DRAWS, "overlap": 0.5}, "sampling": {**_ONE, "augment": True, "spread": 1.25}},
+    "distribution": {
+        "sde": {**_DRAWS, "mask_weight": 0.3, "overlap": 0.5},
+        "sampling": {**_ONE, "augment": True, "spread": 1.25},
+    },
     "raters": {"data": _RATERS, "sde": _DRAWS, "sampling": _ONE},
     "told raters": {"model": {"raters": 2}, "sde": {**_DRAWS, "prior_share": 0.5}, "sampling": {**_ONE, "steps": 3}},
     "dropout": {"model": {"dropout": 0.2}, "sde": {"prior_share": 1.0}, "sampling": {"sampler": "mc_dropout"}},

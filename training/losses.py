@@ -18,7 +18,17 @@ from models.joint import JointDenoiser
 from models.latent import random_latent
 from models.prob_unet import ProbUNet, evidence_loss
 from models.ssn import SSN, mask_likelihood_loss
-from sde.loss import Weighting, denoising_loss, energy_loss, perturbed, sample_times, second_moment_loss, weight_of
+from sde.loss import (
+    Weighting,
+    denoising_loss,
+    energy_loss,
+    mask_loss,
+    overlap_loss,
+    perturbed,
+    sample_times,
+    second_moment_loss,
+    weight_of,
+)
 from sde.process import Process
 from utils.devices import moved
 from utils.sections import SDEConfig, TrainingConfig
@@ -126,21 +136,22 @@ def loss_of(
         features = [f.repeat_interleave(training.noises, dim=0) for f in features]
         z = perturbed(model.process, m, t, eps)
         time = t[0] if sde.prior_share == 1 else t  # one for all is cheaper
+        latents, raters = [], None
         if sde.objective == "distribution" and step >= sde.mean_first * training.steps:
             scales, padded = model.network.trunk.scales, model.size_of(features)
             places, noise, _ = generators
             latents = [random_latent(len(m), padded, scales, places, noise, m.device, share) for _ in range(2)]
             raters = batch.raters if model.network.raters else None
             raters = None if raters is None else moved(raters.repeat_interleave(training.noises), m.device)
-            mean, *draws = model.evaluate(z, time, features, [None, *latents], raters)
-            weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
-            variance = None
-            overlap = sde.overlap * model.sigma_data if sde.overlap else None  # in the units of m
-            extra = weight * energy_loss(draws, truths, shares, batch.scale, overlap)
-        else:
-            mean, variance = model.moments(z, time, features)
-            extra = torch.zeros(())
-    losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data) + extra
+        mean, variance, logits, draws = model.learned(z, time, features, latents, raters)
+    losses = denoising_loss(mean, model.process, m, t, _weighting(sde), model.sigma_data)
+    if draws:
+        weight = weight_of(model.process, t, _weighting(sde), model.sigma_data).sqrt().to(m.dtype)
+        losses = losses + weight * energy_loss(draws, truths, shares)
+        if sde.overlap:
+            losses = losses + sde.overlap * overlap_loss(draws, truths, shares, batch.pixel)
+    if logits is not None:
+        losses = losses + sde.mask_weight * mask_loss(logits, draws, truths, shares, batch.pixel)
     if variance is not None:
         if shares is not None:  # the squared residual is that of the raters' mean, and their variance
             variance = variance - torch.einsum("brkhw,br->bkhw", (truths - m[:, None]).square(), shares)

@@ -94,7 +94,7 @@ def training_step(state: TrainingState, data: DataConfig, sde: SDEConfig, settin
     """One optimiser step. The host does not wait for the device: it looks at nothing of what it gives before
     `read_steps`."""
     batch = state.batches.next()
-    batch = batch._replace(m=representation_of(batch.m, data), scale=data.sdf_scale)
+    batch = batch._replace(m=representation_of(batch.m, data), pixel=data.sdf_scale / data.truncation)
     losses, t = state.losses_of(batch, state.generators, sde, settings, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     state.team.mean(losses).backward()

@@ -163,6 +163,13 @@ class SDEConfig(Section):
     mean_first: Float = Field(
         0.0, ge=0, lt=1, description="objective distribution: share of the steps, the first, that learn the mean only"
     )
+    mask_weight: Float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="what masks count beside SDFs, 3 say: the cross entropy of an output of their own, which only "
+        "training sees, and with objective: distribution a CRPS of the masks of draws (sde/loss.py); sharper borders",
+    )
     overlap: Float = Field(
         0.0,
         ge=0,

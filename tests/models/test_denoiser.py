@@ -28,7 +28,10 @@ class Told(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, z: Tensor, noise: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def down(self, z: Tensor, noise: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        return []
+
+    def up(self, skips: Sequence[Tensor], noise: Tensor, *rest: object) -> Tensor:
         return self.answer
 
 
@@ -219,3 +222,18 @@ def test_mean_and_variance_are_learned() -> None:
     assert variance[..., 2:6].mean().sqrt().item() == pytest.approx(0.6, abs=0.12)
     assert mean[..., 10:14].mean().item() == pytest.approx(0.6, abs=0.1)
     assert variance[..., 10:14].mean().sqrt().item() < 0.25
+
+
+def test_logits_of_masks_are_the_last_outputs_and_change_no_mean() -> None:
+    """A network with them, its first outputs those of one without: the same mean and variance, and logits besides."""
+    bare, model = (direct_denoiser("edm", VP(), second_moment=True, masks=masks) for masks in (False, True))
+    image, z, t = noise(1, 1, 16, 16), noise(1, 1, 16, 16, seed=3), torch.tensor(0.4, dtype=torch.float64)
+    own = bare.state_dict()
+    for name, w in model.state_dict().items():
+        w.copy_(own[name]) if w.shape == own[name].shape else w[:2].copy_(own[name])
+    features = model.features(image)
+    found, expected = model.learned(z, t, features), bare.learned(z, t, features)
+    torch.testing.assert_close((found.mean, found.variance), (expected.mean, expected.variance))
+    assert expected.logits is None
+    assert found.logits is not None
+    assert found.logits.shape == z.shape

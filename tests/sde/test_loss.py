@@ -12,13 +12,15 @@ from torch import Tensor
 
 from sde.loss import (
     Weighting,
-    almost_fair_score,
     denoising_loss,
     energy_loss,
     jaccard,
+    mask_loss,
+    overlap_loss,
     perturbed,
     sample_times,
     second_moment_loss,
+    soft_mask,
 )
 from sde.process import VE, VP, OTFlow, Process, ScheduledVP
 from tests.networks import noise, small_denoiser
@@ -166,29 +168,43 @@ def test_the_energy_loss_is_least_for_the_true_law(draws: int) -> None:
 
 
 def test_the_energy_loss_by_hand() -> None:
-    """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same. The truth is
-    an edge everywhere, half inside, where the draws have no mask: 32 of 33 pixels, the one in all masks counted."""
+    """Constant images 1 and 3 of a truth of 0 at 8 x 8: all four scales and the pooled norm say the same."""
     one, two, m = (torch.full((1, 1, 8, 8), value) for value in (1.0, 3.0, 0.0))
     assert energy_loss([one, two], m).item() == pytest.approx(2.0 - 0.975 * 1.0, abs=1e-4)
-    assert energy_loss([one, two], m, overlap=2.0).item() == pytest.approx(2.0 - 0.975 * 1.0 + 2 * 32 / 33, abs=1e-4)
 
 
 @given(scale=st.floats(0.1, 10), seed=st.integers(0, 99))
 def test_the_energy_loss_has_the_units_of_m(scale: float, seed: int) -> None:
     one, two, m = noise(3, 2, 1, 8, 8, seed=seed)
-    scaled = energy_loss([scale * one, scale * two], scale * m, scale=scale, overlap=scale)
-    torch.testing.assert_close(scaled, scale * energy_loss([one, two], m, overlap=1.0), rtol=1e-3, atol=1e-4)
+    scaled = energy_loss([scale * one, scale * two], scale * m)
+    torch.testing.assert_close(scaled, scale * energy_loss([one, two], m), rtol=1e-3, atol=1e-4)
+    masks = mask_loss(m, [scale * one, scale * two], scale * m, pixel=scale / 4)
+    torch.testing.assert_close(masks, mask_loss(m, [one, two], m, pixel=1 / 4), rtol=1e-3, atol=1e-4)
+
+
+def test_the_mask_loss_by_hand() -> None:
+    """SDFs of 4-pixel truncation, a pixel 1/4: a logit of -1 where the truth is inside; draws whose masks are 1/4 and
+    3/4 of a truth that is half of a mask, at its border, the same at all scales."""
+    logits, m = torch.full((1, 1, 8, 8), -1.0), torch.zeros(1, 1, 8, 8)
+    entropy = math.log1p(math.e)
+    assert mask_loss(logits, [], m, pixel=0.25).item() == pytest.approx(entropy)
+    one, two = (soft_mask(torch.full_like(m, value), 0.25) for value in (0.25, -0.25))
+    assert (one.unique().item(), two.unique().item()) == (0.25, 0.75)
+    both = mask_loss(logits, [m + 0.25, m - 0.25], m, pixel=0.25).item()
+    assert both == pytest.approx(entropy + 2 * (0.25 - 0.5 * 0.975 * 0.5), abs=1e-5)
+    assert soft_mask(torch.tensor([-1.0, -0.5, 0.5, 1.0]), 0.25).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def squares(left: Tensor, side: int = 3) -> Tensor:
-    """Masks (N, 1, 8, 16) of squares that begin at these columns."""
+    """SDFs (N, 1, 8, 16) in pixels, deep in and far out, of squares that begin at these columns."""
     column, row = torch.arange(16), torch.arange(8)[:, None]
     inside = (column >= left[:, None, None]) & (column < left[:, None, None] + side) & (row >= 2) & (row < 2 + side)
-    return inside[:, None].float()
+    return 9.0 - 18.0 * inside[:, None]
 
 
 def test_jaccard_by_hand() -> None:
-    nine, moved, none = squares(torch.tensor([0])), squares(torch.tensor([1])), torch.zeros(1, 1, 8, 16)
+    nine, moved = ((squares(torch.tensor([left])) < 0).float() for left in (0, 1))
+    none = torch.zeros_like(nine)
     for a, b, expected in ((nine, nine, 0.0), (none, none, 0.0), (nine, none, 9 / 10), (nine, moved, 6 / 13)):
         assert jaccard(a, b).item() == jaccard(b, a).item() == pytest.approx(expected)
     assert jaccard(0.5 * nine, nine).item() == pytest.approx(4.5 / 10)
@@ -205,31 +221,44 @@ def test_an_energy_score_by_jaccard_is_proper(seed: int) -> None:
     assert torch.linalg.eigvalsh(-centred @ apart @ centred).min() > -1e-9
 
 
-def test_overlap_sees_a_small_object_that_comes_and_goes() -> None:
+def test_masks_show_a_small_object_that_comes_and_goes() -> None:
     """There in half of the truths, at one of four places: draws of that law win against those that always have it or
-    never, have it at one place, or at twelve."""
+    never, have it at one place, or at twelve. The best logits are its share at each place."""
     generator = torch.Generator().manual_seed(0)
 
     def law(there: float, places: int) -> Tensor:
-        left = torch.randint(places, (4000,), generator=generator)
-        shown = torch.rand(4000, generator=generator) < there
-        return squares(left) * shown[:, None, None, None]
+        left = torch.randint(places, (8000,), generator=generator)
+        shown = torch.rand(8000, generator=generator) < there
+        return torch.where(shown[:, None, None, None], squares(left), 9.0)
 
-    def score(there: float, places: int = 4) -> float:
+    truths = law(0.5, 4)
+
+    def scores(there: float, places: int = 4) -> Tensor:
         draws = [law(there, places) for _ in range(2)]
-        return almost_fair_score(jaccard, draws, [law(0.5, 4)], torch.ones(4000, 1)).mean().item()
+        of_masks = mask_loss(truths, draws, truths) - mask_loss(truths, [], truths)
+        return torch.stack([of_masks, overlap_loss(draws, truths)]).mean(dim=1)
 
-    true = score(0.5)
-    for other in (score(1.0), score(0.0), score(0.5, 1), score(0.5, 12)):
-        assert other > true + 0.01
+    true = scores(0.5)
+    for other in (scores(1.0), scores(0.0), scores(0.5, 1), scores(0.5, 12)):
+        assert (other > true + torch.tensor([0.0015, 0.01])).all()
+    share = (truths <= 0).double().mean(dim=0).clamp(1e-4, 1 - 1e-4)
+    best, *others = (
+        mask_loss(torch.logit(p).float().expand_as(truths), [], truths).mean().item()
+        for p in (share, 0.5 * share, (2 * share).clamp(max=0.9))
+    )
+    assert best < min(others)
 
 
 def test_several_truths_are_scored_as_each_by_itself() -> None:
     """The score is linear in the truth's law: a mean by shares over raters, of values and of gradients."""
     one, two, truths = noise(2, 1, 12, 12, seed=1).requires_grad_(), noise(2, 1, 12, 12, seed=2), noise(2, 3, 1, 12, 12)
     shares = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0]])
-    together = energy_loss([one, two], truths, shares, overlap=0.5)
-    apart = torch.stack([energy_loss([one, two], truths[:, k], overlap=0.5) for k in range(3)], dim=1)
+
+    def loss(m: Tensor, shares: Tensor | None = None) -> Tensor:
+        masks = mask_loss(two, [one, two], m, shares) + overlap_loss([one, two], m, shares)
+        return energy_loss([one, two], m, shares) + masks
+
+    together, apart = loss(truths, shares), torch.stack([loss(m) for m in truths.unbind(dim=1)], dim=1)
     torch.testing.assert_close(together, (apart * shares).sum(dim=1))
     gradients = [torch.autograd.grad(loss.sum(), one)[0] for loss in (together, (apart * shares).sum(dim=1))]
     torch.testing.assert_close(*gradients)

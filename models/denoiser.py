@@ -278,8 +278,11 @@ class Denoiser(nn.Module):
         raters: (B,), as whom to draw where the network knows them apart.
         """
         z, c = self._scaled(z, t)
-        skips = self._down(z, t, features)
-        raw = self._raw(skips, z, c)
+        if latents:
+            skips = self._down(z, t, features)
+            raw = self._raw(skips, z, c)
+        else:
+            skips, raw = [], self.network(rows(c.inp) * z, c.noise.float(), features).float()
         more = iter(raw.split(self.mask_channels, dim=1)[channels_per_mask(self.prediction) :])
         variance = self.sigma_data**2 * F.softplus(next(more)) if self.second_moment else None
         logits = next(more) if self.masks else None

@@ -278,15 +278,17 @@ class Denoiser(nn.Module):
         raters: (B,), as whom to draw where the network knows them apart.
         """
         z, c = self._scaled(z, t)
+        inputs, noise, draws = rows(c.inp) * z, c.noise.float(), []
         if latents:
-            skips = self._down(z, t, features)
-            raw = self._raw(skips, z, c)
+            skips = self.network.down(inputs, noise, features)
+            raw = self.network.up(skips, noise, z.shape[-2:])
+            draws = [self._up(skips, z, t, latent, raters) for latent in latents]
         else:
-            skips, raw = [], self.network(rows(c.inp) * z, c.noise.float(), features).float()
+            raw = self.network(inputs, noise, features)
+        raw = raw.float()
         more = iter(raw.split(self.mask_channels, dim=1)[channels_per_mask(self.prediction) :])
         variance = self.sigma_data**2 * F.softplus(next(more)) if self.second_moment else None
         logits = next(more) if self.masks else None
-        draws = [self.mask_of(self._raw(skips, z, c, latent, raters), z, c) for latent in latents]
         return Learned(self.mask_of(raw, z, c), variance, logits, draws)
 
     def _draw(self, z: Tensor, t: Tensor, features: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -333,17 +335,7 @@ class Denoiser(nn.Module):
         raters: Tensor | None = None,
     ) -> Tensor:
         z, c = self._scaled(z, t)
-        return self.mask_of(self._raw(skips, z, c, latent, raters), z, c)
-
-    def _raw(
-        self,
-        skips: Sequence[Tensor],
-        z: Tensor,
-        c: Scaling,
-        latent: Sequence[Tensor] | None = None,
-        raters: Tensor | None = None,
-    ) -> Tensor:
-        return self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float()
+        return self.mask_of(self.network.up(skips, c.noise.float(), z.shape[-2:], latent, raters).float(), z, c)
 
     def mask_of(self, raw: Tensor, z: Tensor, c: Scaling) -> Tensor:
         """m from the network's output, whose first channels it is in."""

@@ -84,6 +84,8 @@ def test_the_mean_is_the_network_without_the_second_noise() -> None:
     t, z = torch.tensor(0.4, dtype=torch.float64), noise(2, 1, 32, 32)
     features = model.features(image)
     expected = model.moments(z, t, features)[0]
+    latent = latent_of([7, 8], [(0, 0)] * 2, 0.4, (32, 32), model.network.trunk.scales)
+    torch.testing.assert_close(model.learned(z, t, features, [latent]).mean, expected)
     torch.testing.assert_close(model(z, t, model.encode(image)), expected)
     direct = model.encode(image)[-1]
     torch.testing.assert_close(model(z, END, model.encode(image)), direct)

@@ -30,10 +30,10 @@ without a match, whose area counts as 0. Fair CRPS (SDF, per pixel), energy scor
 not depend on the number of draws and are least for true draws; of a single draw they are its error. Skill: share of
 the CRPS saved against the same mean with one std at all pixels. GED 16, HM-IoU 16, D_max 16: at 16 draws, at all where
 there are fewer, which GED punishes; matched IoU, and best Dice for each rater. Diversity: mean 1 - IoU of two different
-draws / of two different raters, and their ratio, 1 is right. NCC of where draws differ with where they differ from the
-raters; Dice where all raters agree; CRPS of the area, pixels. NFE: evaluations of the network per draw; one that all
-draws share counts once. Seconds per image are of all draws, on a machine that other work shared; training time is that
-of the optimiser's steps."""
+draws / of two different raters, and their ratio, 1 is right for a network that knows as much as raters. NCC of where
+draws differ with where they differ from the raters; Dice where all raters agree; CRPS of the area, pixels. NFE:
+evaluations of the network per draw; one that all draws share counts once. Seconds per image are of all draws, on a
+machine that other work shared; training time is that of the optimiser's steps."""
 
 
 def short_command(words: Sequence[str]) -> str:

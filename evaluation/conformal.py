@@ -114,10 +114,12 @@ def interval_coverage(
     """How often the central interval of an object's areas over draws holds its true area; flat numbers.
 
     draws: for each of N objects its area in each draw, (S,), 0 where a draw lacks it. truth: N true areas, same unit.
-    coverage: share of the closed intervals that hold the truth. Compare with `expected`, the mean of `central_ranks`:
-    less means that draws are too alike, more that they differ too much, or that many areas are equal. width: mean width
-    over mean true area. Objects taken from the truth only (none for a false object) are not quite exchangeable with
-    draws: expect a little less. Raises ValueError for other lengths or NaN. Numbers are None without objects.
+    coverage: share of the intervals that hold the truth. Compare with `expected`, the mean of `central_ranks`: less
+    means that draws are too alike, more that they differ too much. A truth that k draws are equal to has one of k + 1
+    ranks, each as likely (Hamill & Colucci 1998), and counts by the share of them that lies inside: where draws and
+    truth are often empty, closed intervals would hold it too often. width: mean width over mean true area. Objects
+    taken from the truth only (none for a false object) are not quite exchangeable with draws: expect a little less.
+    Raises ValueError for other lengths or NaN. Numbers are None without objects.
     """
     if len(draws) != len(truth):
         raise ValueError(f"{len(draws)} objects with draws, {len(truth)} with a true area")
@@ -127,7 +129,9 @@ def interval_coverage(
         if values.ndim != 1 or not (np.isfinite(values).all() and np.isfinite(own)):
             raise ValueError("areas must be finite, a row for each object")
         low, high, share = central_ranks(values.size, level)
-        inside.append(values[low - 1] <= own <= values[high - 1])
+        below, equal = int((values < own).sum()), int((values == own).sum())
+        ranks = np.arange(below + 1, below + equal + 2)
+        inside.append(float(np.mean((low < ranks) & (ranks <= high))))
         widths.append(float(values[high - 1] - values[low - 1]))
         expected.append(share)
     total = float(np.sum(truth))

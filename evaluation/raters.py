@@ -60,8 +60,9 @@ def fair_diversity(own: np.ndarray) -> float | None:
 
 def diversity_ratio(scores: Sequence[Mapping[str, float | None]]) -> float | None:
     """How much draws differ, in units of how much raters do: mean `fair_diversity` over mean `fair_rater_diversity` of
-    the images that have both; 1 is right. A ratio of means, since raters of an image may all agree. scores: of images,
-    from `rater_scores`. None if no image has both, or all raters agree everywhere."""
+    the images that have both. 1 is right where the network knows as much as raters do; if it knows less, calibrated
+    draws differ more: as much as one differs from a rater (`distance`). A ratio of means, since raters of an image may
+    all agree. scores: of images, from `rater_scores`. None if no image has both, or all raters agree everywhere."""
     pairs = [(row.get("fair_diversity"), row.get("fair_rater_diversity")) for row in scores]
     known = [(draws, raters) for draws, raters in pairs if draws is not None and raters is not None]
     whole = sum(raters for _, raters in known)

@@ -143,13 +143,14 @@ def test_central_ranks_are_in_range_and_enough_or_the_widest(draws: int, level: 
 
 
 def test_coverage_by_hand() -> None:
-    """Draws 1 .. 4: 4 is inside [1, 4], 5 is not; the equal areas of the third object hold their truth."""
-    draws = [np.array([3, 1, 4, 2])] * 2 + [np.array([7, 7, 7, 7])]
-    numbers = interval_coverage(draws, [4, 5, 7])
-    assert numbers["coverage"] == pytest.approx(2 / 3)
+    """Draws 1 .. 4: 3.5 is inside, 5 is not, 4 has rank 4 or 5 and is half inside; one of five equal areas has any
+    rank, of which 2, 3 and 4 are inside."""
+    draws = [np.array([3, 1, 4, 2])] * 3 + [np.array([7, 7, 7, 7])]
+    numbers = interval_coverage(draws, [3.5, 5, 4, 7])
+    assert numbers["coverage"] == pytest.approx((1 + 0 + 1 / 2 + 3 / 5) / 4)
     assert numbers["expected"] == pytest.approx(3 / 5)
-    assert numbers["width"] == pytest.approx((3 + 3 + 0) / 16)
-    assert numbers["objects"] == 3
+    assert numbers["width"] == pytest.approx((3 + 3 + 3 + 0) / 19.5)
+    assert numbers["objects"] == 4
 
 
 @pytest.mark.parametrize("draws", [2, 8, 50])
@@ -161,6 +162,16 @@ def test_exchangeable_draws_are_covered_as_often_as_expected(draws: int) -> None
     assert numbers["coverage"] == pytest.approx(numbers["expected"], abs=0.025)
     narrow = interval_coverage(list(areas[:, 1:].mean(1, keepdims=True) + (areas[:, 1:] * 0.1)), list(areas[:, 0]))
     assert (narrow["coverage"] or 0) < (numbers["coverage"] or 0)
+
+
+@pytest.mark.parametrize("empty", [0.3, 0.8])
+def test_areas_that_are_often_empty_are_covered_as_often_as_expected(empty: float) -> None:
+    """Raters and draws that mark nothing in a share of the images: equal areas must not pass for calibration, nor for
+    draws that are too wide. Standard error .005."""
+    rng = np.random.default_rng(0)
+    areas = rng.integers(1, 20, (4000, 17)) * (rng.random((4000, 17)) >= empty)
+    numbers = interval_coverage(list(areas[:, 1:]), list(areas[:, 0]))
+    assert numbers["coverage"] == pytest.approx(15 / 17, abs=0.02)
 
 
 def test_no_objects_and_bad_objects() -> None:

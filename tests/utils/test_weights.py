@@ -187,8 +187,8 @@ def dots(*, light: bool, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 255).astype(np.uint8), distance < 0
 
 
-def test_glands_nodules_and_nuclei_are_kept() -> None:
-    assert [path.stem for path in KEPT] == ["glas", "lidc", "nuclei"]
+def test_four_kinds_of_objects_are_kept() -> None:
+    assert [path.stem for path in KEPT] == ["cfos", "glas", "lidc", "nuclei"]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

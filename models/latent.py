@@ -1,7 +1,7 @@
 """The second noise xi of a distributional denoiser: white noise in cells of several sizes, at every level of a trunk.
 
-Fine cells let an edge vary, coarse ones a whole object or the whole image. What a pixel sees follows from the draw and
-the pixel's place in the image, so that tiles which overlap agree.
+Fine cells let an edge vary, coarse ones an object, and the last, which holds any image, what its annotator did all over
+it. What a pixel sees follows from the draw and the pixel's place in the image, so that tiles which overlap agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from sde.field import BLOCK, FieldNoise
 from utils.devices import moved
 from utils.share import WHOLE, Share
 
-CELLS = (1, 4, 16, 64, 256)  # pixels a side
+IMAGE = 1 << 30  # the side of a cell that holds any image
+CELLS = (1, 4, 16, 64, IMAGE)  # pixels a side
+PLACES = 64  # of an image among the cells, along each side
 CHANNELS = 2  # of each
 
 Window = tuple[int, int, int, int]  # top, left, height, width in cells
@@ -35,6 +37,9 @@ def _finest(
     """
     parts: list[Tensor] = []
     for cell in (cell for cell in CELLS if cell >= scale):
+        if cell == IMAGE:
+            parts.append(field(cell, (0, 0, 1, 1)).expand(-1, -1, *(len(range(0, length, scale)) for length in size)))
+            break
         (top, left), (bottom, right) = (
             [place // cell for place in corner],
             [(place + length - 1) // cell for place, length in zip(corner, size, strict=True)],
@@ -70,7 +75,7 @@ def random_latent(
 
     places: on the host. noise: on the device. share: the part of a batch that these windows are.
     """
-    top, left = torch.randint(max(CELLS), (2,), generator=places).tolist()
+    top, left = torch.randint(PLACES, (2,), generator=places).tolist()
 
     def field(cell: int, window: Window) -> Tensor:
         return share.normal((count, CHANNELS, *window[2:]), noise, device)
@@ -89,7 +94,7 @@ def latent_of(
     """
 
     def one(seed: int, corner: tuple[int, int]) -> Tensor:
-        shift = divmod(seed % max(CELLS) ** 2, max(CELLS))
+        shift = divmod(seed % PLACES**2, PLACES)
         corner = corner[0] + shift[0], corner[1] + shift[1]
 
         def field(cell: int, window: Window) -> Tensor:

@@ -18,7 +18,7 @@ from data.images import PERCENTILES
 from models.baselines import OnePass
 from models.build import threshold_of
 from models.denoiser import Denoiser
-from models.latent import CELLS, CHANNELS, at_levels
+from models.latent import CELLS, CHANNELS, PLACES, at_levels
 from models.pooled import AS_IT_IS, PooledDraws, seen, unseen, views_of
 from models.unet import pad_to_multiple
 from sampling.loading import draw_steps, loaded
@@ -164,7 +164,7 @@ class DrawsGraph(MeanGraph):
         generators = [torch.Generator().manual_seed(draw_seed(seed, "graph", i)) for i in range(draws)]
         shape = (len(CELLS), CHANNELS, PERIOD, PERIOD)
         self.fields = nn.ParameterList(torch.randn(shape, generator=g) for g in generators).requires_grad_(False)
-        self.corners = [torch.randint(max(CELLS), (2,), generator=g).tolist() for g in generators]
+        self.corners = [torch.randint(PLACES, (2,), generator=g).tolist() for g in generators]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         sdf = self.drawn(image)

@@ -108,6 +108,13 @@ def central_ranks(draws: int, level: float) -> tuple[int, int, float]:
     return low, draws + 1 - low, (draws + 1 - 2 * low) / (draws + 1)
 
 
+def ranks_of(draws: np.ndarray, truth: float) -> range:
+    """The ranks, from 1 to n + 1, that the truth may have among n draws, (n,), and itself: several where draws equal
+    it, each as likely (Hamill & Colucci 1998)."""
+    first = int((draws < truth).sum()) + 1
+    return range(first, first + int((draws == truth).sum()) + 1)
+
+
 def interval_coverage(
     draws: Sequence[np.ndarray], truth: Sequence[float], level: float = 0.9
 ) -> dict[str, float | int | None]:
@@ -115,11 +122,11 @@ def interval_coverage(
 
     draws: for each of N objects its area in each draw, (S,), 0 where a draw lacks it. truth: N true areas, same unit.
     coverage: share of the intervals that hold the truth. Compare with `expected`, the mean of `central_ranks`: less
-    means that draws are too alike, more that they differ too much. A truth that k draws are equal to has one of k + 1
-    ranks, each as likely (Hamill & Colucci 1998), and counts by the share of them that lies inside: where draws and
-    truth are often empty, closed intervals would hold it too often. width: mean width over mean true area. Objects
-    taken from the truth only (none for a false object) are not quite exchangeable with draws: expect a little less.
-    Raises ValueError for other lengths or NaN. Numbers are None without objects.
+    means that draws are too alike, more that they differ too much. A truth that draws are equal to counts by the share
+    of its ranks (`ranks_of`) that lies inside: where draws and truth are often empty, closed intervals would hold it
+    too often. width: mean width over mean true area. Objects taken from the truth only (none for a false object) are
+    not quite exchangeable with draws: expect a little less. Raises ValueError for other lengths or NaN. Numbers are
+    None without objects.
     """
     if len(draws) != len(truth):
         raise ValueError(f"{len(draws)} objects with draws, {len(truth)} with a true area")
@@ -129,9 +136,7 @@ def interval_coverage(
         if values.ndim != 1 or not (np.isfinite(values).all() and np.isfinite(own)):
             raise ValueError("areas must be finite, a row for each object")
         low, high, share = central_ranks(values.size, level)
-        below, equal = int((values < own).sum()), int((values == own).sum())
-        ranks = np.arange(below + 1, below + equal + 2)
-        inside.append(float(np.mean((low < ranks) & (ranks <= high))))
+        inside.append(float(np.mean([low < rank <= high for rank in ranks_of(values, own)])))
         widths.append(float(values[high - 1] - values[low - 1]))
         expected.append(share)
     total = float(np.sum(truth))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
-from evaluation.conformal import interval_coverage
+from evaluation.conformal import interval_coverage, ranks_of
 from evaluation.proper import energy_score, fair_crps, gaussian_crps, spread_skill
 from evaluation.raters import fair_ged, ged, iou_matrices
 
@@ -143,10 +143,10 @@ def rank_histogram(drawn: Sequence[np.ndarray], true: Sequence[float], seed: int
     if parts < 2:
         return {"ranks": [], "chi_square": None, "degrees_of_freedom": None, "p": None}
     random = np.random.default_rng(seed)
-    below = np.array([(values < own).sum() for values, own in zip(drawn, true, strict=True)])
-    tied = np.array([(values == own).sum() for values, own in zip(drawn, true, strict=True)])
+    own = [ranks_of(values, truth) for values, truth in zip(drawn, true, strict=True)]
+    first, count = np.array([(ranks.start, len(ranks)) for ranks in own]).T
     numbers = np.array([len(values) for values in drawn])
-    position = (below + (tied + 1) * random.random(len(drawn))) / (numbers + 1)  # uniform in [0, 1) if all is right
+    position = (first - 1 + count * random.random(len(drawn))) / (numbers + 1)  # uniform in [0, 1) if all is right
     ranks = np.bincount((position * parts).astype(np.int64), minlength=parts)
     statistic = float(((ranks - ranks.mean()) ** 2).sum() / ranks.mean())
     return {

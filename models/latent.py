@@ -17,7 +17,7 @@ from utils.share import WHOLE, Share
 
 IMAGE = 1 << 30  # the side of a cell that holds any image
 CELLS = (1, 4, 16, 64, IMAGE)  # pixels a side
-PLACES = 64  # of an image among the cells, along each side
+PLACES = CELLS[-2]  # of an image among the cells, along each side
 CHANNELS = 2  # of each
 
 Window = tuple[int, int, int, int]  # top, left, height, width in cells
@@ -36,10 +36,7 @@ def _finest(
     field: cell size and window of cells to (B, CHANNELS, height, width). corner: of the window in the image, in pixels.
     """
     parts: list[Tensor] = []
-    for cell in (cell for cell in CELLS if cell >= scale):
-        if cell == IMAGE:
-            parts.append(field(cell, (0, 0, 1, 1)).expand(-1, -1, *(len(range(0, length, scale)) for length in size)))
-            break
+    for cell in (cell for cell in CELLS[:-1] if cell >= scale):
         (top, left), (bottom, right) = (
             [place // cell for place in corner],
             [(place + length - 1) // cell for place, length in zip(corner, size, strict=True)],
@@ -52,6 +49,8 @@ def _finest(
             )
             part = part.index_select(3, columns).index_select(2, rows)
         parts.append(part)
+    # One cell, also where a view of the image begins left of or above 0.
+    parts.append(field(IMAGE, (0, 0, 1, 1)).expand(-1, -1, *(len(range(0, length, scale)) for length in size)))
     return parts
 
 

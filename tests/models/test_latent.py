@@ -60,7 +60,9 @@ def test_windows_of_a_draw_agree_and_draws_differ() -> None:
 def test_all_tiles_of_an_image_share_the_coarsest_noise() -> None:
     """What an annotator did all over the image is drawn once, also where tiles are far from each other."""
     near, far = (latent_of([5, 6], [place] * 2, 1.0, (24, 16), [1, 4])[1] for place in ((0, 0), (9000, 70000)))
+    view = latent_of([5, 6], [(-12, -80)] * 2, 1.0, (24, 16), [1, 4])[1]
     assert torch.equal(near[:, -CHANNELS:], far[:, -CHANNELS:])
+    assert torch.equal(near[:, -CHANNELS:], view[:, -CHANNELS:])
     assert (near[:, -CHANNELS:] == near[:, -CHANNELS:, :1, :1]).all()
     assert not torch.isclose(near[0, -CHANNELS:], near[1, -CHANNELS:]).any()
     assert not torch.isclose(near[:, :-CHANNELS], far[:, :-CHANNELS]).any()

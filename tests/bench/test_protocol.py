@@ -68,7 +68,8 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
 @pytest.mark.parametrize(
     ("name", "small", "count"),
     [("systems_phantom", False, 36), ("systems_glas64", False, 36), ("glas64", False, 13), ("glas128", False, 13),
-     ("glas128", True, 13), ("draws_glas64", False, 27), ("draws_phantom", True, 34),
+     ("glas128", True, 13), ("draws_glas64", False, 27), ("draws_glas128", False, 18), ("draws_glas128", True, 18),
+     ("draws_phantom", True, 34),
      ("raters_lidc64", False, 29), ("raters_lidc64", True, 29), ("raters_cfos", False, 4), ("raters_cfos", True, 4),
      ("ambiguous_lidc64", False, 10), ("ambiguous_lidc64", True, 10)],
 )  # fmt: skip

@@ -18,8 +18,8 @@ AT = 16  # draws at which scores against raters are shown that depend on their n
 RATERS = ("fair_diversity", "fair_rater_diversity", "diversity_ratio", "ncc", "consensus_dice", "volume_crps")
 MEANS = (*(f"{name}_{AT}" for name in ("ged", "hm_iou", "d_max")), *RATERS,
          "f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "ssr", "image_coverage", "object_coverage",
-         "expected", "lost", "fair_crps", "energy", "fair_ged", "skill", "draws", "nfe", "seconds_per_image",
-         "training_seconds")  # fmt: skip
+         "expected", "lost", "fair_crps", "energy", "mask_crps", "mask_energy", "fair_ged", "skill", "draws", "nfe",
+         "seconds_per_image", "training_seconds")  # fmt: skip
 LEGEND = """
 F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. PQ: panoptic quality of
 the objects. AUSE: area between the sparsification curves by std and by true error, ECE: expected calibration error of
@@ -27,8 +27,9 @@ the share of draws that call a pixel foreground; both need draws. GED: squared, 
 diagonal pairs included. SSR: adjusted ratio of the draws' spread to the error of their mean, 1 is right. Images inside,
 objects inside: share of true areas within the range of the draws', and what is right; lost: share of objects and draws
 without a match, whose area counts as 0. Fair CRPS (SDF, per pixel), energy score (SDF in 8 x 8 means) and fair GED do
-not depend on the number of draws and are least for true draws; of a single draw they are its error. Skill: share of
-the CRPS saved against the same mean with one std at all pixels. GED 16, HM-IoU 16, D_max 16: at 16 draws, at all where
+not depend on the number of draws and are least for true draws; of a single draw they are its error. Mask CRPS, mask
+energy: the same of the SDFs of the draws' masks, whatever draws are. Skill: share of the CRPS saved against the same
+mean with one std at all pixels. GED 16, HM-IoU 16, D_max 16: at 16 draws, at all where
 there are fewer, which GED punishes; matched IoU, and best Dice for each rater. Diversity: mean 1 - IoU of two different
 draws / of two different raters, and their ratio, 1 is right for a network that knows as much as raters. NCC of where
 draws differ with where they differ from the raters; Dice where all raters agree; CRPS of the area, pixels. NFE:
@@ -98,6 +99,8 @@ def cells_of(row: dict[str, Any]) -> dict[str, str]:
         "lost": known("lost"),
         "fair CRPS": known("fair_crps"),
         "energy": known("energy"),
+        "mask CRPS": known("mask_crps"),
+        "mask energy": known("mask_energy"),
         "fair GED": known("fair_ged"),
         "skill": known("skill"),
         **{

@@ -16,7 +16,13 @@ from scipy.stats import bootstrap, wilcoxon
 
 SCORES = {"f1": "F1", "iou": "IoU", "single_f1": "F1 of single draws", "single_iou": "IoU of single draws"}
 RATED = {"hm_iou_16": "HM-IoU 16"}  # of runs that have it
-LEAST = {"fair_crps": "fair CRPS", "energy": "energy score", "fair_ged": "fair GED"}  # less is better; as these
+LEAST = {
+    "fair_crps": "fair CRPS",
+    "energy": "energy score",
+    "mask_crps": "mask CRPS",
+    "mask_energy": "mask energy",
+    "fair_ged": "fair GED",
+}  # less is better; as these
 SPREAD = {
     "ssr": "SSR",
     "image_coverage": "image areas inside",
@@ -152,7 +158,10 @@ def spread_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
     own = summary.get("spread") or {}
     image, objects = own.get("image_area", {}), own.get("object_area", {})
     return {
-        **{name: own.get(name) for name in ("ssr", "fair_crps", "energy", "fair_ged", "skill")},
+        **{
+            name: own.get(name)
+            for name in ("ssr", "fair_crps", "energy", "mask_crps", "mask_energy", "fair_ged", "skill")
+        },
         "image_coverage": image.get("coverage"),
         "object_coverage": objects.get("coverage"),
         "expected": image.get("expected"),

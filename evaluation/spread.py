@@ -9,8 +9,8 @@ draws: a rank is uniform where truth and draws have one distribution (Hamill 200
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ STRIP = 1 << 22  # values of all draws that are scored at a time
 RANKS = 10  # bins of a rank histogram at most; each expects EXPECTED cases at least
 EXPECTED = 5
 CELLS = 1024  # of an error of 1, for the reference
+SCORES = ("fair_crps_band", "energy", "mask_crps", "mask_energy", "ged", "fair_ged")  # of an image, not always known
+
+Draws = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class SpreadRecord:
 
     draws: n, their number; 0 where a mean and a std stand for them. variance: of the draws, times 1 + 1/n.
     squared_error: of their mean. fair_crps: per pixel. fair_crps_band: of the pixels with |true SDF| < 1, None without
-    any. jitter: CRPS of the draws' mean with normal noise of each std of JITTER. energy: fair energy score. ged,
-    fair_ged: squared, see `evaluation.raters`. areas, true_areas: foreground pixels in each draw, and of each rater.
+    any. jitter: CRPS of the draws' mean with normal noise of each std of JITTER. energy: fair energy score. mask_crps,
+    mask_energy: the same of the SDFs of the draws' masks, which compare whatever draws are, logits or blurred SDFs too.
+    ged, fair_ged: squared, see `evaluation.raters`. areas, true_areas: foreground pixels in each draw, and of each
+    rater.
     """
 
     draws: int
@@ -49,6 +54,8 @@ class SpreadRecord:
     areas: list[int]
     true_areas: list[int]
     pixels: int
+    mask_crps: float | None = None  # not in files of before it was measured
+    mask_energy: float | None = None
 
 
 class _Sums:
@@ -84,38 +91,52 @@ class _Sums:
         }
 
 
+def _strips(draws: Draws, truths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A few rows of all draws (n, K, h, W), and of the truths (R, K, h, W), at a time."""
+    classes, height, width = truths.shape[1:]
+    step = max(1, STRIP // (len(draws) * classes * width))
+    for top in range(0, height, step):
+        rows = slice(top, top + step)
+        yield np.stack([draw[:, rows] for draw in draws]), truths[:, :, rows]
+
+
+def _energy(draws: Draws, truths: np.ndarray) -> float:
+    return float(np.mean([energy_score(draws, truth) for truth in truths]))
+
+
 def measure_draws(
-    draws: Sequence[np.ndarray] | np.ndarray, truths: np.ndarray, raters: np.ndarray, threshold: float
+    draws: Draws, truths: np.ndarray, raters: np.ndarray, threshold: float, exact: Draws | None = None
 ) -> SpreadRecord:
     """The record of one image.
 
     draws: n >= 1 of (K, H, W), which do not depend on each other. truths: (R, K, H, W), the SDF of each rater. raters:
-    (R, H, W) bool, their foreground. threshold: a pixel of a draw is foreground where an SDF is below it. Raises
-    ValueError for other shapes. Memory beyond the draws is bounded.
+    (R, H, W) bool, their foreground. threshold: a pixel of a draw is foreground where an SDF is below it. exact: SDFs
+    of the draws' masks, of the draws' shapes. Raises ValueError for other shapes. Memory beyond the draws is bounded.
     """
     if {draw.shape for draw in draws} != {truths.shape[1:]} or raters.shape[1:] != truths.shape[2:]:
         raise ValueError(f"draws, SDFs {truths.shape} and masks {raters.shape} of one size are expected")
-    n, (classes, height, width) = len(draws), truths.shape[1:]
-    sums, step = _Sums(), max(1, STRIP // (n * classes * width))
-    for top in range(0, height, step):
-        rows = slice(top, top + step)
-        strip = np.stack([draw[:, rows] for draw in draws])
+    sums, n = _Sums(), len(draws)
+    for strip, own in _strips(draws, truths):
         mean = strip.mean(axis=0, dtype=np.float64)
         variance = (1 + 1 / n) * strip.var(axis=0, ddof=min(1, n - 1), dtype=np.float64)
-        for truth in truths[:, :, rows]:
+        for truth in own:
             sums.add(variance, mean, fair_crps(strip, truth), truth)
     masks = np.stack([draw.min(axis=0) < threshold for draw in draws])
     matrices = iou_matrices(masks, raters)
-    return SpreadRecord(
+    record = SpreadRecord(
         draws=n,
         **sums.means(),
-        energy=float(np.mean([energy_score(draws, truth) for truth in truths])),
+        energy=_energy(draws, truths),
         ged=ged(*matrices),
         fair_ged=fair_ged(*matrices),
         areas=masks.sum(axis=(1, 2)).tolist(),
         true_areas=raters.sum(axis=(1, 2)).tolist(),
-        pixels=height * width,
+        pixels=masks[0].size,
     )
+    if exact is None:
+        return record
+    crps = sum(fair_crps(strip, truth).sum() for strip, own in _strips(exact, truths) for truth in own)
+    return replace(record, mask_crps=float(crps / truths.size), mask_energy=_energy(exact, truths))
 
 
 def measure_moments(mean: np.ndarray, std: np.ndarray, truths: np.ndarray) -> SpreadRecord:
@@ -198,7 +219,7 @@ def summary(
     ssr                      adjusted spread-skill ratio of the SDF (`spread_skill`); 1 is right, less is too alike
     image_area, object_area  `area_scores`, of images in shares of their pixels, of objects in pixels; lost: share of
                              matches that objects have no area in
-    fair_crps, fair_crps_band, energy, ged, fair_ged    see `SpreadRecord`; least is best
+    fair_crps and SCORES     see `SpreadRecord`; least is best
     skill                    1 - CRPS / CRPS of the reference: the draws' mean with normal noise of one std everywhere,
                              `jitter`, the best one of the validation images (`jitter_of`: validation) or, without
                              them, of these images. 0: the draws say no more than that
@@ -217,9 +238,7 @@ def summary(
         "image_area": area_scores([values for values, _ in areas], [area for _, area in areas]),
         "object_area": {**area_scores(drawn, true), "lost": _mean([float((values == 0).mean()) for values in drawn])},
         "fair_crps": crps,
-        **{
-            name: _mean([getattr(r, name) for r in records]) for name in ("fair_crps_band", "energy", "ged", "fair_ged")
-        },
+        **{name: _mean([getattr(r, name) for r in records]) for name in SCORES},
         "skill": 1 - crps / float(own[best]) if own[best] > 0 else None,
         "jitter": float(JITTER[best]),
         "jitter_of": "validation" if validation else "these images",

@@ -108,6 +108,9 @@ def spread(summary: Numbers) -> list[Line]:
         Line("energy score", number(own["energy"]),
              "The same of whole draws: it also sees whether pixels go together as they should.", "0", "",
              "needs draws"),
+        Line("fair CRPS of the masks", number(own.get("mask_crps")),
+             "The same of each draw's mask, made an SDF again: for systems whose draws are no SDFs, or blurred ones. "
+             f"Energy score {number(own.get('mask_energy')) or '–'}.", "0", "", "needs draws"),
         Line("fair GED", number(own["fair_ged"]),
              "The same of masks, distance 1 − IoU; compares at any number of draws."
              + (f" The usual GED, which likes alike draws: {usual}." if usual else ""), "0", "", "needs draws"),

@@ -167,18 +167,19 @@ def _sdf_of_mask(draw: np.ndarray, threshold: float, truncation: float) -> np.nd
 def _spread(result: ImageResult) -> SpreadRecord:
     """Scores of the draws' spread; of a mean and its standard deviation where these came without draws.
 
-    The truths are SDFs. Where draws are none (data.representation: binary) those of their masks are scored, with the
-    truths' truncation, so that the numbers of all systems compare; a mean with a standard deviation is scored as it is.
+    The truths are SDFs; those of the draws' masks, with their truncation, are scored besides, and in the draws' place
+    where these are no SDFs (data.representation: binary). A mean with a standard deviation is scored as it is.
     """
     scene, ensemble, draws = result.scene, result.ensemble, result.scored
     if isinstance(ensemble, Moments):
         return measure_moments(ensemble.mmse, ensemble.std, scene.rater_sdfs)
     raters, threshold = scene.labels[None] > 0 if scene.raters is None else scene.raters, ensemble.threshold
+    truncation = result.data.truncation
+    exact = [_sdf_of_mask(draw, threshold, truncation) for draw in draws]
     if result.data.representation == "binary":
-        truncation = result.data.truncation
-        draws = [_sdf_of_mask(draw, threshold, truncation) for draw in draws]
+        draws = exact
         threshold = 0.5 / max(1.0, truncation)  # inside is 0 and below, the next pixel outside is 1 / truncation
-    return measure_draws(draws, scene.rater_sdfs, raters, threshold)
+    return measure_draws(draws, scene.rater_sdfs, raters, threshold, exact)
 
 
 def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from utils.schema import Config
 from utils.sections import NOT_OF_DRAWS
 
 RATED = 12  # images of raters.png
-SPREAD_COLUMNS = ("fair_crps", "fair_crps_band", "energy", "ged", "fair_ged")  # of metrics.csv
+SPREAD_COLUMNS = ("fair_crps", *spread.SCORES)  # of metrics.csv
 
 
 def _whole(x: float) -> float | int:

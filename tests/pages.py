@@ -84,8 +84,9 @@ def row_of(name: str, layers: ImageLayers) -> dict[str, Any]:
 
 
 SPREAD: dict[str, Any] = {
-    "images": 3, "ssr": 0.61, "fair_crps": 0.0617, "fair_crps_band": 0.0821, "energy": 0.613, "ged": 0.144,
-    "fair_ged": 0.131, "skill": 0.043, "jitter": 0.0858, "jitter_of": "validation",
+    "images": 3, "ssr": 0.61, "fair_crps": 0.0617, "fair_crps_band": 0.0821, "energy": 0.613,
+    "mask_crps": 0.0489, "mask_energy": 0.631, "ged": 0.144, "fair_ged": 0.131, "skill": 0.043,
+    "jitter": 0.0858, "jitter_of": "validation",
     "image_area": {"cases": 60, "coverage": 0.4, "expected": 0.778, "crps": 0.011,
                    "ranks": [20, 6, 4, 2, 0, 4, 1, 7, 16], "chi_square": 56.7, "degrees_of_freedom": 8, "p": 2e-9},
     "object_area": {"cases": 3, "coverage": 0.55, "expected": 0.778, "crps": 33.2, "ranks": [], "chi_square": None,

@@ -57,15 +57,19 @@ def test_strips_raters_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strip by strip the same; with two raters the mean of what each would give, but for the GED."""
     random = RANDOM(1)
     draws, truths = random.uniform(-1, 1, (5, 2, 9, 7)), random.uniform(-1.3, 1, (2, 2, 9, 7)).clip(-1)
-    whole = measure_draws(draws, truths, masks_of(truths), 0.0)
+    exact = random.uniform(-1, 1, draws.shape)
+    whole = measure_draws(draws, truths, masks_of(truths), 0.0, exact)
     monkeypatch.setattr(evaluation.spread, "STRIP", 5 * 2 * 7 * 2)
-    for name, value in asdict(measure_draws(list(draws), truths, masks_of(truths), 0.0)).items():
+    for name, value in asdict(measure_draws(list(draws), truths, masks_of(truths), 0.0, list(exact))).items():
         assert value == pytest.approx(getattr(whole, name))
     single = [measure_draws(draws, truths[k : k + 1], masks_of(truths[k : k + 1]), 0.0) for k in range(2)]
     for name in ("squared_error", "fair_crps", "energy", "true_areas", "jitter"):
         own, one, two = (np.array(getattr(record, name)) for record in (whole, *single))
         assert own == pytest.approx(np.concatenate([one, two]) if name == "true_areas" else (one + two) / 2)
     assert whole.fair_crps == pytest.approx(fair_crps(np.stack([draws] * 2, axis=1), truths).mean())
+    other = measure_draws(exact, truths, masks_of(truths), 0.0)
+    assert (whole.mask_crps, whole.mask_energy) == pytest.approx((other.fair_crps, other.energy))
+    assert other.mask_crps is other.mask_energy is None
     matrices = iou_matrices(masks_of(draws), masks_of(truths))
     assert (whole.ged, whole.fair_ged) == pytest.approx((ged(*matrices), fair_ged(*matrices)))
     with pytest.raises(ValueError, match="one size"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.dataset import load_split
 from data.scenes import scenes_of
+from data.sdf import signed_distance
 from evaluation.proper import energy_score, fair_crps
 from tests.commands import Workspace, newest, sets, truth
 from utils.config import load_config
@@ -95,13 +96,17 @@ def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:
     options = ["sampling.noise=antithetic", "sampling.draws=4", "sampling.save_draws=true"]
     assert trained("sample", *QUICK, *sets(options)).code == 0
     folder = newest(trained)
-    spread, table = summary_of(folder)["spread"], pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
-    scenes = scenes_of(load_split(load_config("config.yaml").data, "test"))
+    summary, table = summary_of(folder), pd.read_csv(folder / "metrics.csv", dtype={"image_id": str})
+    spread, data = summary["spread"], load_config("config.yaml").data
+    scenes, truncation = scenes_of(load_split(data, "test")), data.truncation
     for scene, row in zip(scenes, table.to_dict("records"), strict=True):
         draws = np.load(folder / scene.key / "draws.npz")["sdf"][::2, None]
         assert row["fair_crps"] == pytest.approx(fair_crps(draws, scene.sdf).mean(), abs=1e-6)
         assert row["energy"] == pytest.approx(energy_score(draws, scene.sdf), abs=1e-5)
-    for name in ("fair_crps", "fair_crps_band", "energy", "ged", "fair_ged"):
+        exact = np.stack([signed_distance(draw < summary["threshold"], truncation) for draw in draws[:, 0]])[:, None]
+        assert row["mask_crps"] == pytest.approx(fair_crps(exact, scene.sdf).mean(), abs=1e-6)
+        assert row["mask_energy"] == pytest.approx(energy_score(exact, scene.sdf), abs=1e-5)
+    for name in ("fair_crps", "fair_crps_band", "energy", "mask_crps", "mask_energy", "ged", "fair_ged"):
         assert spread[name] == pytest.approx(table[name].mean())
     assert {"coverage", "expected", "crps", "ranks", "p"} <= spread["image_area"].keys() & spread["object_area"].keys()
     assert spread["image_area"]["expected"] == pytest.approx(1 / 3)

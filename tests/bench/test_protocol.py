@@ -71,7 +71,7 @@ def test_a_protocol_with_mistakes(workspace: Workspace, text: str, message: str)
      ("glas128", True, 13), ("draws_glas64", False, 27), ("draws_glas128", False, 18), ("draws_glas128", True, 18),
      ("draws_phantom", True, 34),
      ("raters_lidc64", False, 29), ("raters_lidc64", True, 29), ("raters_cfos", False, 4), ("raters_cfos", True, 4),
-     ("ambiguous_lidc64", False, 30), ("ambiguous_lidc64", True, 30)],
+     ("ambiguous_lidc64", False, 20), ("ambiguous_lidc64", True, 20)],
 )  # fmt: skip
 def test_every_system_of_the_protocols_is_a_valid_config(
     name: str, small: bool, count: int, monkeypatch: pytest.MonkeyPatch

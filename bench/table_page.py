@@ -12,14 +12,14 @@ import pandas as pd
 
 from bench.charts import f1_over_nfe, f1_over_seconds, markdown
 from bench.protocol import Protocol
+from evaluation.comparison import LEAST
 from utils.files import write_text
 
 AT = 16  # draws at which scores against raters are shown that depend on their number
 RATERS = ("fair_diversity", "fair_rater_diversity", "diversity_ratio", "ncc", "consensus_dice", "volume_crps")
 MEANS = (*(f"{name}_{AT}" for name in ("ged", "hm_iou", "d_max")), *RATERS,
          "f1", "iou", "single_f1", "single_iou", "pq", "ause", "ece", "ged", "ssr", "image_coverage", "object_coverage",
-         "expected", "lost", "fair_crps", "energy", "mask_crps", "mask_energy", "fair_ged", "skill", "draws", "nfe",
-         "seconds_per_image", "training_seconds")  # fmt: skip
+         "expected", "lost", *LEAST, "skill", "draws", "nfe", "seconds_per_image", "training_seconds")  # fmt: skip
 LEGEND = """
 F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. PQ: panoptic quality of
 the objects. AUSE: area between the sparsification curves by std and by true error, ECE: expected calibration error of

@@ -158,10 +158,7 @@ def spread_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
     own = summary.get("spread") or {}
     image, objects = own.get("image_area", {}), own.get("object_area", {})
     return {
-        **{
-            name: own.get(name)
-            for name in ("ssr", "fair_crps", "energy", "mask_crps", "mask_energy", "fair_ged", "skill")
-        },
+        **{name: own.get(name) for name in ("ssr", *LEAST, "skill")},
         "image_coverage": image.get("coverage"),
         "object_coverage": objects.get("coverage"),
         "expected": image.get("expected"),

@@ -111,7 +111,8 @@ def measure_draws(
 
     draws: n >= 1 of (K, H, W), which do not depend on each other. truths: (R, K, H, W), the SDF of each rater. raters:
     (R, H, W) bool, their foreground. threshold: a pixel of a draw is foreground where an SDF is below it. exact: SDFs
-    of the draws' masks, of the draws' shapes. Raises ValueError for other shapes. Memory beyond the draws is bounded.
+    of the draws' masks, of the draws' shapes; `draws` itself where that is what draws are. Raises ValueError for other
+    shapes. Memory beyond both is bounded.
     """
     if {draw.shape for draw in draws} != {truths.shape[1:]} or raters.shape[1:] != truths.shape[2:]:
         raise ValueError(f"draws, SDFs {truths.shape} and masks {raters.shape} of one size are expected")
@@ -135,6 +136,8 @@ def measure_draws(
     )
     if exact is None:
         return record
+    if exact is draws:
+        return replace(record, mask_crps=record.fair_crps, mask_energy=record.energy)
     crps = sum(fair_crps(strip, truth).sum() for strip, own in _strips(exact, truths) for truth in own)
     return replace(record, mask_crps=float(crps / truths.size), mask_energy=_energy(exact, truths))
 

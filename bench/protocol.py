@@ -17,6 +17,21 @@ from utils.schema import Config
 
 FOLDER = Path(__file__).parent / "protocols"
 MEMBER_SEEDS = 1000  # between the seeds of an ensemble's members
+SMALL = (  # what --small sets in every protocol: the embedded data, a few steps
+    "data.source=phantom",
+    "data.size=null",
+    "data.stain=none",
+    "data.test_patch=null",
+    "data.phantom.train=16",
+    "data.phantom.val=4",
+    "data.phantom.test=4",
+    "data.phantom.size=48",
+    "training.steps=20",
+    "training.validate_every=20",
+    "training.checkpoint_every=20",
+    "training.batch=4",
+    "training.warmup=2",
+)
 
 
 class Entry(BaseModel):
@@ -47,7 +62,7 @@ class System(Entry):
 
 
 class Protocol(BaseModel):
-    """What is compared; `small` holds the keys set besides by --small, `notes` what a reader of the table must know."""
+    """What is compared; `small` holds what --small sets besides SMALL, `notes` what a reader of the table must know."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -134,7 +149,9 @@ def jobs_of(protocol: Protocol, extra: Sequence[str], small: bool) -> Iterator[J
             raise UsageError(f"--set {override}: the protocol decides on name and seed")
 
     def last(system: System) -> tuple[str, ...]:
-        return (*((*protocol.small, *system.small) if small else ()), *extra)
+        if not small:
+            return tuple(extra)
+        return (*SMALL, f"data.root=prepared/{stem}", *protocol.small, *system.small, *extra)
 
     def training(system: System, seed: int) -> Training:
         name = f"{stem}-{system.name.replace(' ', '_').replace('+', 'plus')}-{seed}"

@@ -163,7 +163,7 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: summary["mmse"][name] for name in ("f1", "iou")},
         **{f"single_{name}": summary["single"][name] for name in ("f1", "iou")},
-        "pq": summary["objects"]["pq"],
+        **{name: summary["objects"][name] for name in ("aji", "pq")},
         # One draw has a std of 0 everywhere.
         **{name: uncertainty[name] if draws > 1 else None for name in ("ause", "ece")},
         "ged": summary.get("raters", {}).get(f"ged_{draws}"),

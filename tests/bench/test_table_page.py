@@ -32,24 +32,23 @@ def test_a_page_names_no_folder_of_one_machine() -> None:
 
 
 def test_a_table_of_several_seeds_has_means_and_spread() -> None:
-    row = {"system": "a", "sampling": "x", "iou": 0.5, "single_f1": 0.4, "single_iou": 0.3, "pq": 0.2, "ause": 0.1,
-           "ece": 0.1, "ged": None, "draws": 4, "nfe": 5, "seconds_per_image": 1.0, "training_seconds": 6000.0,
-           "parameters": 1_600_000}  # fmt: skip
+    row = {"system": "a", "sampling": "x", "iou": 0.5, "single_f1": 0.4, "single_iou": 0.3, "aji": 0.25, "pq": 0.2,
+           "ause": 0.1, "ece": 0.1, "ged": None, "draws": 4, "nfe": 5, "seconds_per_image": 1.0,
+           "training_seconds": 6000.0, "parameters": 1_600_000}  # fmt: skip
     rows = pd.DataFrame([{**row, "seed": seed, "f1": f1} for seed, f1 in enumerate((0.7, 0.8, 0.9))])
     one = {**row, "system": "b", "seed": 0, "f1": 0.6, "draws": 1, "ause": None, "ece": None}
     lines = table_page.markdown_table(table_page.combined(pd.concat([rows, pd.DataFrame([one])])))
-    assert lines[0].startswith("| system | F1 / IoU of the mean | of single draws | PQ | AUSE | ECE | draws x NFE |")
-    assert (
-        lines[2]
-        == "| a | 0.800 / 0.500 ± 0.100 | 0.400 / 0.300 | 0.200 | 0.100 | 0.100 | 4 x 5 | 1.00 | 1.6 M | 1.7 h | 3 |"
-    )
-    assert lines[3] == "| b | 0.600 / 0.500 |  | 0.200 |  |  | 1 x 5 | 1.00 | 1.6 M | 1.7 h | 1 |"
+    head = "| system | F1 / IoU of the mean | of single draws | AJI | PQ | AUSE | ECE | draws x NFE |"
+    scores = "0.800 / 0.500 ± 0.100 | 0.400 / 0.300 | 0.250 | 0.200 | 0.100 | 0.100"
+    assert lines[0].startswith(head)
+    assert lines[2] == f"| a | {scores} | 4 x 5 | 1.00 | 1.6 M | 1.7 h | 3 |"
+    assert lines[3] == "| b | 0.600 / 0.500 |  | 0.250 | 0.200 |  |  | 1 x 5 | 1.00 | 1.6 M | 1.7 h | 1 |"
 
 
 def test_spread_of_rows_that_have_it() -> None:
     summary = {"uncertainty": {"ause": 0.1, "ece": 0.2}, "draws": 8, "mmse": {"f1": 0.8, "iou": 0.7},
-               "single": {"f1": 0.7, "iou": 0.6}, "objects": {"pq": 0.5}, "nfe_per_draw": 1, "seconds_per_image": 1.0,
-               "images": 3, "threshold": 0.1}  # fmt: skip
+               "single": {"f1": 0.7, "iou": 0.6}, "objects": {"aji": 0.6, "pq": 0.5}, "nfe_per_draw": 1,
+               "seconds_per_image": 1.0, "images": 3, "threshold": 0.1}  # fmt: skip
     more = {"sampling": "its own", "parameters": 1_600_000, "training_seconds": 60.0}
     new = {"system": "new", **scores_of({**summary, "spread": SPREAD}), **more}
     unscored = {"system": "old", **scores_of(summary), **more}

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from data.batches import Batches, Mapped
-from data.dataset import Patch, load_split, same_size
+from data.dataset import load_split, same_size
 from data.packed import ENTRY, About, Packed, packed
+from data.rows import Patch
 from training.recorder import Taken
 from training.session import build_state, training_step
 from utils.cli import common_parser, log_to_console, read_config

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from data.dataset import Patch
+from data.rows import Patch
 from data.scenes import Scene, scenes_of
 from evaluation.raters import iou_matrix
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import label, minimum
 
-from data.dataset import Patch
+from data.rows import Patch
 
 SDF_BINS = np.linspace(-1, 1, 41)
 GREY_BINS = np.linspace(0, 256, 65)

@@ -22,12 +22,13 @@ from PIL import Image
 from data import findings
 from data.agreement import Agreement
 from data.augment import Augmentation
-from data.dataset import GROUPS, Patch, image_array, read_split, same_size, sdf_array
+from data.dataset import image_array, read_split, same_size, sdf_array
 from data.description import read_description
 from data.findings import GREY_BINS, SDF_BINS, Facts, Suspicion
 from data.images import read_table
 from data.prepare import list_archive
 from data.recipe import FOLDERS, read_sample
+from data.rows import GROUPS, Patch
 from report import figures
 from report.page import filled
 from utils.cli import common_parser, read_config

@@ -24,9 +24,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from data.dataset import (
-    Patch,
     Patches,
-    Row,
     held_out,
     hold_out,
     is_published,
@@ -41,6 +39,7 @@ from data.dataset import (
 )
 from data.description import COLUMNS, check_prepared
 from data.pool import in_order, pool_of
+from data.rows import Patch, Row
 from utils.data_schema import DataConfig
 from utils.errors import DataError
 from utils.files import remove_leftovers, restore_folder, whole_folder, write_json

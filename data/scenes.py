@@ -9,9 +9,10 @@ from typing import overload
 
 import numpy as np
 
-from data.dataset import Patch, Split
+from data.dataset import Split
 from data.names import unique_names
 from data.patches import Window
+from data.rows import Patch
 
 
 @dataclass(frozen=True)

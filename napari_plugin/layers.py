@@ -22,7 +22,8 @@ from data.pictures import Picture, SlidePicture, TiledPicture, open_picture
 from data.scenes import Scene, scenes_of
 from results.maps import STORE, StoredMaps, stored_maps
 from results.predicted import Row
-from results.sampled import Settings, object_table, read_draws, read_map
+from results.read import Settings, read_draws, read_map
+from results.sampled import object_table
 from sampling.segmenter import Result, Segmenter
 from utils.config import load_config
 from utils.data_schema import DataConfig

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from evaluation.comparison import COSTS, LEAST, RESAMPLES, SCORES, SPREAD, Comparison, Run, compare_runs
 from report.page import TEMPLATES, filled
-from results.sampled import Settings, read_metrics
+from results.read import Settings, read_metrics
 from utils.errors import UsageError
 from utils.files import write_text
 from utils.reading import read_json

@@ -23,7 +23,7 @@ from data.images import read_image
 from evaluation.ensemble import classify
 from models.joint import JointDenoiser
 from report.figures import contact_sheet
-from results.sampled import read_map
+from results.read import read_map
 from sampling.drawer import Drawer, groups
 from utils.data_schema import DataConfig
 from utils.errors import UsageError

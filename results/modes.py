@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.dataset import Patch, Split, planes_of
+from data.dataset import Split, planes_of
+from data.rows import Patch
 from data.scenes import Scene, scenes_of
 from report.figures import trajectory
 from results.generated import check_generation, finish_samples, image_requests, pair_requests, write_samples

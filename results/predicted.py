@@ -29,7 +29,8 @@ from report import figures
 from report.layers import ImageLayers
 from report.page import render_report
 from results.maps import band_writer, instance_writer, map_window
-from results.sampled import read_layers, write_maps, write_objects, write_records
+from results.read import read_layers
+from results.sampled import write_maps, write_objects, write_records
 from results.shards import WAIT, held_share, last_share, refuse_shares, settle_alone
 from sampling.segmenter import Segmenter
 from sampling.tiled import Tick, costs_of

@@ -23,7 +23,7 @@ from report.calibration_figures import rank_histograms, reliability_diagram, spa
 from report.layers import ImageLayers
 from report.page import render_report
 from report.raters import rater_sheet
-from results.sampled import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_metrics, read_scores
+from results.read import OBJECT_SCORES, Details, Settings, read_details, read_layers, read_metrics, read_scores
 from utils.config import dump_config
 from utils.files import whole_file, write_json, write_text
 from utils.reading import read_json

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from data.batches import network_image
-from data.dataset import Patch, image_array
+from data.dataset import image_array
+from data.rows import Patch
 from data.scenes import Scene
 from evaluation.ensemble import StandardError
 from models.build import threshold_of, use_bfloat16

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.dataset import Patch
 from data.patches import Window
+from data.rows import Patch
 from data.sdf import signed_distance
 from models.baselines import Baseline, build_baseline
 from models.denoiser import Denoiser, build_denoiser

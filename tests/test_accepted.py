@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from data.dataset import Patch
+from data.rows import Patch
 from sampling.drawer import drawer_of, image_tensor
 from sampling.loading import drawing, set_draws
 from sampling.sampler import draws_of

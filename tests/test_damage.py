@@ -16,7 +16,7 @@ import torch
 from data.dataset import load_split
 from data.scenes import scenes_of
 from results import compared, summary
-from results.sampled import read_layers
+from results.read import read_layers
 from tests.commands import Workspace, exported, newest, tensors
 from training.recorder import COLUMNS, VALIDATION, MetricsFile
 from training.state import Saved

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from data.batches import Batch, network_image
-from data.dataset import Patch
+from data.rows import Patch
 from models.baselines import Baseline, dice_cross_entropy
 from models.build import use_bfloat16
 from models.denoiser import Denoiser

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, InMemory, Mapped, representation_of
-from data.dataset import DataState, Patch, data_state, image_array, rater_counts, sdf_array
+from data.dataset import DataState, data_state, image_array, rater_counts, sdf_array
 from data.description import read_description
 from data.packed import Packed, common_size, open_training
+from data.rows import Patch
 from models.build import denoiser_of, placed, warn_of_prior
 from models.pyramid import PyramidEncoder, source_weights
 from training.losses import rms_of_images

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.batches import representation_of
-from data.dataset import Patch
+from data.rows import Patch
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
 from evaluation.proper import energy_score, pooled

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.agreement import Agreement
-from data.dataset import Patch
+from data.rows import Patch
 
 
 def patch(key: str, *masks: np.ndarray, image_id: str = "", corner: tuple[int, int] | None = None) -> tuple[str, Patch]:

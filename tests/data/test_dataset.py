@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.dataset import Patch, Split, hold_out, load_split, rater_counts, sdf_array
+from data.dataset import Split, hold_out, load_split, rater_counts, sdf_array
 from data.images import read_rows
+from data.rows import Patch
 from data.scenes import scenes_of
 from data.sdf import signed_distance
 from tests.commands import Workspace, section

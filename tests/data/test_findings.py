@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from data import findings
-from data.dataset import Patch
+from data.rows import Patch
 from data.sdf import signed_distance
 
 

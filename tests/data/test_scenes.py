@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.dataset import Patch
 from data.patches import Window, even_parts
+from data.rows import Patch
 from data.scenes import scenes_of
 
 

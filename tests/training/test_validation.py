@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.dataset import Patch
+from data.rows import Patch
 from tests.commands import Workspace, sets
 from tests.networks import Pixelwise, noise
 from training import session

@@ -19,6 +19,7 @@ from utils.files import write_bytes
 from utils.reading import read_json
 from utils.runs import checkpoint_path
 from utils.schema import Config
+from utils.shipped import weights_file
 from utils.weights import SUFFIX, Header, halved, read_header, weights_bytes
 
 FREE = ("sampling.", "evaluation.", "data.raw=", "data.root=")  # what may change after the training
@@ -82,7 +83,7 @@ def read_source(args: Any) -> tuple[Path, dict[str, Any], Header]:
     """The checkpoint or weights that the arguments name: its path, state, and header with the config of the output."""
     licence, commit = args.licence or "not stated", None
     if args.weights is not None:
-        path = Path(args.weights)
+        path = weights_file(args.weights)
         header = read_header(path)
         licence, commit = args.licence or header.licence, header.commit
     else:

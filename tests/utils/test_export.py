@@ -89,3 +89,10 @@ def test_weights_are_exported_again_with_their_licence(trained: Workspace) -> No
     one, again = read_header(first), read_header(Path("again.safetensors"))
     assert (one.licence, one.commit, one.step, one.images) == (again.licence, again.commit, again.step, again.images)
     assert (again.config["name"], again.config["sampling"]["draws"]) == ("again", 2)
+
+
+@pytest.mark.parametrize("name", ["nuclei", "weights/nuclei.safetensors"])
+def test_shipped_weights_are_found_from_any_folder(workspace: Workspace, name: str) -> None:
+    words = ["--weights", name, "--output", "mine.safetensors", "--set", "sampling.draws=4"]
+    assert run_command(lambda: export.main(words)) == 0
+    assert read_header(Path("mine.safetensors")).config["sampling"]["draws"] == 4

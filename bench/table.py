@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.protocol import Job, Protocol, Training, jobs_of, read_protocol
@@ -129,7 +130,7 @@ def key_of(job: Job, split: str) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"data": {"raw"}})
     told = json.dumps(settings, sort_keys=True)
     digest, root = hashlib.sha256(told.encode()).hexdigest(), Path(config.data.root)
-    key = {"system": job.system, "sampling": job.sampling, "seed": job.seed, "config_hash": digest[:12]}
+    key = {"split": split, "system": job.system, "sampling": job.sampling, "seed": job.seed, "config_hash": digest[:12]}
     return key | ({"data_hash": data_hash(root, split)[:12]} if root.is_dir() else {})
 
 
@@ -199,7 +200,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     texts = dict.fromkeys(("system", "sampling", "config_hash", "data_hash", "commit"), str)  # may look like numbers
-    return pd.read_csv(path, dtype=texts).to_dict("records")  # type: ignore[arg-type, return-value]
+    rows = pd.read_csv(path, dtype=texts)  # type: ignore[arg-type]
+    if "split" not in rows:  # of before it was noted
+        on = rows.get("scored_on", pd.Series("", rows.index))
+        rows.insert(0, "split", np.where(on == "", "", np.where(on.str.contains(", val split"), "val", "test")))
+    return rows.to_dict("records")  # type: ignore[return-value]
 
 
 def known_rows(jobs: Sequence[Job], rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
@@ -238,7 +243,8 @@ def chosen(jobs: Sequence[Job], names: Sequence[str], protocol: Protocol) -> lis
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Train and score the systems of a protocol.")
     parser.add_argument("--protocol", required=True, metavar="YAML", help="a file of bench/protocols, or its name")
-    parser.add_argument("--output", metavar="PATH", help="without its ending; default: docs/results/<name>")
+    parser.add_argument("--output", metavar="PATH", help="without its ending; default: docs/results/<name>, with the "
+                        "split where it is not the protocol's")  # fmt: skip
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
                         help="override one key of all systems")  # fmt: skip
     parser.add_argument("--split", choices=("val", "test"), help="default: the protocol's")
@@ -253,7 +259,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     protocol = read_protocol(args.protocol)
     split = args.split or protocol.split
-    output = Path(args.output or f"docs/results/{protocol.name}{'_small' if args.small else ''}")
+    suffix = f"{'' if split == protocol.split else f'_{split}'}{'_small' if args.small else ''}"
+    output = Path(args.output or f"docs/results/{protocol.name}{suffix}")
     path = output.with_suffix(".csv")
     rows = read_rows(path)
     jobs = list(jobs_of(protocol, args.overrides, args.small))
@@ -265,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
         unfinished = True
     current = known_rows(jobs, rows, split)
     if current:
-        write_text(path, pd.DataFrame(rows if args.only else current).to_csv(index=False))
+        others = [row for row in rows if row["split"] != split]
+        write_text(path, pd.DataFrame(rows if args.only else [*others, *current]).to_csv(index=False))
         words = sys.argv[1:] if argv is None else argv
         print(write_page(protocol, args.small, pd.DataFrame(current), words, output))
     if unfinished:

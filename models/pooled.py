@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -113,7 +114,7 @@ class PooledDraws(OnePass):
         for (member, view, part), chosen in zip(self._by_part(features), self._taken(numbers), strict=True):
             size = member.size_of(part)
             size = size[::-1] if view & 4 else size
-            theirs = [seen_draw(self._numbered(draws[i]), size, view) for i in chosen.tolist()]
+            theirs = [seen_draw(self._numbered(draws[i], member), size, view) for i in chosen.tolist()]
             own += member.of_draws(part, rows[chosen], theirs)
         return [*own, numbers]
 
@@ -138,9 +139,10 @@ class PooledDraws(OnePass):
         for k, (member, view) in enumerate(self._parts):
             yield member, view, list(features[k * each : (k + 1) * each])
 
-    def _numbered(self, draw: Draw) -> Draw:
-        """As the members count: what they take in turn, too, must not go round in step with the parts."""
-        return draw._replace(number=draw.number + draw.number // len(self._parts))
+    def _numbered(self, draw: Draw, member: Denoiser) -> Draw:
+        """As a member counts, which takes its raters in turn: these must not go round in step with the parts."""
+        raters = getattr(member.network, "raters", 0) or 1
+        return draw._replace(number=draw.number + draw.number // math.lcm(len(self._parts), raters))
 
     def _taken(self, numbers: Tensor) -> list[Tensor]:
         """Which of the draws (B, 4) each part makes."""

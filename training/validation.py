@@ -37,7 +37,8 @@ def quick_sampler(config: Config) -> Sampler:
 
 def _pooled_truth(patch: Patch, data: DataConfig) -> np.ndarray:
     """What draws are scored against, (R, K, h, w) in SDF units, of R raters."""
-    return pooled(representation_of(torch.from_numpy(patch.sdf), data).numpy() / data.sdf_scale)
+    m = representation_of(torch.from_numpy(patch.sdf) * data.sdf_scale, data)
+    return pooled((m / data.sdf_scale).numpy())
 
 
 def _energy(draws: np.ndarray, truths: np.ndarray) -> float:
@@ -62,11 +63,15 @@ def validate(config: Config, denoiser: Denoiser, patches: Sequence[Patch]) -> tu
     was_training = denoiser.training
     denoiser.eval()
     denoiser.spread.fill_(1.0)
+    sampling = config.sampling
+    if sampling.sampler == "mc_dropout":  # the network without it
+        sampling = sampling.model_copy(update={"sampler": "mean"})
     drawer = drawer_of(
-        config, drawing(config.data, config.sampling, [denoiser], chosen[0].labels.shape), quick_sampler(config)
+        config, drawing(config.data, sampling, [denoiser], chosen[0].labels.shape), quick_sampler(config)
     )
+    drawer.antithetic = False  # fair scores need draws that do not depend on each other
     count = settings.draws if config.has_draws else 1
-    spreads = denoiser.distribution and draw_steps(config.sampling) == 1
+    spreads = denoiser.distribution and draw_steps(config.sampling) == 1 and count > 1  # of one, none would be best
     drawn, means, truths = [], [], [_pooled_truth(patch, config.data) for patch in chosen]
     for patch in chosen:
         features = drawer.encode(image_tensor([patch]))

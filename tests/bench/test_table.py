@@ -74,7 +74,17 @@ def test_a_table_goes_on_after_an_interruption(workspace: Workspace, monkeypatch
 
 
 def test_names_that_look_like_numbers_are_known_again(tmp_path: Path) -> None:
-    rows = [{"system": "3", "sampling": "010", "config_hash": "12e4", "data_hash": "0012", "commit": "7", "f1": 0.5}]
+    rows = [
+        {
+            "split": "val",
+            "system": "3",
+            "sampling": "010",
+            "config_hash": "12e4",
+            "data_hash": "0012",
+            "commit": "7",
+            "f1": 0.5,
+        }
+    ]
     pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
     assert table.read_rows(tmp_path / "a.csv") == rows
 
@@ -88,8 +98,11 @@ def test_kept_rows_are_found_wherever_the_archive_lies() -> None:
     rows = table.read_rows(ROOT / "docs/results/raters_lidc64.csv")
 
     def known(*sets: str) -> int:
-        return len(table.known_rows(list(jobs_of(protocol, list(sets), False)), rows, protocol.split))
+        return len(table.known_rows(list(jobs_of(protocol, list(sets), False)), rows, split))
 
+    split = "val"  # test rows are none of these
+    assert known() == 0
+    split = "test"
     assert known() == known("data.raw=/another/disk/lidc") == len(rows) > 0
     assert known("training.batch=3") == 0
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from data.rows import Patch
+from models.build import denoiser_of
+from sde.process import VP
 from tests.commands import Workspace, sets
-from tests.networks import Pixelwise, noise
+from tests.networks import Pixelwise, direct_denoiser, noise, shake
 from training import session
 from training.validation import validate
 from utils.checkpoint import load_checkpoint
@@ -23,22 +25,23 @@ DRAWS = ["sde.process=vp", "sde.sigma_min=1e-3", "sde.sigma_max=5", "sde.prior_s
 
 
 class Alike(Pixelwise):
-    """Draws of N(x, (share * std)^2), where N(x, std^2) is right."""
+    """Draws of N(x, (share * std)^2), where N(x, std^2) is right, times data.sdf_scale."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.share, self.direct, self.distribution = share, True, True
         self.anchor = nn.Parameter(torch.zeros(()))  # a device is looked for
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        return [image[:, :1], image[:, :1]]
+        return [self.scale * image[:, :1], self.scale * image[:, :1]]
 
     def known(self, t: Tensor, features: Sequence[Tensor]) -> None:
         return None
 
     def forward(self, z: Tensor, t: Tensor, features: Sequence[Tensor]) -> Tensor:
         eps = torch.stack([noise(*z.shape[1:], seed=int(row[1]) % 2**31) for row in features[-1]])
-        return features[0] + self.spread * self.share * self.std * eps
+        return features[0] + self.spread * self.scale * self.share * self.std * eps
 
 
 def patches(count: int) -> list[Patch]:
@@ -59,6 +62,43 @@ def test_the_spread_makes_up_for_draws_that_are_too_alike(workspace: Workspace, 
     assert float(model.spread) == pytest.approx(1 / share, abs=0.126)
     model.spread.fill_(0.0)  # what was there before does not matter
     assert validate(config, model, patches(40))[0] == scores
+
+
+def test_the_scale_of_sdfs_changes_no_score(workspace: Workspace) -> None:
+    found = []
+    for scale in (1.0, 0.2):
+        keys = [*DRAWS, "evaluation.images=10", "evaluation.draws=4", f"data.sdf_scale={scale}"]
+        model = Alike(0.5, scale)
+        scores, _ = validate(load_config("config.yaml", keys), model, patches(10))
+        found.append([*scores.values(), float(model.spread)])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_one_draw_has_no_spread_to_choose(workspace: Workspace) -> None:
+    model = Alike(0.5)
+    validate(load_config("config.yaml", [*DRAWS, "evaluation.draws=1"]), model, patches(10))
+    assert float(model.spread) == 1.0
+
+
+@pytest.mark.parametrize("objective", ["mean", "distribution"])
+def test_dropout_plays_no_part_in_validation(workspace: Workspace, objective: str) -> None:
+    keys = [f"sde.objective={objective}", "sde.process=vp", "sde.prior_share=1", "model.dropout=0.5"]
+    configs = [load_config("config.yaml", [*keys, f"sampling.sampler={way}"]) for way in ("mean", "mc_dropout")]
+    model = denoiser_of(configs[0])
+    shake(model)
+    found = [validate(config, model, patches(4))[0] for config in configs]
+    assert found[0] == found[1]
+
+
+def test_antithetic_pairs_are_not_scored_as_independent(workspace: Workspace) -> None:
+    model = direct_denoiser(process=VP())
+    keys = ["sde.process=vp", "sde.prior_share=0.5", "sampling.sampler=ancestral", "evaluation.steps=3",
+            "evaluation.draws=4"]  # fmt: skip
+    found = [
+        validate(load_config("config.yaml", [*keys, f"sampling.noise={noise}"]), model, patches(4))[0]
+        for noise in ("independent", "antithetic")
+    ]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

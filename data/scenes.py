@@ -71,10 +71,10 @@ class Scene:
         """(R, K, H, W), of each rater; R = 1 where there is a single annotation."""
         return self.assemble([p.sdf for p in self.parts])
 
-    @cached_property
-    def sdf(self) -> np.ndarray:
-        """(K, H, W), a mean over raters."""
-        return self.assemble([p.sdf.mean(axis=0) for p in self.parts])
+    def target(self, representation: str) -> np.ndarray:
+        """(R, K, H, W), what a right draw would be, by data.representation: SDFs, or -1 inside and 1 outside."""
+        sdfs = self.rater_sdfs
+        return sdfs if representation == "sdf" else np.where(sdfs <= 0, np.float32(-1), np.float32(1))
 
 
 def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:

@@ -107,13 +107,16 @@ def read_draws(path: Path, shape: Sequence[int]) -> np.ndarray | None:
         return stacked.reshape(-1, height, width)
 
 
-def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None) -> ImageLayers:
-    """What was written of an image in its folder, for the report; with the truth of a scene. Raises UsageError or
-    DataError where it is damaged."""
+def read_layers(
+    folder: Path, image: np.ndarray, draws: float, scene: Scene | None = None, representation: str = "sdf"
+) -> ImageLayers:
+    """What was written of an image in its folder, for the report; with the truth of a scene, in the draws'
+    representation. Raises UsageError or DataError where it is damaged."""
     shape = image.shape[:2]
     with damaged(folder):
         mmse, std = (read_array(folder / name).reshape(-1, *shape) for name in ("mmse.npy", "std.npy"))
     labels = read_map(folder / ("mask.png" if len(mmse) == 1 else "classes.png"), shape)
+    target = None if scene is None else scene.target(representation)
     return ImageLayers(
         image,
         mmse,
@@ -121,9 +124,9 @@ def read_layers(folder: Path, image: np.ndarray, draws: float, scene: Scene | No
         read_map(folder / "probability.png", shape) / np.float32(255),
         std if draws > 1 or std.any() else None,
         None if scene is None else scene.labels,
-        None if scene is None else scene.sdf,
+        None if target is None else target.mean(axis=0),
         None if scene is None else scene.raters,
-        None if scene is None or len(scene.rater_sdfs) < 2 else scene.rater_sdfs.std(axis=0, ddof=1),
+        None if target is None or len(target) < 2 else target.std(axis=0, ddof=1),
         read_draws(folder / "draws.png", shape),
     )
 

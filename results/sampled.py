@@ -180,7 +180,8 @@ def _details(result: ImageResult, labels: np.ndarray) -> dict[str, Any]:
     """What the summary of all images needs of this one, besides scores.json."""
     scene, ensemble = result.scene, result.ensemble
     mmse, truth = ensemble.mmse, scene.labels
-    record = measure(mmse, ensemble.std, scene.sdf, ensemble.probability, ensemble.labels, truth)
+    target = scene.target(result.data.representation).mean(axis=0)
+    record = measure(mmse, ensemble.std, target, ensemble.probability, ensemble.labels, truth)
     details = {
         "uncertainty": record.to_dict(),
         "risk": asdict(risk_curve(-mmse.min(axis=0), truth > 0, RISK_THRESHOLDS)),

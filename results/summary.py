@@ -219,7 +219,7 @@ def finish(folder: Path, scenes: Scenes, config: Config, facts: Mapping[str, Any
 
     def layers(key: str) -> ImageLayers:
         scene = scenes[places[key]]
-        return read_layers(folder / key, scene.image, summary["draws"], scene)
+        return read_layers(folder / key, scene.image, summary["draws"], scene, config.data.representation)
 
     write_text(folder / "report.html", render_report(title, summary, rows, layers, folder, dump_config(config)))
     return summary, folder / "report.html"

@@ -185,5 +185,7 @@ PARTS_AND_RATERS = [(1, 8, 4), (5, 1, 5), (3, 4, 2), (1, 8, 5), (3, 1, 4), (1, 4
 def test_pooled_draws_are_of_all_raters_in_all_views_of_all_members(members: int, views: int, raters: int) -> None:
     pool = PooledDraws([direct_denoiser(process=VP(), distribution=True, raters=raters)] * members, range(views))
     draws = [Draw(i, i) for i in range(members * views * raters)]
-    rounds = Counter((i % (members * views), pool._numbered(draw, pool.members[0]).number % raters) for i, draw in enumerate(draws))
+    rounds = Counter(
+        (i % (members * views), pool._numbered(draw, pool.members[0]).number % raters) for i, draw in enumerate(draws)
+    )
     assert set(rounds.values()) == {1}

@@ -140,8 +140,8 @@ def test_commands_train_and_draw_masks_that_are_scored_as_sdfs(workspace: Worksp
         draws = np.load(folder / scene.key / "draws.npz")["sdf"]
         assert len({draw.tobytes() for draw in draws}) == 3
         sdfs = np.stack([signed_distance(draw < 0, 6)[None] for draw in draws])
-        assert row["fair_crps"] == pytest.approx(fair_crps(sdfs, scene.sdf).mean(), abs=1e-6)
-        assert row["energy"] == pytest.approx(energy_score(sdfs, scene.sdf), abs=1e-5)
+        assert row["fair_crps"] == pytest.approx(fair_crps(sdfs, scene.rater_sdfs[0]).mean(), abs=1e-6)
+        assert row["energy"] == pytest.approx(energy_score(sdfs, scene.rater_sdfs[0]), abs=1e-5)
         assert (row["mask_crps"], row["mask_energy"]) == (row["fair_crps"], row["energy"])
         areas = json.loads((folder / scene.key / "details.json").read_text())["spread"]["areas"]
         assert areas == [int((draw < 0).sum()) for draw in draws]

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from data.rows import Patch
+from data.scenes import scenes_of
+from data.sdf import signed_distance
+from evaluation.calibration import ImageRecord, summary
 from evaluation.metrics import count
+from results.read import read_details
+from results.sampled import ImageResult, write_image
 from tests.commands import Workspace, content, newest, shake_checkpoint, truth
+from utils.data_schema import DataConfig
+from utils.sections import EvaluationConfig
 
 PATCHES = ["--set", "data.phantom.size=48", "--set", "data.patch=[32, 32]", "--set", "data.stride=[16, 16]"]
 
@@ -161,3 +172,26 @@ def test_empty_truth_and_odd_sizes_pass(trained: Workspace) -> None:
     assert mask.shape == (21, 33)
     table = pd.read_csv(newest(trained) / "metrics.csv").set_index("image_id")
     assert table.loc["odd", "f1"] == float(not mask.any())  # nothing to find
+
+
+@pytest.mark.parametrize("representation", ["sdf", "binary"])
+def test_a_std_that_knows_every_error_has_nothing_left(tmp_path: Path, representation: str) -> None:
+    """Discs of slightly other radii than the true one: the std is large where the mean errs, of SDFs and of masks."""
+    row, column = np.mgrid[:48, :48] - 24.0
+    depth = np.hypot(row, column)
+
+    def draw(radius: float) -> np.ndarray:
+        sdf = np.clip((depth - radius) / 12, -1, 1).astype(np.float32)[None]
+        return np.sign(sdf) if representation == "binary" else sdf
+
+    inside = depth < 12
+    patch = Patch("a", "a", "a.png", np.zeros((48, 48), np.uint8), signed_distance(inside, 12)[None, None], inside * 1)
+    data = DataConfig(root="none", representation=representation, truncation=12)
+    drawer = SimpleNamespace(denoiser=SimpleNamespace(mask_channels=1), threshold=0.0, antithetic=False)
+    result = ImageResult(drawer, scenes_of([patch])[0], data, EvaluationConfig(), keep=False)  # type: ignore[arg-type]
+    for radius in (10.3, 11.3, 12.3, 13.3, 14.3):
+        result.add(draw(radius), 1.0)
+    write_image(result, tmp_path, {"nfe": 1, "seconds": 0.0, "peak_memory_mib": 0.0})
+    numbers: dict[str, Any] = summary([ImageRecord.from_dict(read_details(tmp_path / "a")["uncertainty"])])
+    assert numbers["ause"] < 0.1 < 0.4 < numbers["ause_random"]
+    assert numbers["pearson"] > 0.6

@@ -101,11 +101,11 @@ def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:
     scenes, truncation = scenes_of(load_split(data, "test")), data.truncation
     for scene, row in zip(scenes, table.to_dict("records"), strict=True):
         draws = np.load(folder / scene.key / "draws.npz")["sdf"][::2, None]
-        assert row["fair_crps"] == pytest.approx(fair_crps(draws, scene.sdf).mean(), abs=1e-6)
-        assert row["energy"] == pytest.approx(energy_score(draws, scene.sdf), abs=1e-5)
+        assert row["fair_crps"] == pytest.approx(fair_crps(draws, scene.rater_sdfs[0]).mean(), abs=1e-6)
+        assert row["energy"] == pytest.approx(energy_score(draws, scene.rater_sdfs[0]), abs=1e-5)
         exact = np.stack([signed_distance(draw < summary["threshold"], truncation) for draw in draws[:, 0]])[:, None]
-        assert row["mask_crps"] == pytest.approx(fair_crps(exact, scene.sdf).mean(), abs=1e-6)
-        assert row["mask_energy"] == pytest.approx(energy_score(exact, scene.sdf), abs=1e-5)
+        assert row["mask_crps"] == pytest.approx(fair_crps(exact, scene.rater_sdfs[0]).mean(), abs=1e-6)
+        assert row["mask_energy"] == pytest.approx(energy_score(exact, scene.rater_sdfs[0]), abs=1e-5)
     for name in ("fair_crps", "fair_crps_band", "energy", "mask_crps", "mask_energy", "ged", "fair_ged"):
         assert spread[name] == pytest.approx(table[name].mean())
     assert {"coverage", "expected", "crps", "ranks", "p"} <= spread["image_area"].keys() & spread["object_area"].keys()

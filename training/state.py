@@ -164,14 +164,17 @@ class TrainingState:
         self.model.load_state_dict(state["model"])
         self.average.module.load_state_dict(state["ema"])
         self.average.count = state["averaged"]
-        # How the optimiser computes is a matter of the device.
-        own = {key: self.optimizer.param_groups[0][key] for key in ("fused", "foreach")}
-        groups = [{**group, **own} for group in state["optimizer"]["param_groups"]]
+        # Rates and the like are those of the config, which may have changed.
+        saved = zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
+        groups = [{**own, "params": group["params"]} for own, group in saved]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         for parameter, moments in self.optimizer.state.items():
             if any(isinstance(m, Tensor) and m.shape not in ((), parameter.shape) for m in moments.values()):
                 raise ValueError("the optimizer's moments are of another shape than the weights")
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict({**state["schedule"], "base_lrs": self.schedule.base_lrs})
+        rates = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, base, factor in rates:
+            group["lr"] = base * factor(self.schedule.last_epoch)
         self.batches.load_state_dict(state["batches"])
         generators = state["generators"]
         self.generators.times.set_state(generators["times"])
@@ -258,13 +261,16 @@ def checked_resume(run: Path, config: Config, data: DataState, state: TrainingSt
 
     data: the `data_state` of now.
 
-    Raises UsageError if the run was made with other data, model, process or seed, CheckpointError if its
+    Raises UsageError if the run was made with other data, model, process, seed or encoder_rate, CheckpointError if its
     checkpoint cannot be used.
     """
     before, now = load_config(run / "config.yaml").model_dump(), config.model_dump()
     for section in before:
         if section not in _FREE and before[section] != now[section]:
             raise UsageError(f"--resume {run}: {_difference(section, before[section], now[section])}")
+    name = "encoder_rate"  # decides on the groups of the optimiser
+    if (was := before["training"][name]) != (new := now["training"][name]):
+        raise UsageError(f"--resume {run}: {_difference(f'training.{name}', was, new)}")
     path = run / "checkpoints" / "last.pt"
     if not path.is_file() and len(list(path.parent.glob("step_*.pt"))) < 2:
         return

@@ -70,7 +70,12 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(workspace: Workspace) -> N
 
 
 @pytest.mark.parametrize(
-    ("override", "key"), [("model.channels=4", "model.channels"), ("sde.process=vp", "sde.process"), ("seed=3", "seed")]
+    ("override", "key"),
+    [
+        ("model.channels=4", "model.channels"),
+        ("sde.process=vp", "sde.process"),
+        ("seed=3", "seed"),
+    ],
 )
 def test_resume_refuses_another_experiment(trained: Workspace, override: str, key: str) -> None:
     line = trained.fails("main", "--resume", str(trained.run_folder()), "--set", override)
@@ -205,6 +210,18 @@ def test_the_row_after_a_resume_speaks_of_all_its_steps(trained: Workspace) -> N
     expected, found = ([{**r, "images_per_second": ""} for r in rows(each) if r["loss"]] for each in (whole, run))
     assert [row["step"] for row in expected] == ["4", "8"]
     assert found == expected
+
+
+@pytest.mark.slow
+def test_a_resumed_training_has_the_rates_of_its_config(trained: Workspace) -> None:
+    run = trained.run_folder()
+    before = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
+    keys = ["training.learning_rate=1e-30", "training.optimizer=adamw", "training.weight_decay=0.5", "training.steps=8"]
+    assert trained("main", "--resume", str(run), *sets(keys)).code == 0
+    after = load_checkpoint(run / "checkpoints" / "last.pt")
+    assert after["step"] == 8
+    assert all(torch.equal(tensor, after["model"][name]) for name, tensor in before.items())
+    assert after["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
 
 
 def test_a_run_is_held(trained: Workspace) -> None:

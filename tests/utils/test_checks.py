@@ -62,6 +62,12 @@ def test_what_makes_no_sense_is_refused(workspace: Workspace, changes: list[str]
     assert words in workspace.fails("main", *sets([*RESUNET, *changes]))
 
 
+@pytest.mark.parametrize("more", ["sampling.augment=true", "sampling.members=[a]"])
+def test_antithetic_pairs_are_of_one_network_in_one_view(workspace: Workspace, more: str) -> None:
+    keys = ["data.flips=true", "sampling.sampler=ancestral", "sampling.noise=antithetic", more]
+    assert "does not go with sampling.members or sampling.augment" in workspace.fails("main", *sets(keys))
+
+
 def test_the_second_moment_needs_the_direct_mean(workspace: Workspace) -> None:
     assert "sde.prior_share" in workspace.fails("main", "--set", "model.second_moment=true")
 

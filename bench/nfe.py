@@ -53,7 +53,8 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
     """One row: means over all draws of all images, and over all pixels the correlation of std with error."""
     single, mmse, geds, errors, stds, seconds = [], [], [], [], [], 0.0
     classes = drawer.denoiser.mask_channels
-    for group in scene_groups(scenes, max(1, drawer.max_batch // draws)):
+    for numbers in scene_groups(scenes, max(1, drawer.max_batch // draws)):
+        group = [scenes[i] for i in numbers]
         drawn = Timed(whole_draws(drawer, group, draws))
         for i, own in groupby(drawn, itemgetter(0)):
             scene, ensemble = group[i], Ensemble((classes, *group[i].shape), drawer.threshold)
@@ -61,7 +62,7 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
             *f1s, f1 = (mean_f1(count_classes(each, scene.labels, classes)) for each in (*labels, ensemble.labels))
             single += f1s
             mmse.append(f1)
-            errors.append(np.abs(ensemble.mmse - scene.sdf).ravel())
+            errors.append(np.abs(ensemble.mmse - scene.target("sdf").mean(axis=0)).ravel())
             stds.append(ensemble.std.ravel())
             if scene.raters is not None:
                 geds.append(ged(*iou_matrices(np.stack(labels) > 0, scene.raters)))

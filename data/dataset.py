@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -260,7 +261,7 @@ class DataState(TypedDict, total=False):
 
 def data_state(data: DataConfig, training: Sequence[Patch], validation: Sequence[Patch]) -> DataState:
     digest = hashlib.sha256()
-    for patch in (*training, *validation):
+    for patch in chain(training, validation):  # one at a time in memory
         digest.update(patch.key.encode())
         digest.update(np.ascontiguousarray(patch.image).data)
         digest.update(np.ascontiguousarray(patch.sdf).data)

@@ -98,13 +98,15 @@ def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:
 class Scenes(Sequence[Scene]):
     """The images of a split, each put together when it is asked for: of a `Split` no more are in memory.
 
-    keys: of all, in their order. groups: what stays together in a split, of each (`Patch.group`).
+    keys: of all, in their order. groups: what stays together in a split, of each (`Patch.group`). outlines: the images
+    with the patches that they were planned by, of a `Split` those without pixels.
     """
 
     def __init__(self, patches: Sequence[Patch], plans: Sequence[tuple[Scene, tuple[int, ...]]]) -> None:
         self._patches, self._plans = patches, plans
-        self.keys = [plan.key for plan, _ in plans]
-        self.groups = [plan.parts[0].group for plan, _ in plans]
+        self.outlines = [plan for plan, _ in plans]
+        self.keys = [plan.key for plan in self.outlines]
+        self.groups = [plan.parts[0].group for plan in self.outlines]
 
     def __len__(self) -> int:
         return len(self._plans)

@@ -209,8 +209,9 @@ def sample(request: Request) -> None:
         bar = tqdm(total=own, desc="sampling", unit="image", disable=args.quiet)
         for group in batches:
             stop.raise_if_set()
-            if not all((folder / scene.key / "scores.json").is_file() for scene in group):
-                sample_group(drawer, group, config.data, config.sampling, config.evaluation, folder)
+            if not all((folder / scenes.keys[i] / "scores.json").is_file() for i in group):
+                images = [scenes[i] for i in group]
+                sample_group(drawer, images, config.data, config.sampling, config.evaluation, folder)
             bar.update(len(group))
         bar.close()
         stop.raise_if_set()

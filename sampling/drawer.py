@@ -16,7 +16,7 @@ from torch import Tensor
 from data.batches import network_image
 from data.dataset import image_array
 from data.rows import Patch
-from data.scenes import Scene
+from data.scenes import Scene, Scenes
 from evaluation.ensemble import StandardError
 from models.build import threshold_of, use_bfloat16
 from models.denoiser import Denoiser, Draw
@@ -295,6 +295,8 @@ def groups(items: Iterable[T], most: int, kind: Callable[[T], object], parts: Ca
         yield group
 
 
-def scene_groups(scenes: Sequence[Scene], most: int) -> Iterator[list[Scene]]:
-    """Images with parts of one size, see `groups`."""
-    return groups(scenes, most, lambda scene: scene.parts[0].image.shape, lambda scene: len(scene.parts))
+def scene_groups(scenes: Sequence[Scene], most: int) -> Iterator[list[int]]:
+    """Numbers of images with parts of one size, see `groups`; of `Scenes` none is read for it."""
+    known = scenes.outlines if isinstance(scenes, Scenes) else scenes
+    numbers = range(len(known))
+    return groups(numbers, most, lambda i: known[i].parts[0].image.shape, lambda i: len(known[i].parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from data import packed as module
 from data.batches import Batch, Batches, InMemory, Mapped
 from data.dataset import data_state, image_array, load_split, mean_square, rater_counts, sdf_array
 from data.packed import Packed, open_training, packed
+from data.rows import Patch
 from data.sdf import signed_distance
 from tests.commands import Workspace, rows, same_state, section, sets
 from training.session import source_of
@@ -128,6 +130,23 @@ def test_nothing_is_rounded(tmp_path: Path, size: int, count: int, smooth: bool,
         np.testing.assert_array_equal(one.labels, other.labels)
         np.testing.assert_array_equal(one.sdf.view(np.uint32), other.sdf.view(np.uint32))
     assert data_state(data, copy, []) == data_state(data, patches, [])
+
+
+def test_the_hash_of_a_split_holds_one_patch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = prepared(tmp_path / "p", [0] * 12)
+    made: list[weakref.ref[Patch]] = []
+    copy, patch, most = packed(data, "train"), Packed.patch, 0
+
+    def counted(self: Packed, index: int) -> Patch:
+        nonlocal most
+        made.append(weakref.ref(new := patch(self, index)))
+        most = max(most, sum(ref() is not None for ref in made))
+        return new
+
+    monkeypatch.setattr(Packed, "patch", counted)
+    data_state(data, copy, [])
+    assert len(made) == 12
+    assert most <= 2
 
 
 def test_numbers_that_are_all_different_signs_of_zero(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data.dataset import load_split
+from data.dataset import Split, load_split
 from data.scenes import scenes_of
 from models.denoiser import Draw
 from models.pooled import PooledDraws, views_of
@@ -152,4 +152,10 @@ def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: p
 def test_groups_do_not_depend_on_what_is_done(trained: Workspace) -> None:
     scenes = scenes_of(load_split(section(root=trained.path / "prepared", truncation=6), "test"))
     assert [len(group) for group in scene_groups(scenes, 2)] == [2, 1]
-    assert [scene.key for group in scene_groups(scenes, 1) for scene in group] == [scene.key for scene in scenes]
+    assert [i for group in scene_groups(scenes, 1) for i in group] == [0, 1, 2]
+
+
+def test_no_image_is_read_to_be_grouped(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Split(section(root=trained.path / "prepared", truncation=6), "test")
+    monkeypatch.setattr(Split, "patch", lambda *_: pytest.fail("an image was read"))
+    assert list(scene_groups(scenes_of(split), 2)) == [[0, 1], [2]]

@@ -70,12 +70,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(workspace: Workspace) -> N
 
 
 @pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("model.channels=4", "model.channels"),
-        ("sde.process=vp", "sde.process"),
-        ("seed=3", "seed"),
-    ],
+    ("override", "key"), [("model.channels=4", "model.channels"), ("sde.process=vp", "sde.process"), ("seed=3", "seed")]
 )
 def test_resume_refuses_another_experiment(trained: Workspace, override: str, key: str) -> None:
     line = trained.fails("main", "--resume", str(trained.run_folder()), "--set", override)

@@ -23,7 +23,7 @@ from results.generated import check_generation, finish_samples, image_requests, 
 from results.ngff import zarr
 from results.predicted import inputs_of, open_output, predict
 from results.sampled import ImageResult, settings_of, write_image
-from results.shards import WAIT, last_share, open_folder, share_of
+from results.shards import WAIT, agreed, last_share, open_folder, share_of
 from results.summary import finish
 from sampling.drawer import ROUND, Drawer, Timed, drawer_of, image_tensor, scene_groups, whole_draws, whole_moments
 from sampling.loading import load_denoiser
@@ -203,7 +203,8 @@ def sample(request: Request) -> None:
     with open_folder(request.folder(), settings, args.resume, share=share) as folder:
         at_once = ROUND if config.sampling.draws == "auto" else draws_of(config.sampling, drawer.denoiser)
         # Shares are of whole batches: in batches of other sizes draws may be rounded otherwise.
-        batches = list(scene_groups(scenes, max(1, drawer.max_batch // at_once)))[share.rank :: share.count]
+        most = agreed(folder, share, max(1, drawer.max_batch // at_once))
+        batches = list(scene_groups(scenes, most))[share.rank :: share.count]
         own = sum(map(len, batches))
         log.info("%s: %d of %d images, %s draws each", folder, own, len(scenes), config.sampling.draws)
         bar = tqdm(total=own, desc="sampling", unit="image", disable=args.quiet)

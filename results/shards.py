@@ -20,6 +20,7 @@ from utils.runs import folders_with, new_folder, plain, settle
 from utils.share import WHOLE, Share, torchrun_share
 
 WAIT = 30.0  # seconds, for others that hold a folder for a moment
+AT_ONCE = ".shard-images.json"
 
 
 def share_of(shard: str | None) -> Share:
@@ -69,6 +70,18 @@ def settle_alone(folder: Path, settings: Mapping[str, Any], resume: bool) -> Non
     settle(folder, settings, resume)
 
 
+def agreed(folder: Path, share: Share, images: int) -> int:
+    """How many images are drawn at once in a folder that is shared: as many as its first process wanted, by which all
+    divide the images alike on any device."""
+    if share.count == 1:
+        return images
+    noted = folder / AT_ONCE
+    with held(folder / ".lock", str(folder), WAIT):
+        if not noted.is_file():
+            write_json(noted, images)
+        return read_json(noted, int)
+
+
 @contextmanager
 def last_share(folder: Path, share: Share, problems: Sequence[str] = ()) -> Iterator[list[str] | None]:
     """After the images of a share: the problems of all shares, where all others are done, and nobody else is at work
@@ -84,8 +97,8 @@ def last_share(folder: Path, share: Share, problems: Sequence[str] = ()) -> Iter
             return
         remove_leftovers(folder)
         yield [problem for mark in marks for problem in read_json(mark, list[str])]
-        for mark in marks:
-            mark.unlink()
+        for mark in (*marks, folder / AT_ONCE):
+            mark.unlink(missing_ok=True)
 
 
 def _unfinished(folders: Sequence[Path], settings: Mapping[str, Any]) -> Path | None:

@@ -52,6 +52,17 @@ def test_two_shards_leave_what_one_process_leaves(trained: Workspace) -> None:
 
 
 @pytest.mark.slow
+def test_devices_that_take_other_batches_share_the_images_alike(
+    trained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trained("sample", *TWO_AT_ONCE, "--shard", "1/2").code == 0
+    monkeypatch.setattr("sampling.drawer.max_batch_of", lambda *_: 2)  # each image by itself: of three the second
+    assert trained("sample", *TWO_AT_ONCE, "--shard", "2/2").code == 0
+    assert len(list(newest(trained).glob("*/scores.json"))) == 3
+    assert (newest(trained) / "report.html").is_file()
+
+
+@pytest.mark.slow
 def test_a_shard_that_was_killed_goes_on(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained("sample").code == 0
     whole = newest(trained)

@@ -80,10 +80,11 @@ def inputs_of(path: Path) -> list[Input]:
 
 
 class Row(TypedDict):
-    """result.json, and but for `path`, of the picture, a line of results.csv. Pixels are those of the picture, which
-    maps of a large one need not have."""
+    """result.json, and but for `path` and `stamp`, of the picture's file, a line of results.csv. Pixels are those of the
+    picture, which maps of a large one need not have."""
 
-    path: NotRequired[str]  # not in folders of before it was noted
+    path: NotRequired[str]  # not in folders of before it was noted, nor is the stamp
+    stamp: NotRequired[list[int]]  # its bytes, and when it was changed, in nanoseconds
     image_id: str
     file: str
     height: int
@@ -180,7 +181,7 @@ def side_of(microns: Microns | None) -> float | None:
 
 def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lambda share: None) -> Row:
     """All files of one picture; its line of results.csv. tick: see `TiledDrawer`."""
-    begin = time.perf_counter()
+    begin, stamp = time.perf_counter(), _stamp(one)
     picture = segmenter.open(one.path)
     height, width = picture.shape
     data = segmenter.config.data
@@ -188,7 +189,7 @@ def predict_one(segmenter: Segmenter, one: Input, output: Path, tick: Tick = lam
     large = data.size is None and max(height * width, seen.shape[0] * seen.shape[1]) > LARGE
     with whole_folder(output / one.key) as folder:
         found = (_predict_large if large else _predict_small)(segmenter, picture, one.key, folder, tick)
-        where = {"path": str(one.path.absolute()), "image_id": one.key, "file": one.path.name}
+        where = {"path": str(one.path.absolute()), "stamp": stamp, "image_id": one.key, "file": one.path.name}
         sizes = {"height": height, "width": width, "microns_per_pixel": side_of(picture.microns)}
         row: Any = {**where, **sizes, **found}
         row["seconds"] = time.perf_counter() - begin
@@ -224,7 +225,7 @@ def write_report(segmenter: Segmenter, inputs: Sequence[Input], rows: Sequence[R
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """look_rank: 1 for the image with the largest mean std, the first that a person should look at."""
-    table = pd.DataFrame(rows).drop(columns="path", errors="ignore")
+    table = pd.DataFrame(rows).drop(columns=["path", "stamp"], errors="ignore")
     ranks = table["mean_std"].rank(ascending=False, method="first").astype(int)
     table.insert(table.columns.get_loc("mean_std") + 1, "look_rank", ranks)  # type: ignore[arg-type]
     # A spreadsheet takes what begins like this for a formula, and runs it.
@@ -265,11 +266,21 @@ def open_output(
         yield
 
 
+def _stamp(one: Input) -> list[int]:
+    """Another one after the picture's file was replaced; empty where it is gone."""
+    with suppress(OSError):
+        status = one.path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    return []
+
+
 def _done(one: Input, output: Path) -> Row | None:
     """What an interrupted command has written of a picture, if it was this one."""
     path = output / one.key / "result.json"
     row: Row | None = read_json(path, Row) if path.is_file() else None
-    return row if row and row["file"] == one.path.name else None
+    if row is None or row["file"] != one.path.name:
+        return None
+    return None if "stamp" in row and _stamp(one) not in ([], row["stamp"]) else row
 
 
 def predict(

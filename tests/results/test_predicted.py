@@ -124,7 +124,14 @@ def test_a_full_disk_ends_it_with_one_line(trained: Workspace, inbox: Path, monk
     assert sorted(p.name for p in Path("out").iterdir()) == ["colour", "deep", "results.csv", "settings.json"]
     assert len(pd.read_csv("out/results.csv")) == 2
     monkeypatch.setattr(predicting, "write_objects", write)
+
+    def written() -> list[int]:
+        return [Path("out", name, "mmse.npy").stat().st_mtime_ns for name in ("colour", "deep")]
+
+    before = written()
+    os.utime(inbox / "deep.tif", ns=(1, 1))  # as another file of this name would have it
     assert predict(trained, "--resume")()[0] == 0
+    assert [now == then for now, then in zip(written(), before, strict=True)] == [True, False]
     assert len(pd.read_csv("out/results.csv")) == 4
     assert "another seed" in trained.fails("sample", "--run", str(trained.run_folder()), "--input", "inbox",
                                            "--output", "out", "--resume", "--set", "seed=5")  # fmt: skip

@@ -133,7 +133,7 @@ def read_protocol(name: str) -> Protocol:
     path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
     try:
         return Protocol(**yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, OSError) as error:
+    except (yaml.YAMLError, TypeError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--protocol {path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first: Any = error.errors()[0]

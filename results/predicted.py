@@ -80,8 +80,8 @@ def inputs_of(path: Path) -> list[Input]:
 
 
 class Row(TypedDict):
-    """result.json, and but for `path` and `stamp`, of the picture's file, a line of results.csv. Pixels are those of the
-    picture, which maps of a large one need not have."""
+    """result.json, and but for `path` and `stamp`, of the picture's file, a line of results.csv. Pixels are its own,
+    which maps of a large one need not have."""
 
     path: NotRequired[str]  # not in folders of before it was noted, nor is the stamp
     stamp: NotRequired[list[int]]  # its bytes, and when it was changed, in nanoseconds

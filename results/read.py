@@ -80,10 +80,11 @@ def read_scores(folder: Path, classes: int) -> Scores:
 def read_metrics(path: Path, numbers: Collection[str] = ()) -> pd.DataFrame:
     """A CSV table of images: image_id as text, and these columns of numbers. Raises UsageError."""
     with damaged(path):
-        table = pd.read_csv(path, dtype={"image_id": str, **dict.fromkeys(numbers, float)})
+        table = pd.read_csv(path, dtype=dict.fromkeys(numbers, float))
         if absent := {"image_id", *numbers} - set(table.columns):
             raise ValueError(f"no column {', '.join(sorted(absent))}")
-        return table
+        names = pd.read_csv(path, usecols=["image_id"], dtype=str, keep_default_na=False)  # an image may be called NA
+        return table.assign(image_id=names["image_id"])
 
 
 def read_map(path: Path, shape: Sequence[int]) -> np.ndarray:

@@ -94,8 +94,9 @@ def _object_summary(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_known(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Mean of every score over the images that have it."""
-    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in rows[0]}
+    """Mean of every score over the images that have it: other numbers of draws or raters have other ones."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}  # type: ignore[arg-type]
 
 

@@ -47,6 +47,12 @@ def test_a_protocol_whose_ensembles_have_no_networks(workspace: Workspace, chang
     assert message in workspace.capture.readouterr().err
 
 
+def test_a_protocol_that_is_no_text_is_one_line(workspace: Workspace) -> None:
+    (workspace.path / "bad.yaml").write_bytes(b"name: \xff\n")
+    assert run_command(lambda: table.main(["--protocol", "bad.yaml"])) == 2
+    assert "--protocol bad.yaml: 'utf-8' codec" in workspace.capture.readouterr().err
+
+
 def test_only_takes_systems_of_the_protocol(workspace: Workspace) -> None:
     assert run_command(lambda: table.main(["--protocol", "glas64", "--only", "U-net"])) == 2
     assert "--only U-net: no such system; U-Net, U-Net++" in workspace.capture.readouterr().err

@@ -15,6 +15,8 @@ from data.dataset import load_split
 from data.scenes import scenes_of
 from data.sdf import signed_distance
 from evaluation.proper import energy_score, fair_crps
+from results.read import read_metrics
+from results.summary import _mean_known
 from tests.commands import Workspace, newest, sets, truth
 from utils.config import load_config
 
@@ -159,3 +161,18 @@ def test_several_raters_have_scores_of_their_own(workspace: Workspace) -> None:
     assert (folder / "raters.png").is_file()
     assert all((folder / name / "raters.png").is_file() for name in table["image_id"])
     assert 'data-layer="rater_std"' in (folder / "report.html").read_text()
+
+
+def test_images_may_be_called_what_tables_take_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("image_id,f1\nNA,0.5\nnull,\n007,0.25\n")
+    table = read_metrics(tmp_path / "metrics.csv", ["f1"])
+    assert table["image_id"].tolist() == ["NA", "null", "007"]
+    assert table["f1"].isna().tolist() == [False, True, False]
+
+
+def test_a_score_that_the_first_image_lacks_is_in_the_summary() -> None:
+    rows: list[dict[str, float | None]] = [
+        {"ged_4": 0.5, "ece_rater_1": 0.1},
+        {"ged_4": 0.3, "ged_16": 0.2, "ece_rater_1": None},
+    ]
+    assert _mean_known(rows) == {"ged_4": 0.4, "ece_rater_1": 0.1, "ged_16": 0.2}

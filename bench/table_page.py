@@ -24,19 +24,19 @@ MEANS = (*(f"{name}_{AT}" for name in ("ged", "hm_iou", "d_max")), *RATERS,
 LEGEND = """
 F1 and IoU: means over images, of the mask of the mean of the draws, and of single draws. AJI: aggregated Jaccard
 index, PQ: panoptic quality of the objects. AUSE: area between the sparsification curves by std and by true error,
-ECE: expected calibration error of the share of draws that call a pixel foreground; both need draws. GED: squared,
-at all draws, IoU of two empty masks 1, diagonal pairs included. SSR: adjusted ratio of the draws' spread to the
-error of their mean, 1 is right. Images inside, objects inside: share of true areas within the range of the draws',
-and what is right; lost: share of objects and draws without a match, whose area counts as 0. Fair CRPS (SDF, per
-pixel), energy score (SDF in 8 x 8 means) and fair GED do not depend on the number of draws and are least for true
-draws; of a single draw they are its error. Mask CRPS, mask energy: the same of the SDFs of the draws' masks,
-whatever draws are. Skill: share of the CRPS saved against the same mean with one std at all pixels. GED 16, HM-IoU
-16, D_max 16: at 16 draws, at all where there are fewer, which GED punishes; matched IoU, and best Dice for each
-rater. Diversity: mean 1 - IoU of two different draws / of two different raters, and their ratio, 1 is right for a
-network that knows as much as raters. NCC of where draws differ with where they differ from the raters; Dice where
-all raters agree; CRPS of the area, pixels. NFE: evaluations of the network per draw; one that all draws share
-counts once. Seconds per image are of all draws, on a machine that other work shared; training time is that of the
-optimiser's steps."""
+of SDFs or, where these are drawn, of masks, which do not compare; ECE: expected calibration error of the share of
+draws that call a pixel foreground; both need draws. GED: squared, at all draws, IoU of two empty masks 1, diagonal
+pairs included. SSR: adjusted ratio of the draws' spread to the error of their mean, 1 is right. Images inside,
+objects inside: share of true areas within the range of the draws', and what is right; lost: share of objects and
+draws without a match, whose area counts as 0. Fair CRPS (SDF, per pixel), energy score (SDF in 8 x 8 means) and
+fair GED do not depend on the number of draws and are least for true draws; of a single draw they are its error.
+Mask CRPS, mask energy: the same of the SDFs of the draws' masks, whatever draws are. Skill: share of the CRPS saved
+against the same mean with one std at all pixels. GED 16, HM-IoU 16, D_max 16: at 16 draws, at all where there are
+fewer, which GED punishes; matched IoU, and best Dice for each rater. Diversity: mean 1 - IoU of two different draws
+/ of two different raters, and their ratio, 1 is right for a network that knows as much as raters. NCC of where
+draws differ with where they differ from the raters; Dice where all raters agree; CRPS of the area, pixels. NFE:
+evaluations of the network per draw; one that all draws share counts once. Seconds per image are of all draws, on a
+machine that other work shared; training time is that of the optimiser's steps."""
 
 
 def short_command(words: Sequence[str]) -> str:

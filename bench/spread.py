@@ -85,15 +85,15 @@ class Toy:
     offset: Tensor
     share: float = SHARE
 
-    def denoiser(self, process: Process, generator: torch.Generator | None = None) -> Denoise:
+    def denoiser(self, process: Process, generator: torch.Generator | None = None, direct: bool = False) -> Denoise:
         """E[m | z_t], or with a generator draws of p(m | z_t): the perfect distributional denoiser.
 
-        At t_max that one sees nothing of z, as in training.
+        At t_max that one, and one that learns the direct mean, sees nothing of z, as in training.
         """
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-            if generator is not None and process.at_end(t):
+            if (generator is not None or direct) and process.at_end(t):
                 alpha = 0.0
             variance = (alpha * self.std) ** 2 + sigma**2  # of z, given the kind
             rest = z - alpha * self.mean
@@ -138,7 +138,7 @@ class Known:
         """(count, n) by the config's sampler and a perfect denoiser of its objective."""
         distributional = self.config.sde.objective == "distribution"
         process, generator = process_of(self.config.sde), torch.Generator().manual_seed(0)
-        denoise = toy.denoiser(process, generator if distributional else None)
+        denoise = toy.denoiser(process, generator if distributional else None, self.config.sde.prior_share > 0)
         shape = (count, 1, 1, len(toy.std))
         sampler = sampler_of(self.config.sampling)
         return sampler(denoise, process, lambda: torch.randn(shape, generator=generator))[:, 0, 0]

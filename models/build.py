@@ -89,8 +89,10 @@ def placed(model: Denoiser, device: torch.device, channels_last: bool) -> Denois
 def warn_of_prior(model: Denoiser, size: Sequence[int]) -> None:
     """One line in the log where the noise that draws of (H, W) start from is too small to hide the mean of an image.
 
-    A joint model has images to draw as well as masks.
+    A joint model has images to draw as well as masks. A distributional one sees nothing of that noise.
     """
+    if model.distribution:
+        return
     rms = max(float(model.sigma_data), float(getattr(model, "sigma_image", 0.0)))
     pull = prior_pull(model.process, rms, size)
     if pull > MOST_PULL:

@@ -83,9 +83,10 @@ class Team:
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             if next(model.parameters()).device.type == "cpu":
                 raise UsageError("this model has batch norms, which several processes share on GPUs only; use one")
-            if isinstance(model.encoder, PyramidEncoder):
+            if isinstance(model.encoder, PyramidEncoder):  # no other part of such a model has any
                 model.encoder.share_norms()
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            else:
+                model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout) and child.p > 0:

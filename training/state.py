@@ -88,7 +88,7 @@ def optimizer_of(training: TrainingConfig, model: nn.Module) -> torch.optim.Opti
 
 
 class Saved(Weights):
-    """A checkpoint to go on from, see `TrainingState.state_dict`. since_row: absent in old ones."""
+    """A checkpoint to go on from, see `TrainingState.state_dict`. since_row, device: absent in old ones."""
 
     model: dict[str, Dense]
     best: NotRequired[float]
@@ -99,6 +99,7 @@ class Saved(Weights):
     batches: dict[str, Dense]
     generators: dict[str, Dense | list[Dense]]
     since_row: NotRequired[dict[str, float]]
+    device: NotRequired[str]
 
 
 class TrainingState:
@@ -145,6 +146,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state_dict(),
+            "device": self.device.type,
             "generators": {
                 "times": self.generators.times.get_state(),
                 "noise": self.generators.noise.get_state(),
@@ -178,7 +180,7 @@ class TrainingState:
         self.batches.load_state_dict(state["batches"])
         generators = state["generators"]
         self.generators.times.set_state(generators["times"])
-        if bool(generators["cuda"]) == (self.device.type == "cuda"):
+        if state.get("device", "cuda" if generators["cuda"] else "cpu") == self.device.type:
             self.generators.noise.set_state(generators["noise"])
         else:
             self.generators.noise.manual_seed(self.seed + self.step)
@@ -281,6 +283,8 @@ def checked_resume(run: Path, config: Config, data: DataState, state: TrainingSt
         check_weights(state.model.state_dict(), weights, path)
     with damaged(path, CheckpointError):
         state.load_state_dict(saved)
+    if before["evaluation"] != now["evaluation"]:
+        state.best = math.inf  # by another measure
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

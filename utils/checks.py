@@ -129,16 +129,17 @@ def idle_keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...
 
 
 def check_sections(sections: Mapping[str, Any]) -> None:
-    """Raises ValueError, one sentence, for sections that cannot work together."""
+    """Raises ValueError, one sentence, for sections that cannot work together. Keys without effect play no part."""
+    idle = {key for key, _, _ in idle_keys(sections)}
     for key, values, other, allowed in NEEDS:
         value, actual = _value(sections, key), _value(sections, other)
-        if value in values and actual not in allowed:
+        if value in values and actual not in allowed and not idle & {key, other}:
             raise ValueError(
                 f"{other}: {yaml_text(actual)} does not go with {key}: {value}, which needs {_one_of(allowed)}"
             )
     encoder = sections["model"].encoder
     kind, sampler, direct = sections["model"].kind, sections["sampling"].sampler, sections["sde"].prior_share
-    draws = sections["sde"].objective == "distribution"
+    draws = sections["sde"].objective == "distribution" and "sde.objective" not in idle
     message, untrained = "", "needs the direct mean, which sde.prior_share: 0 does not train"
     if sampler == "mc_dropout" and sections["model"].dropout == 0:
         message = "sampling.sampler: mc_dropout drops units at the rate of model.dropout, which is 0; train with more"

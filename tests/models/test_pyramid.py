@@ -137,6 +137,10 @@ def test_several_processes_share_batch_norms_that_learn() -> None:
     with pytest.raises(UsageError, match="batch norms"):
         team.prepared(denoiser())
     team.prepared(denoiser(frozen=True))
+    with torch.device("meta"):
+        pretrained = Pretrained("test_efficientnet")
+        shared = team.prepared(small_denoiser(encoder_kind="timm", pretrained=pretrained))
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) and hasattr(m, "act") for m in shared.modules())
     with_activations = Pretrained("test_efficientnet")  # in its norms
     encoder = PyramidEncoder(1, with_activations, 8, Trunk(1, Sizes(8, [1, 1]))).eval()
     image = torch.rand(1, 1, 32, 32)

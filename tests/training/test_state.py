@@ -224,12 +224,30 @@ def test_a_run_is_held(trained: Workspace) -> None:
         assert f"in use by process {os.getpid()}" in trained.fails("main", "--resume", str(trained.run_folder()))
 
 
-def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(trained: Workspace) -> None:
+@pytest.mark.slow
+def test_another_score_begins_with_no_best(trained: Workspace) -> None:
+    """An energy is above any -F1."""
+    run = trained.run_folder()
+    last = run / "checkpoints" / "last.pt"
+    saved = load_checkpoint(last, dict[str, Any])
+    saved["best"] = -0.8
+    save_checkpoint(saved, last)
+    more = sets(["training.steps=9", "evaluation.choose_by=energy"])
+    assert trained("main", "--resume", str(run), *more).code == 0
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == 9
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "mps"])
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(trained: Workspace, device: str | None) -> None:
     """Its optimiser is fused, and the state of its noise has another size; two continuations are alike."""
     run = trained.run_folder()
     last = run / "checkpoints" / "last.pt"
     saved = load_checkpoint(last, dict[str, Any])
-    saved["generators"].update(noise=torch.zeros(16, dtype=torch.uint8), cuda=[torch.zeros(16, dtype=torch.uint8)])
+    assert saved.pop("device") == "cpu"
+    if device:  # None: of before it was noted
+        saved["device"] = device
+    cuda = [] if device == "mps" else [torch.zeros(16, dtype=torch.uint8)]
+    saved["generators"].update(noise=torch.zeros(16, dtype=torch.uint8), cuda=cuda)
     for group in saved["optimizer"]["param_groups"]:
         group["fused"] = True
     save_checkpoint(saved, last)

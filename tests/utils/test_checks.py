@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import DROPOUT, RESUNET, Workspace, joint_config, sets
+from tests.commands import DROPOUT, RESUNET, ROOT, Workspace, joint_config, sets
+from utils.config import load_config
+from utils.errors import ConfigError
 
 DRAWS = ["sde.prior_share=1", "sde.objective=distribution", "sampling.sampler=ancestral", "sampling.steps=1"]
 
@@ -60,6 +62,24 @@ def test_impossible_combinations(workspace: Workspace, options: list[str], messa
 )
 def test_what_makes_no_sense_is_refused(workspace: Workspace, changes: list[str], words: str) -> None:
     assert words in workspace.fails("main", *sets([*RESUNET, *changes]))
+
+
+BASELINE = ["data.representation=binary", "sampling.sampler=logits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("quickstart", ["model.kind=ssn", *BASELINE]),
+        ("lidc_small", ["model.kind=ssn", "data.raters=one", *BASELINE]),
+        ("quickstart", ["model.kind=joint", "sampling.sampler=dpm_solver", "sampling.steps=14"]),
+    ],
+)
+def test_keys_without_effect_refuse_nothing(name: str, keys: list[str]) -> None:
+    """Of a distributional config whose network is changed for a baseline."""
+    assert load_config(ROOT / "cfg" / f"{name}.yaml", keys).sde.objective == "mean"
+    with pytest.raises(ConfigError, match=r"data\.raters: all"):
+        load_config(ROOT / "cfg" / "lidc_small.yaml", ["model.kind=ssn", *BASELINE])
 
 
 @pytest.mark.parametrize("more", ["sampling.augment=true", "sampling.members=[a]"])

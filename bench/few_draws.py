@@ -1,6 +1,6 @@
 """How near few draws, and one evaluation, come to the mean and std of many draws.
 
-    python -m bench.few_draws --config cfg/quickstart.yaml --run runs/quickstart/20261121-131111
+    python -m bench.few_draws --config cfg/dsb2018.yaml --run runs/dsb2018/20261121-131111
 
 Prints, for each way to spread the first noise, the root mean squared error of the mean of few draws (SDF units) against
 that of many independent ones of another seed, and its square as a share of independent draws': .5 means that half as
@@ -96,6 +96,10 @@ def main(argv: list[str] | None = None) -> None:
     if trained is None:
         return
     sampling = trained.config.sampling
+    if trained.config.sde.objective == "distribution":
+        raise UsageError(
+            "the comparison is of draws from noise; with sde.objective: distribution each is one evaluation"
+        )
     if args.draws < 2 or sampling.sampler == "mean":
         raise UsageError("the comparison needs --draws of 2 or more and a sampling.sampler that draws, not mean")
     drawer = replace(drawer_of(trained.config, trained.denoiser), antithetic=False)

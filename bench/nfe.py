@@ -26,10 +26,13 @@ from data.scenes import Scene
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1
 from evaluation.raters import ged, iou_matrices
+from models.build import threshold_of
 from sampling.drawer import Drawer, Timed, drawer_of, scene_groups, whole_draws
+from sampling.loading import load_denoiser
 from sampling.sampler import draws_of
 from utils.errors import UsageError
-from utils.sections import SamplingConfig
+from utils.runs import file_hash
+from utils.schema import Config
 
 NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
 # What each sets; its name is that of its sampler where nothing else is said.
@@ -39,14 +42,16 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def settings_of(name: str, nfe: int, own: SamplingConfig) -> SamplingConfig | None:
-    """The sampler at that cost, None where it cannot have it."""
-    kept = own.model_dump(include={"draws", "threshold", "max_batch", *(("r",) if name == "pc" else ())})
+def config_of(name: str, nfe: int, config: Config) -> Config | None:
+    """The config with the sampler at that cost; None where it cannot have it, or not with the network."""
+    own = config.sampling
+    kept = own.model_dump(include={"threshold", "max_batch", *(("r",) if name == "pc" else ())})
+    sampling = {**kept, "draws": own.most_draws if own.draws == "auto" else own.draws, "sampler": name, "steps": nfe}
     try:
-        settings = SamplingConfig(**kept, **{"sampler": name, **SAMPLERS[name]}, steps=nfe)
+        found = Config.model_validate({**config.model_dump(), "sampling": {**sampling, **SAMPLERS[name]}})
     except ValidationError:
         return None  # PC takes an even number
-    return settings if name != "mean" or nfe == 1 else None
+    return found if name != "mean" or nfe == 1 else None
 
 
 def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, float]:
@@ -81,7 +86,8 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
 
 def page(table: pd.DataFrame) -> str:
     """The table as Markdown, a row for each sampler and cost."""
-    columns = [c for c in table.columns if c in ("sampler", "nfe", "draws", "images") or table[c].notna().any()]
+    keys, hidden = ("sampler", "nfe", "draws", "images"), ("checkpoint", "seed", "r", "threshold")
+    columns = [c for c in table.columns if c in keys or (table[c].notna().any() and c not in hidden)]
     rows = table[columns].to_dict("records")
     cells = [{str(c): f"{v:.4f}" if isinstance(v, float) else str(v) for c, v in row.items()} for row in rows]
     return "\n".join(markdown(cells)) + "\n"
@@ -98,23 +104,29 @@ def main(argv: list[str] | None = None) -> None:
     trained = trained_of(args)
     if trained is None:
         return
-    config, run, scenes, denoiser = trained.config, trained.run, trained.scenes, trained.denoiser
-    stop = StopFlag()
+    config, run, scenes = trained.config, trained.run, trained.scenes
+    stop, device = StopFlag(), next(trained.denoiser.parameters()).device
     path = run / f"nfe_{args.split}.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["sampler", "nfe", "draws", "images"])
+    # What all rows share; those of another checkpoint, say, are not kept.
+    shared = {"checkpoint": file_hash(trained.checkpoint)[:12], "seed": config.seed, "r": config.sampling.r,
+              "threshold": threshold_of(config)}  # fmt: skip
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    table = table.reindex(columns=[*dict.fromkeys(("sampler", "nfe", "draws", "images", *shared, *table))])
+    table = table[(table[list(shared)] == pd.Series(shared)).all(axis=1)]
     samplers = [name for name in args.samplers if name != "flowsdf_released" or config.sde.process == "flow"]
     for nfe, name in product(args.nfe, samplers):  # cheap rows first
-        settings = settings_of(name, nfe, config.sampling)
-        if settings is None:
+        own = config_of(name, nfe, config)
+        if own is None:
             continue
-        draws = draws_of(settings, denoiser)
+        denoiser = load_denoiser(own, trained.checkpoint, device)  # as that sampler needs it
+        draws = draws_of(own.sampling, denoiser)
         key = {"sampler": name, "nfe": nfe, "draws": draws, "images": len(scenes)}
         if (table[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
-        drawer = drawer_of(config.model_copy(update={"sampling": settings}), denoiser)
+        drawer = drawer_of(own, denoiser)
         drawer.before_evaluation = stop.raise_if_set
         row = score(drawer, scenes, draws)
-        line = pd.DataFrame([{**key, **row}])
+        line = pd.DataFrame([{**key, **shared, **row}])
         table = pd.concat([table, line], ignore_index=True) if len(table) else line
         table.to_csv(path, index=False)
         print(f"{name:16} {nfe:4d} evaluations: MMSE F1 {row['mmse_f1']:.4f}, single {row['single_f1']:.4f}, "

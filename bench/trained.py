@@ -21,6 +21,7 @@ from utils.schema import Config
 class Trained:
     config: Config
     run: Path
+    checkpoint: Path
     denoiser: Denoiser
     scenes: Scenes
 
@@ -48,5 +49,6 @@ def trained_of(args: argparse.Namespace) -> Trained | None:
     if args.images < 0:
         raise UsageError(f"--images {args.images}: 0 or more are expected")
     scenes = scenes_of(Split(config.data, args.split))
-    denoiser = load_denoiser(config, checkpoint_path(run, args.checkpoint), choose_device(args.device))
-    return Trained(config, run, denoiser, scenes[: args.images or None])
+    checkpoint = checkpoint_path(run, args.checkpoint)
+    denoiser = load_denoiser(config, checkpoint, choose_device(args.device))
+    return Trained(config, run, checkpoint, denoiser, scenes[: args.images or None])

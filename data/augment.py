@@ -122,8 +122,8 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
 def random_grid(image: Tensor, generator: Generator, *, scale: float, rotate: float, elastic: float) -> Pair:
     """Where each pixel of the deformed image comes from, (B, H, W, 2) as (x, y) in pixels, and the zoom (B, 1, 1, 1).
 
-    A similarity about the centre, and displacements of up to about `elastic` pixels, drawn every 16 pixels and smooth
-    between. Displacements stay under a third of their spacing: nothing folds.
+    A similarity about the centre, and displacements of up to about `elastic` pixels, drawn at most every 16 pixels and
+    smooth between. They stay under a quarter of their spacing: nothing folds.
     """
     batch, _, height, width = image.shape
 
@@ -137,9 +137,11 @@ def random_grid(image: Tensor, generator: Generator, *, scale: float, rotate: fl
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     grid = torch.einsum("bij,hwj->bhwi", matrix, torch.stack([x, y], dim=-1) - centre) + centre
     if elastic:
-        nodes = height // ELASTIC_SPACING + 3, width // ELASTIC_SPACING + 3
+        nodes = [math.ceil((length - 1) / ELASTIC_SPACING) + 1 for length in (height, width)]
+        most = [(length - 1) / max(1, n - 1) / 4 for length, n in zip((height, width), nodes, strict=True)]
         moves = torch.randn(batch, 2, *nodes, generator=generator) * elastic / 2
-        moves = moves.clamp(-ELASTIC_SPACING / 3, ELASTIC_SPACING / 3)
+        limit = torch.tensor(most[::-1]).view(1, 2, 1, 1)  # x, y
+        moves = moves.clamp(-limit, limit)
         field = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)
         grid = grid + field.permute(0, 2, 3, 1)
     return moved(grid, image.device), moved(zoom, image.device).view(-1, 1, 1, 1)

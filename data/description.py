@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "r
 # The keys of the data section that decide the prepared files, besides test_share and those of the source.
 DECIDING = ("source", "size", "color", "truncation", "validation_fraction", "split_seed", "stain", "stain_target",
             "stretch", "patch", "stride", "test_patch", "crop", "classes")  # fmt: skip
-# Those that decide what the files mean, and those that only the training patches depend on.
+# Those that decide what the files mean, and those, with the source's own, that training depends on besides.
 BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "classes")
-TRAINING = ("patch",)
+TRAINING = ("patch", "validation_fraction", "test_fraction", "split_seed", "stride")
+NEW = ("stretch", *TRAINING[1:])  # not in all folders of before
 OF_SOURCE = {"glas": ("allow_partial",), "monuseg": ("allow_partial",),
              "folder": ("instances", "foreground", "classes", "window", "group_column", "max_pixels")}  # fmt: skip
 
@@ -58,12 +60,21 @@ def read_description(root: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path, dict[str, Any], DataError)
         known: Known = checked(content, Known, path, DataError)
-        lacking = {*BAKED, *TRAINING} - {"stretch"} - known.get("options", {}).keys()
+        lacking = {*BAKED, *TRAINING} - {*NEW} - known.get("options", {}).keys()
         if known.get("tool_version") == FORMAT and lacking:
             raise DataError(f"{path}: damaged (options lack {', '.join(sorted(lacking))})")
     except DataError as error:
         raise DataError(f"{error}; prepare the data again, or delete it if the folder was made by hand") from None
     return content
+
+
+def _of_source(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source has decided, as keys of the data section; not what only allows it to read."""
+    try:
+        own = json.loads(options.get("source_options") or "{}") if options["source"] == "folder" else {}
+        return {key: value for key, value in own.items() if key != "max_pixels"}
+    except (ValueError, TypeError, KeyError, AttributeError):  # of a damaged or an old folder
+        return {}
 
 
 def check_prepared(data: DataConfig, *, training: bool) -> None:
@@ -73,12 +84,14 @@ def check_prepared(data: DataConfig, *, training: bool) -> None:
     are.
     """
     root = Path(data.root)
-    before, now = read_description(root).get("options"), options_of(data)
-    if data.source == "prepared" or before is None:
+    options, now = read_description(root).get("options"), options_of(data)
+    if data.source == "prepared" or options is None:
         return
-    for key in (*BAKED, *(TRAINING if training else ())):
+    before, own = {**options, **_of_source(options)}, _of_source(now)
+    now |= own
+    for key in (*BAKED, "window", *((*TRAINING, *own) if training else ())):
         made_grey = key == "color" and before.get(key) == "rgb"  # as it is read
-        if key in before and before[key] != now[key] and not made_grey:
+        if key in before and key in now and before[key] != now[key] and not made_grey:
             raise DataError(
                 f"{root}: prepared with data.{key}: {before[key]}, the config says {now[key]}; prepare it again with "
                 "this config, or give the config a data.root of its own"

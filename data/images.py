@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import DataError
 
@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".npy")
 FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # Pillow knows others, some of which start other programs
 ROWS = 4096  # of a table at a time
 MAX_PIXELS, MAX_TILE = 100_000_000, 25_000_000
-TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
+ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323  # tags of a TIFF
 PERCENTILES = (0.1, 99.9)  # what is stretched to 0 .. 255 where pixels are wider than a byte
 Image.MAX_IMAGE_PIXELS = None  # our own limit stands before every decoder
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a damaged file is raised
@@ -150,21 +150,44 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
             check_size(path, file.height, file.width, max_pixels)
             if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":
                 raise DataError(f"{path}: {file.n_frames} pages or frames; one picture is expected")  # type: ignore[attr-defined]
-            tags = getattr(file, "tag_v2", {})
+            tags, stored = getattr(file, "tag_v2", {}), str([tile[3] for tile in getattr(file, "tile", ())])
             check_tile(path, tags.get(TILE_LENGTH, 0), tags.get(TILE_WIDTH, 0))
-            if file.mode in _BYTES and any(";16" in str(tile[3]) for tile in getattr(file, "tile", ())):
+            check_upright(path, tags.get(ORIENTATION, 1))
+            if file.mode in _BYTES and ";16" in stored:
                 # Colours of 16 bits, of which Pillow has kept the upper byte without a word.
-                tiff = file.format == "TIFF"
-                return _load_tiff(path, max_pixels) if tiff else np.asarray(file).astype(np.uint16) * 257, True
+                if file.format == "TIFF":
+                    return _load_tiff(path, max_pixels), True
+                upper = np.asarray(ImageOps.exif_transpose(file))
+                if modes is _LABEL_MODES or upper.max() < 128:
+                    raise DataError(f"{path}: colours of 16 bits, of which PNG gives 8 here; save it as TIFF")
+                return upper.astype(np.uint16) * 257, True
             deep = file.mode not in _BYTES
-            return np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file), deep
+            image = file if file.format == "TIFF" else ImageOps.exif_transpose(file)
+            array = np.asarray(image.convert(modes[image.mode]) if image.mode in modes else image)
+            return _as_stored(array, stored) if modes is _LABEL_MODES else array, deep
+
+
+def _as_stored(labels: np.ndarray, stored: str) -> np.ndarray:
+    """Labels of a grey file without what Pillow does for pictures: white for 0 in TIFFs that say so, as ImageJ's may,
+    and 255 for the largest value of 2 or 4 bits. stored: Pillow's names of the ways pixels are stored."""
+    if "'L;I'" in stored or "'L;2I'" in stored or "'L;4I'" in stored:
+        labels = 255 - labels
+    return labels // 85 if "'L;2" in stored else labels // 17 if "'L;4" in stored else labels
+
+
+def check_upright(path: Path, orientation: int) -> None:
+    """Raises DataError for TIFFs that are to be shown turned: programs differ in whether they do. Of PNG and JPEG all
+    turn them."""
+    if orientation != 1:
+        raise DataError(f"{path}: to be shown turned (orientation tag {orientation}); save it upright")
 
 
 def picture_shape(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(H, W) of a PNG, TIFF, BMP or JPEG, of which no more than the header is read. Raises DataError."""
     with readable(path), Image.open(path, formats=FORMATS) as file:
         check_size(path, file.height, file.width, max_pixels)
-        return file.height, file.width
+        turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (file.width, file.height) if turned else (file.height, file.width)
 
 
 def stretch_window(values: np.ndarray) -> tuple[float, float]:
@@ -219,7 +242,7 @@ _LABEL_MODES = {"LA": "L", "La": "L", "PA": "P", "RGBA": "RGB", "RGBa": "RGB", "
 def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A mask or label map as it is stored: (H, W) integers, 0 = background; a palette file gives its indices.
 
-    JPEG cannot keep labels: it is read as a mask, foreground from 128 on. Raises DataError.
+    JPEG cannot keep labels: it is read as a mask, 0 and 255, foreground from 128 on. Raises DataError.
     """
     array, _ = _load(path, max_pixels, _LABEL_MODES)
     if array.ndim == 3:

@@ -22,7 +22,7 @@ from PIL import Image
 from data import findings
 from data.agreement import Agreement
 from data.augment import Augmentation
-from data.dataset import image_array, read_split, same_size, sdf_array
+from data.dataset import at_full_scale, image_array, is_published, largest_of, read_split, same_size, sdf_array
 from data.description import read_description
 from data.findings import GREY_BINS, SDF_BINS, Facts, Suspicion
 from data.images import read_table
@@ -55,9 +55,12 @@ def all_patches(data: DataConfig) -> Iterator[Item]:
     tables = tables_of(data.root)
     if not tables:
         raise DataError(f"data.root: no CSV files in {data.root}; run `{command('prepare')}` with this config first")
-    for split in tables:
+    for split, path in tables.items():
+        made_by_hand = data.source == "prepared"  # on either scale
+        whole = max(map(largest_of, read_split(data, split)), default=0.0) if made_by_hand else 1.0
+        published = is_published(whole, path)
         for patch in read_split(data, split):
-            yield split, patch
+            yield split, at_full_scale(patch) if published else patch
 
 
 def keeping(patches: Iterable[Item], kept: list[Item], count: int, seed: int) -> Iterator[Item]:

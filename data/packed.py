@@ -38,7 +38,7 @@ from data.dataset import (
     unchanged,
 )
 from data.description import COLUMNS, check_prepared
-from data.pool import in_order, pool_of
+from data.pool import cores, in_order, pool_of
 from data.rows import Patch, Row
 from utils.data_schema import DataConfig
 from utils.errors import DataError
@@ -176,7 +176,7 @@ def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _patches(data: DataConfig, split: str, between: Between) -> Iterator[Patch]:
-    workers = data.workers or os.cpu_count() or 1
+    workers = data.workers or cores()
     with pool_of(workers) as pool:
         for patches in in_order(pool, partial(_read, data=data), _batched(split_rows(data, split)), 4 * workers):
             between()

@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageColor
 
-from data.images import check_tile, read_image, readable
+from data.images import ORIENTATION, check_tile, check_upright, read_image, readable
 from data.patches import Window
 from data.pixel_size import TIFF, Microns, microns_of, slide_microns, tiff_microns
 from utils.data_schema import DataConfig
@@ -194,8 +194,12 @@ def _is_regional(path: Path) -> bool:
     with readable(path), tifffile.TiffFile(path) as file:
         series = file.series[0]
         page = series.levels[0].keyframe
+        if len(series.levels) > 1 and len(series.levels[0].pages) > 1:
+            raise DataError(f"{path}: {len(series.levels[0].pages)} channels or planes; one picture is expected")
+        check_upright(path, int(page.tags.valueof(ORIENTATION, 1)))
         plain = page.is_tiled and page.dtype == np.uint8 and page.planarconfig == 1 and page.imagedepth == 1
         large = page.imagelength * page.imagewidth > REGIONS and len(file.pages) == 1
+        plain = plain and page.photometric in (1, 2, 6)  # grey, RGB, YCbCr: others are decoded whole
         return bool(plain and page.samplesperpixel in (1, 3, 4) and (len(series.levels) > 1 or large))
 
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 from data.description import COLUMNS, formats_of, options_of, read_description
 from data.images import read_image, read_table
 from data.names import unique_names
-from data.pool import pool_of
-from data.recipe import FOLDERS, Written, read_sample, write_image
+from data.pool import cores, pool_of
+from data.recipe import FOLDERS, Written, check_microns, read_sample, write_image
 from data.sources import dsb2018, folder, glas, lidc, monuseg, phantom
 from data.sources.record import Archive, Record
 from data.splits import cut_split
@@ -94,7 +94,7 @@ def _checked(record: Record) -> str | None:
 def _problems(records: Iterable[Record], workers: int) -> list[str]:
     """What a quick look at the files finds wrong, of sources that have one."""
     with_check = [record for record in records if record.check is not None]
-    with pool_of(min(workers or os.cpu_count() or 1, max(1, len(with_check)))) as pool:
+    with pool_of(min(workers or cores(), max(1, len(with_check)))) as pool:
         return [problem for problem in pool.map(_checked, with_check) if problem is not None]
 
 
@@ -103,7 +103,7 @@ def _inputs(records: Iterable[Record], data: DataConfig) -> dict[str, str]:
     paths = sorted({path for record in records for path in record.files})
     base = os.path.commonpath([path.parent for path in paths]) if paths else ""
     paths = [path for path in paths if path.is_file()]
-    with ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(data.workers or cores()) as pool:
         digests = pool.map(file_hash, paths)
         hashes = {os.path.relpath(path, base): digest for path, digest in zip(paths, digests, strict=True)}
     if data.stain_target and Path(data.stain_target).is_file():
@@ -225,7 +225,7 @@ def _write(
 ) -> tuple[list[Written], dict[str, object]]:
     """What became of every record, and what dataset.json says of the stain target. Raises DataError with the problems
     of all images."""
-    workers, done = data.workers or os.cpu_count() or 1, journal.done
+    workers, done = data.workers or cores(), journal.done
     left = [record for record in records if record.image_id not in done]
     if done:
         log.info("going on with %d images; %d are done", len(left), len(done))
@@ -320,6 +320,9 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
             "inputs": _inputs(records, data),
             "listing": _listing(records),
         }
+        measured = [replace(r, check=partial(check_microns, r, data.microns_per_pixel)) for r in records]
+        if sizes := [problem for record in measured if (problem := _checked(record)) is not None]:
+            raise problems_error("data.raw", sizes)  # also where the files are as they were
         if found := _current(root, description):
             return found
         if problems := _problems(records, data.workers):

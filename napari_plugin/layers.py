@@ -24,7 +24,7 @@ from results.maps import STORE, StoredMaps, stored_maps
 from results.predicted import Row
 from results.read import Settings, read_draws, read_map
 from results.sampled import object_table
-from sampling.segmenter import Result, Segmenter
+from sampling.segmenter import Result, Segmenter, image_of
 from utils.config import load_config
 from utils.data_schema import DataConfig
 from utils.errors import CheckpointError, ConfigError, DataError, UsageError
@@ -126,9 +126,10 @@ def predicted_layers(weights: Path, pixels: np.ndarray, name: str) -> list[Layer
         raise UsageError(f"{name}: {pixels.dtype} of shape {pixels.shape}; one image, grey or in colours, is expected")
     segmenter = Segmenter.from_weights(weights)
     pixels = pixels[..., :3] if pixels.ndim == 3 else pixels
-    if pixels.dtype != np.uint8:
-        pixels = stretch(pixels, segmenter.config.data.window)
-    return result_layers(segmenter(np.ascontiguousarray(pixels), name))
+    if pixels.dtype == np.uint8:
+        return result_layers(segmenter(np.ascontiguousarray(pixels), name))
+    picture = image_of(np.ascontiguousarray(stretch(pixels, segmenter.config.data.window)))
+    return result_layers(segmenter(picture, name))
 
 
 @lru_cache(maxsize=1)

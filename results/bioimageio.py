@@ -177,7 +177,7 @@ def tolerances(network: Network) -> list[dict[str, Any]]:
 
 def tensors(network: Network, files: dict[str, bytes]) -> dict[str, Any]:
     """Inputs and outputs."""
-    data, stride, classes = network.config.data, network.graph.stride, network.config.data.classes or ["foreground"]
+    data, stride, classes = network.config.data, network.graph.stride, network.config.data.classes
     colours = ["red", "green", "blue"] if network.channels == 3 else ["grey"]
     free = [{"type": "space", "id": axis, "size": {"min": stride, "step": stride}} for axis in "yx"]
     same = [{"type": "space", "id": axis, "size": {"tensor_id": "image", "axis_id": axis}} for axis in "yx"]
@@ -198,7 +198,7 @@ def tensors(network: Network, files: dict[str, bytes]) -> dict[str, Any]:
     }  # fmt: skip
     outputs = []
     for name in network.graph.outputs:
-        names = ["foreground"] if name == "probability" else list(classes)
+        names = [f"class_{k}" for k in classes] if classes and name != "probability" else ["foreground"]
         ranges = {"probability": [0.0, 1.0], "std": [0.0, None]}
         outputs.append({
             "id": name,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.images import check_size
+from data.images import check_size, stretch
 from data.inputs import PreparedPicture
 from data.pictures import Picture, open_picture
 from data.stain import Stain
@@ -133,7 +133,8 @@ class Segmenter:
         are no picture, ValueError for other arrays.
         """
         if isinstance(image, np.ndarray):
-            image = image_of(image)
+            image, window = image_of(image), self.config.data.window
+            image = image if window is None else Picture(stretch(image.whole(), window))  # as of a file
         picture = image if isinstance(image, Picture) else self.open(image)
         check_size(Path(key), *picture.shape, self.config.data.max_pixels)
         prepared = self.prepared(picture)

@@ -67,7 +67,7 @@ class AugmentConfig(Section):
     stain: Float = Field(0.0, ge=0, lt=1, description="relative change of either stain's density (color: rgb)")
     scale: Float = Field(0.0, ge=0, lt=1, description="zoom by 1 / (1 + scale) to 1 + scale; SDF computed anew")
     rotate: Float = Field(0.0, ge=0, le=180, description="degrees; SDF computed anew")
-    elastic: Float = Field(0.0, ge=0, le=20, description="displacements in pixels; SDF computed anew")
+    elastic: Float = Field(0.0, ge=0, le=20, description="displacements, about 5 pixels at most; SDF computed anew")
 
 
 class DataConfig(Section):

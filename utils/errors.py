@@ -26,6 +26,10 @@ class DataError(ValueError):
     """Raw or prepared data that cannot be used; the message names the file and what is expected."""
 
 
+class Unfinished(UsageError):
+    """What is done by now is kept, and the same command goes on with it."""
+
+
 class Stopped(BaseException):
     """A signal asked for a stop and everything is saved. As KeyboardInterrupt, no `except Exception` holds it up."""
 

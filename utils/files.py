@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import Unfinished
+
 _LEFT = re.compile(r"\.(\d+|old)\..")  # what `_hidden` and `_old` make
 
 
@@ -80,7 +82,7 @@ def whole_folder(path: Path, *, part: Path | None = None) -> Iterator[Path]:
                 os.rename(path, _old(path))
             os.rename(temporary, path)
         except BaseException as error:
-            stopped = not isinstance(error, Exception)
+            stopped = isinstance(error, Unfinished) or not isinstance(error, Exception)
             raise
         finally:
             restore_folder(path)

@@ -23,6 +23,7 @@ ADVICE = "; set data.instances: true, data.foreground: [values] or data.classes:
 TABLES = ("split.csv", "groups.csv")
 SINGLE = ("masks", "labels", "mask", "label")
 _RATER = re.compile(r"(masks?|labels?|raters?|annotators?)[-_ ]?[A-Za-z0-9]+")
+_SPLIT = re.compile("train|val|test|dev|eval", re.IGNORECASE)  # what a folder of a split may be called elsewhere
 _NAME_COLUMNS = ("image", "image_id", "filename", "name", "stem")
 
 
@@ -30,8 +31,15 @@ def _numbered(path: Path, data: DataConfig) -> bool:
     return path.parent.name.startswith("label") if data.instances is None else data.instances
 
 
+def _check_values(path: Path, key: str, fits: bool = False) -> None:
+    """Raises DataError for a JPEG whose values are asked for, of which it keeps none but 0 and 255."""
+    if path.suffix.lower() in (".jpg", ".jpeg") and not fits:
+        raise DataError(f"{path}: a JPEG cannot keep the values that data.{key} asks for; save masks as PNG")
+
+
 def _mask(values: np.ndarray, path: Path, data: DataConfig) -> np.ndarray:
     if data.foreground is not None:
+        _check_values(path, "foreground", 255 in data.foreground)
         return np.isin(values, data.foreground)
     return values > 0 if _numbered(path, data) else two_valued(values, path, ADVICE)
 
@@ -41,6 +49,7 @@ def read_sample(image: Path, masks: Sequence[Path], data: DataConfig) -> Sample:
     pixels = read_image(image, data.max_pixels, deep=True, window=data.window)
     values = [fitting(read_labels(path, data.max_pixels), pixels, path) for path in masks]
     if data.classes is not None:
+        _check_values(masks[0], "classes")
         return Sample(pixels, values[0] > 0, classes=values[0])
     raters = tuple(_mask(own, path, data) for own, path in zip(values, masks, strict=True))
     if len(raters) > 1:
@@ -73,9 +82,14 @@ def read_split_table(path: Path, group_column: str, problems: list[str]) -> dict
     return rows
 
 
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """mask-2 before mask-10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split("([0-9]+)", path.name)]
+
+
 def mask_folders(folder: Path) -> list[Path]:
     """The one folder of masks, or those of the raters. Raises DataError where there is none, or both kinds."""
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_natural)
     single = [path for path in below if path.name in SINGLE]
     raters = [path for path in below if path not in single and _RATER.fullmatch(path.name)]
     if len(single) > 1 or (single and raters):
@@ -87,7 +101,8 @@ def mask_folders(folder: Path) -> list[Path]:
 
 
 def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split | None, str]],
-                data: DataConfig, problems: list[str]) -> list[Record]:  # fmt: skip
+                splits: dict[str, Split], data: DataConfig, problems: list[str]) -> list[Record]:  # fmt: skip
+    """splits: of groups, for images that have none of their own."""
     annotations = mask_folders(folder)
     if len(annotations) > 1 and data.classes is not None:
         raise DataError(f"{folder}: several raters and data.classes do not go together; use data.foreground")
@@ -97,8 +112,17 @@ def _list_pairs(folder: Path, split: Split | None, table: dict[str, tuple[Split 
         name = f"{split}_{stem}" if split else stem  # train/ and test/ may both begin with 1.png
         read = partial(read_sample, files[0], files[1:], data)
         attributes = {"group": group} if group else {}
-        records.append(Record(name, split or own or "train", group or name, read, files, attributes))
+        records.append(Record(name, split or own or splits.get(group, "train"), group or name, read, files, attributes))
     return records
+
+
+def _splits_of(table: dict[str, tuple[Split | None, str]], path: Path, problems: list[str]) -> dict[str, Split]:
+    """The split of each group that has one; groups with several are problems."""
+    splits: dict[str, Split] = {}
+    for split, group in table.values():
+        if group and split and splits.setdefault(group, split) != split:
+            problems.append(f"{path}: group {group} is in {splits[group]} and in {split}; a group stays together")
+    return splits
 
 
 def records(data: DataConfig) -> Archive:
@@ -108,6 +132,9 @@ def records(data: DataConfig) -> Archive:
     parts: list[tuple[Path, Split | None]] = [(raw, None)]
     if not (raw / "images").is_dir():
         parts = [(raw / split, split) for split in get_args(Split) if (raw / split / "images").is_dir()]
+        others = {path.parent for path in raw.glob("*/images")} - {folder for folder, _ in parts}
+        names = ", ".join(get_args(Split))
+        problems += [f"{p}: is none of {names}, and would be left out" for p in sorted(others) if _SPLIT.match(p.name)]
     if not parts:
         raise DataError(f"{raw}: no folder images/ in it, nor train/images/")
     tables = [raw / name for name in TABLES if (raw / name).is_file()]
@@ -115,7 +142,12 @@ def records(data: DataConfig) -> Archive:
         raise DataError(f"{raw}: {' and '.join(TABLES)} both; keep one, with columns image, split and group")
     path = tables[0] if tables else raw
     table = read_split_table(path, data.group_column, problems) if tables else {}
-    found = [r for folder, split in parts for r in _list_pairs(folder, split, table, data, problems)]
+    splits = _splits_of(table, path, problems)
+    found = [r for folder, split in parts for r in _list_pairs(folder, split, table, splits, data, problems)]
+    several = dict.fromkeys(tuple(path.name for path in mask_folders(folder)) for folder, _ in parts)
+    if len(several) > 1 and max(map(len, several)) > 1:
+        names = " and ".join("/".join(each) for each in several)
+        problems.append(f"{raw}: the folders of masks differ between splits, {names}; a rater is one person throughout")
     if not found and not problems:
         raise DataError(f"{raw}: no pictures in images/ ({', '.join(SUFFIXES)})")
     stems = {file.stem for record in found for file in record.files}

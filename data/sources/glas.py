@@ -36,7 +36,8 @@ def read_grades(folder: Path, allow_partial: bool) -> dict[str, tuple[str, str]]
     grade = next((c for c in table.columns if "glas" in c), None)
     if "name" not in table.columns or patient is None or grade is None:
         raise DataError(f"{path}: needs the columns name, patient and grade (GlaS); found {', '.join(table.columns)}")
-    return {row["name"].strip(): (row[patient].strip(), row[grade].strip()) for _, row in table.iterrows()}
+    rows = ((row["name"].strip(), row[patient].strip(), row[grade].strip()) for _, row in table.iterrows())
+    return {Path(name).stem if name.lower().endswith(SUFFIXES) else name: (p, g) for name, p, g in rows}
 
 
 def find_files(folder: Path, problems: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -75,6 +76,8 @@ def records(data: DataConfig) -> Archive:
     except DataError as error:
         problems.append(str(error))
         grades = {}
+    if grades:
+        problems += [f"{raw / 'Grade.csv'}: has no row of {name}" for name in sorted(set(names) - grades.keys())]
     result = []
     for name in sorted(names, key=lambda name: (name.split("_")[0], int(name.split("_")[1]))):
         part, files = name.split("_")[0], (images[name], annotations[name])

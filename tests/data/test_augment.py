@@ -154,3 +154,16 @@ def test_symmetries_keep_an_sdf_an_sdf() -> None:
     assert len({image[i].numpy().tobytes() for i in range(64)}) == 8
     same, _ = random_symmetry(image, sdf, generator, flips=False, rotations=False)
     assert torch.equal(same, image)
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+@pytest.mark.parametrize("elastic", [4, 20])
+def test_nothing_folds(size: int, elastic: float) -> None:
+    """The Jacobian of where pixels come from is positive nearly everywhere, and displacements end near 5 pixels."""
+    image = torch.zeros(40, 1, size, size)
+    grid, _ = random_grid(image, generator(), scale=0, rotate=0, elastic=elastic)
+    across, down = grid.diff(dim=2)[:, :-1], grid.diff(dim=1)[:, :, :-1]
+    area = across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]
+    assert (area <= 0).float().mean() < 1e-3
+    still, _ = random_grid(image, generator(), scale=0, rotate=0, elastic=0)
+    assert 2 < (grid - still).abs().max() < 7

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from data.dataset import load_split
-from tests.commands import Workspace
+from data.description import check_prepared
+from data.prepare import prepare
+from tests.commands import Workspace, section
+from tests.data.sources.test_folder import fake_folder
 from utils.config import load_config
+from utils.data_schema import DataConfig
 from utils.errors import DataError
 
 
@@ -55,3 +62,23 @@ def test_other_patches_matter_to_training_only(workspace: Workspace) -> None:
     assert workspace("prepare").code == 0
     assert "data.patch: None" in workspace.fails("main", *cut)
     assert workspace("sample", *cut, "--set", "sampling.draws=1").code == 0
+
+
+def test_another_split_or_window_is_not_taken_for_the_prepared_one(tmp_path: Path) -> None:
+    """Of a folder: a cross-validation by split_seed alone would train on one split again and again."""
+    folder = fake_folder(tmp_path / "raw", count=6)
+    (tmp_path / "p").mkdir()
+
+    def folder_section(**more: Any) -> DataConfig:
+        own: dict[str, Any] = {"source": "folder", "raw": folder, "root": tmp_path / "p", "truncation": 4}
+        return section(**{**own, "test_fraction": 0.2, **more})
+
+    prepare(folder_section())
+    check_prepared(folder_section(), training=True)
+    for key, value in (("split_seed", 3), ("validation_fraction", 0.4), ("foreground", (255,)), ("window", (0, 100))):
+        with pytest.raises(DataError, match=rf"data\.{key}: "):
+            check_prepared(folder_section(**{key: value}), training=True)
+        if key != "window":  # by which pictures are read
+            check_prepared(folder_section(**{key: value}), training=False)
+    with pytest.raises(DataError, match=r"data\.window: None"):
+        check_prepared(folder_section(window=(0, 100)), training=False)

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data.images import read_image, read_labels, stretch
+from data.images import picture_shape, read_image, read_labels, stretch
 from tests.pictures import save
 from utils.errors import DataError
 
@@ -200,3 +200,60 @@ def test_impossible_masks(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.array([[-1, 1]]))
     with pytest.raises(DataError, match="negative"):
         read_labels(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_labels_of_few_bits_are_as_stored(tmp_path: Path, bits: int) -> None:
+    labels = np.arange(4, dtype=np.uint8)[:, None].repeat(8, 1)
+    Image.fromarray(labels).save(tmp_path / "palette.png")  # 8 bits, as they are
+    packed = np.packbits(
+        ((labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1).reshape(4, -1).astype(np.uint8), axis=1
+    )
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 8, 4, bits, 0, 0, 0, 0)
+    png = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "few.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    np.testing.assert_array_equal(read_labels(tmp_path / "few.png"), labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "palette.png"), labels)
+    assert read_image(tmp_path / "few.png").max() == 3 * (85 if bits == 2 else 17)  # a picture is seen as it is shown
+
+
+def test_labels_with_an_inverting_table_are_as_stored(tmp_path: Path) -> None:
+    """ImageJ saves 8 bits so whose 0 it shows white."""
+    labels = (GREY > 128).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", labels, photometric="miniswhite")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
+
+
+def test_colours_of_16_bits_in_png_are_not_cut_in_silence(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for name, most in (("dark", 4095), ("full", 65535)):
+        rows = b"".join(b"\0" + np.full(8 * 3, most, ">u2").tobytes() for _ in range(4))
+        png = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows))
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png + chunk(b"IEND", b""))
+    with pytest.raises(DataError, match="save it as TIFF"):
+        read_image(tmp_path / "dark.png", deep=True)
+    assert read_image(tmp_path / "full.png", deep=True, window=(0, 65535)).min() == 255
+    with pytest.raises(DataError, match="save it as TIFF"):
+        read_labels(tmp_path / "full.png")
+
+
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    """As every program shows them: PNG and JPEG are turned by their tag, of TIFF programs differ."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(GREY).save(tmp_path / name, exif=exif, quality=100)
+        assert picture_shape(tmp_path / name) == (7, 9)
+        assert np.abs(read_image(tmp_path / name).astype(int) - np.rot90(GREY, -1)).max() < 8
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.rot90(GREY, -1))
+    tifffile.imwrite(tmp_path / "a.tif", GREY, extratags=[(274, "H", 1, 6, True)])
+    for reader in (read_image, read_labels):
+        with pytest.raises(DataError, match="orientation tag 6"):
+            reader(tmp_path / "a.tif")

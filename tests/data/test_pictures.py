@@ -200,3 +200,14 @@ def test_the_preparation_resizes_first() -> None:
     prepared = PreparedPicture(Picture(smooth(120, 200), (0.25, 0.25)), data, None)
     assert (prepared.shape, prepared.microns, prepared.warning) == ((60, 100), (0.5, 0.5), None)
     assert np.abs(prepared.whole().astype(int) - smooth(120, 200)[::2, ::2]).max() <= 12
+
+
+@pytest.mark.parametrize("axes", ["CYX", "ZYX"])
+def test_a_pyramid_of_several_planes_is_not_its_first(tmp_path: Path, axes: str) -> None:
+    planes = np.stack([np.full((512, 512), value, np.uint8) for value in (10, 100, 200)])
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        options: dict[str, Any] = {"tile": (256, 256), "photometric": "minisblack", "metadata": {"axes": axes}}
+        file.write(planes, subifds=1, **options)
+        file.write(planes[:, ::2, ::2], subfiletype=1, tile=(256, 256), photometric="minisblack")
+    with pytest.raises(DataError, match="3 channels or planes"):
+        open_picture(tmp_path / "a.ome.tif", section())

@@ -28,6 +28,15 @@ def test_the_api_of_one_line_gives_the_same(trained: Workspace, inbox: Path) -> 
         Segmenter.from_run(trained.run_folder())(np.zeros((4, 4)))
 
 
+def test_an_array_is_seen_through_the_window_as_a_file_is(trained: Workspace, inbox: Path) -> None:
+    segmenter, windowed = (Segmenter.from_run(trained.run_folder()) for _ in range(2))
+    data = segmenter.config.data.model_copy(update={"window": (20.0, 120.0)})
+    windowed.config = segmenter.config.model_copy(update={"data": data})
+    results = [windowed(source, key="a").mmse for source in (inbox / "grey.png", picture(40, 56))]
+    np.testing.assert_allclose(*results, atol=1e-5)
+    assert np.abs(results[0] - segmenter(picture(40, 56), key="a").mmse).max() > 1e-3
+
+
 @pytest.mark.parametrize("size", ["null", "[24, 40]"])
 def test_resizing_goes_both_ways(workspace: Workspace, size: str) -> None:
     options = ["--set", f"data.size={size}"]

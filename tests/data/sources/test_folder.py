@@ -192,3 +192,43 @@ def test_real_cfos() -> None:
     assert sample.image.shape == (1024, 1024)
     assert len(sample.raters) == 5
     assert all(rater.any() for rater in sample.raters)
+
+
+def test_a_group_is_not_torn(tmp_path: Path) -> None:
+    raw = fake_folder(tmp_path)
+    (raw / "split.csv").write_text("image,split,group\nim 0,,p\nim 1,test,p\nim 2,,q\nim 3,val,r\n")
+    archive = listed("folder", raw)
+    assert archive.problems == []
+    assert [r.split for r in archive.records] == ["test", "test", "train", "val"]
+    (raw / "split.csv").write_text("image,split,group\nim 0,train,p\nim 1,test,p\nim 2,,q\nim 3,val,r\n")
+    assert "group p is in train and in test" in "\n".join(listed("folder", raw).problems)
+
+
+def test_no_folder_of_a_split_is_left_out(tmp_path: Path) -> None:
+    for split in ("train", "validation", "unused"):
+        fake_folder(tmp_path / split, count=1)
+    (problem,) = listed("folder", tmp_path).problems
+    assert problem.startswith(f"{tmp_path / 'validation'}: is none of train, val, test")
+
+
+def test_a_rater_is_one_person(tmp_path: Path) -> None:
+    for number in (0, 2, 10):
+        fake_folder(tmp_path / "many", f"mask-{number}", values=BINARY * (number == 2))
+    sample = read(listed("folder", tmp_path / "many").records[0])
+    assert [rater.any() for rater in sample.raters] == [False, True, False]
+    for split, names in (("train", "ab"), ("test", "bc")):
+        for name in names:
+            fake_folder(tmp_path / "split" / split, f"masks_{name}", count=1)
+    (problem,) = listed("folder", tmp_path / "split").problems
+    assert "masks_a/masks_b and masks_b/masks_c" in problem
+
+
+@pytest.mark.parametrize("keys", [{"foreground": (3,)}, {"classes": (1, 3)}])
+def test_a_jpeg_has_no_values_to_ask_for(tmp_path: Path, keys: dict[str, tuple[int, ...]]) -> None:
+    raw = fake_folder(tmp_path)
+    for path in (raw / "masks").iterdir():
+        path.unlink()
+        save(path.with_suffix(".jpg"), BINARY)
+    assert read(listed("folder", raw).records[0]).mask.any()
+    with pytest.raises(DataError, match="a JPEG cannot keep the values"):
+        read(listed("folder", raw, **keys).records[0])

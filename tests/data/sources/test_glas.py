@@ -38,6 +38,17 @@ def test_partial_glas_names_expected_and_found(tmp_path: Path) -> None:
     assert len(listed("glas", raw, allow_partial=True).records) == 7
 
 
+def test_every_image_has_a_patient(tmp_path: Path) -> None:
+    raw = fake_glas(tmp_path / "raw", counts={"train": 3, "testA": 1, "testB": 0})
+    table = (raw / "Grade.csv").read_text().splitlines()
+    spelt = [line.replace("train_2,", "train_2.bmp,") for line in table if not line.startswith("train_1,")]
+    assert len(spelt) == len(table) - 1
+    (raw / "Grade.csv").write_text("\n".join(spelt) + "\n")
+    archive = listed("glas", raw, allow_partial=True)
+    assert archive.problems == [f"{raw / 'Grade.csv'}: has no row of train_1"]
+    assert next(r for r in archive.records if r.image_id == "train_2").group == "2"
+
+
 def test_broken_glas_archives(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
         listed("glas", tmp_path / "nowhere")

@@ -33,7 +33,7 @@ def test_an_array_is_seen_through_the_window_as_a_file_is(trained: Workspace, in
     data = segmenter.config.data.model_copy(update={"window": (20.0, 120.0)})
     windowed.config = segmenter.config.model_copy(update={"data": data})
     results = [windowed(source, key="a").mmse for source in (inbox / "grey.png", picture(40, 56))]
-    np.testing.assert_allclose(*results, atol=1e-5)
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
     assert np.abs(results[0] - segmenter(picture(40, 56), key="a").mmse).max() > 1e-3
 
 

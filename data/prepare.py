@@ -98,17 +98,31 @@ def _problems(records: Iterable[Record], workers: int) -> list[str]:
         return [problem for problem in pool.map(_checked, with_check) if problem is not None]
 
 
-def _inputs(records: Iterable[Record], data: DataConfig) -> dict[str, str]:
-    """Raw file to hash, by its path inside the archive: a moved archive is the same archive."""
-    paths = sorted({path for record in records for path in record.files})
-    base = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    paths = [path for path in paths if path.is_file()]
+def _hashes(records: Iterable[Record], data: DataConfig) -> dict[Path, str]:
+    """Of all raw files that are there."""
+    paths = [path for path in sorted({path for record in records for path in record.files}) if path.is_file()]
     with ThreadPoolExecutor(data.workers or cores()) as pool:
-        digests = pool.map(file_hash, paths)
-        hashes = {os.path.relpath(path, base): digest for path, digest in zip(paths, digests, strict=True)}
+        return dict(zip(paths, pool.map(file_hash, paths), strict=True))
+
+
+def _inputs(records: Iterable[Record], hashes: Mapping[Path, str], data: DataConfig) -> dict[str, str]:
+    """Raw file to hash, by its path inside the archive: a moved archive is the same archive."""
+    folders = [path.parent for record in records for path in record.files]
+    base = os.path.commonpath(folders) if folders else ""
+    inputs = {os.path.relpath(path, base): digest for path, digest in hashes.items()}
     if data.stain_target and Path(data.stain_target).is_file():
-        hashes["stain target"] = file_hash(Path(data.stain_target))
-    return hashes
+        inputs["stain target"] = file_hash(Path(data.stain_target))
+    return inputs
+
+
+def _twins(records: Iterable[Record], hashes: Mapping[Path, str]) -> list[str]:
+    """A line for each picture whose file is in two splits, perhaps under two names."""
+    found: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.files and (digest := hashes.get(record.files[0])):
+            found.setdefault(digest, {}).setdefault(record.split, record.image_id)
+    twins = (" = ".join(f"{split}/{name}" for split, name in own.items()) for own in found.values() if len(own) > 1)
+    return [f"the same picture in two splits: {twin}" for twin in twins]
 
 
 def _listing(records: Iterable[Record]) -> str:
@@ -313,11 +327,12 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
             raise DataError(f"data.root: {root} is not a folder")
         if root.is_dir() and any(root.iterdir()) and not (root / "dataset.json").is_file():
             raise DataError(f"data.root: {root} holds files not prepared here (no dataset.json); choose another")
+        hashes = _hashes(records, data)
         description: dict[str, object] = {
             **formats_of(data),
             "source": data.source,
             "options": options_of(data),
-            "inputs": _inputs(records, data),
+            "inputs": _inputs(records, hashes, data),
             "listing": _listing(records),
         }
         measured = [replace(r, check=partial(check_microns, r, data.microns_per_pixel)) for r in records]
@@ -336,6 +351,7 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
             if root.is_dir():
                 _carry_over(root, new)
             journal.path.unlink()
+    result.warnings += _twins(records, hashes)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,6 +203,17 @@ def test_a_group_is_not_torn(tmp_path: Path) -> None:
     assert [r.split for r in archive.records] == ["test", "test", "train", "val"]
     (raw / "split.csv").write_text("image,split,group\nim 0,train,p\nim 1,test,p\nim 2,,q\nim 3,val,r\n")
     assert "group p is in train and in test" in "\n".join(listed("folder", raw).problems)
+
+
+def test_the_same_picture_in_two_splits_is_told(tmp_path: Path) -> None:
+    raw = fake_folder(tmp_path / "raw")
+    save(raw / "images" / "im 3.png", np.random.default_rng(3).integers(0, 255, (20, 30), dtype=np.uint8))
+    (raw / "split.csv").write_text("image,split\nim 0,train\nim 1,val\nim 2,train\nim 3,test\n")
+    for k in (0, 2):
+        save(raw / "images" / f"im {k}.png", np.random.default_rng(k).integers(0, 255, (20, 30), dtype=np.uint8))
+    shutil.copy(raw / "images" / "im 0.png", raw / "images" / "im 1.png")
+    data = section(source="folder", raw=raw, root=tmp_path / "p", truncation=4, patch=(16, 16))
+    assert prepare(data, quiet=True).warnings == ["the same picture in two splits: train/im_0 = val/im_1"]
 
 
 def test_no_folder_of_a_split_is_left_out(tmp_path: Path) -> None:

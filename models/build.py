@@ -21,6 +21,7 @@ from utils.schema import Config
 from utils.sections import EncoderConfig, SDEConfig
 
 MOST_PULL = 2.0  # standard deviations; on residuals of GlaS so much costs the mean of draws two points of F1
+MOST_TIMES = 20.0
 
 log = logging.getLogger("process")
 
@@ -101,6 +102,14 @@ def warn_of_prior(model: Denoiser, size: Sequence[int]) -> None:
             "%.1f standard deviations too near to 0; use a smaller data.sdf_scale or a larger sde.sigma_max",
             *size, rms, pull,
         )  # fmt: skip
+
+
+def warn_of_direct(model: Denoiser) -> None:
+    """One line in the log where the direct mean is so many times what the network puts out that it is hard to learn, as
+    at t_max eps and the score say nothing of m."""
+    if model.direct and (times := abs(float(model.end_scaling().out)) / float(model.sigma_data)) > MOST_TIMES:
+        log.warning("sde.prediction: %s has the direct mean as %.0f times its right size of output, which is hard to "
+                    "learn; edm, x and v do not, or set sde.prior_share: 0", model.prediction, times)  # fmt: skip
 
 
 def threshold_of(config: Config) -> float:

@@ -22,7 +22,7 @@ from data.dataset import DataState, data_state, image_array, rater_counts, sdf_a
 from data.description import read_description
 from data.packed import Packed, common_size, open_training
 from data.rows import Patch
-from models.build import denoiser_of, placed, warn_of_prior
+from models.build import denoiser_of, placed, warn_of_direct, warn_of_prior
 from models.pyramid import PyramidEncoder, source_weights
 from training.losses import rms_of_images
 from training.parallel import ALONE, Team, joined
@@ -213,6 +213,7 @@ def lead(config: Config, resumed: Path | None, known: DataState, state: Training
             log.info(line)
         if not config.is_one_pass:
             warn_of_prior(state.model, state.images["size"])
+        warn_of_direct(state.model)
         with nullcontext() if quiet else logging_redirect_tqdm():
             train(config, run, state, training, validation, stop, quiet)
     if not stop():

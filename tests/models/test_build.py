@@ -12,7 +12,7 @@ import torch
 
 from data.sdf import signed_distance
 from evaluation.ensemble import classify
-from models.build import denoiser_of, threshold_of, warn_of_prior
+from models.build import denoiser_of, threshold_of, warn_of_direct, warn_of_prior
 from models.denoiser import Draw
 from sde import process
 from tests.commands import ROOT
@@ -113,6 +113,17 @@ def test_too_narrow_a_prior_is_logged(caplog: pytest.LogCaptureFixture, scale: f
         warn_of_prior(model, (128, 128))
     assert bool(caplog.records) == warned
     assert not warned or "128x128" in caplog.text
+
+
+@pytest.mark.parametrize(("prediction", "warned"), [("eps", True), ("score", True), ("edm", False), ("v", False)])
+def test_a_direct_mean_that_is_hard_to_learn_is_logged(
+    caplog: pytest.LogCaptureFixture, prediction: str, warned: bool
+) -> None:
+    keys = ["data.raw=x", "model.channels=8", "model.encoder.channels=8", f"sde.prediction={prediction}"]
+    with caplog.at_level(logging.WARNING):
+        warn_of_direct(denoiser_of(load_config(ROOT / "cfg" / "dsb2018.yaml", keys)))
+        warn_of_direct(denoiser_of(load_config(ROOT / "cfg" / "dsb2018.yaml", [*keys, "sde.prior_share=0"])))
+    assert len(caplog.records) == warned
 
 
 def test_names_of_the_schema_are_those_of_the_code() -> None:

@@ -42,13 +42,13 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config_of(name: str, nfe: int, config: Config) -> Config | None:
+def config_of(name: str, nfe: int, whole: Config) -> Config | None:
     """The config with the sampler at that cost; None where it cannot have it, or not with the network."""
-    own = config.sampling
+    own = whole.sampling
     kept = own.model_dump(include={"threshold", "max_batch", *(("r",) if name == "pc" else ())})
     sampling = {**kept, "draws": own.most_draws if own.draws == "auto" else own.draws, "sampler": name, "steps": nfe}
     try:
-        found = Config.model_validate({**config.model_dump(), "sampling": {**sampling, **SAMPLERS[name]}})
+        found = Config.model_validate({**whole.model_dump(), "sampling": {**sampling, **SAMPLERS[name]}})
     except ValidationError:
         return None  # PC takes an even number
     return found if name != "mean" or nfe == 1 else None

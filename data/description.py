@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ COLUMNS = ("filename", "maskname", "maskdtname", "instancename", "classname", "r
 # The keys of the data section that decide the prepared files, besides test_share and those of the source.
 DECIDING = ("source", "size", "color", "truncation", "validation_fraction", "split_seed", "stain", "stain_target",
             "stretch", "patch", "stride", "test_patch", "crop", "classes")  # fmt: skip
-# Those that decide what the files mean, and those, with the source's own, that training depends on besides.
+# Those that decide what the files mean; those that only the training patches depend on; and those, with the source's
+# own, that say which images a new training has.
 BAKED = ("size", "color", "truncation", "stain", "stain_target", "stretch", "test_patch", "classes")
-TRAINING = ("patch", "validation_fraction", "test_fraction", "split_seed", "stride")
-NEW = ("stretch", *TRAINING[1:])  # not in all folders of before
+TRAINING = ("patch",)
+CHOSEN = ("validation_fraction", "test_fraction", "split_seed", "stride")
 OF_SOURCE = {"glas": ("allow_partial",), "monuseg": ("allow_partial",),
              "folder": ("instances", "foreground", "classes", "window", "group_column", "max_pixels")}  # fmt: skip
 
@@ -60,7 +61,7 @@ def read_description(root: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path, dict[str, Any], DataError)
         known: Known = checked(content, Known, path, DataError)
-        lacking = {*BAKED, *TRAINING} - {*NEW} - known.get("options", {}).keys()
+        lacking = {*BAKED, *TRAINING} - {"stretch"} - known.get("options", {}).keys()
         if known.get("tool_version") == FORMAT and lacking:
             raise DataError(f"{path}: damaged (options lack {', '.join(sorted(lacking))})")
     except DataError as error:
@@ -83,13 +84,21 @@ def check_prepared(data: DataConfig, *, training: bool) -> None:
     training: whether the training patches matter too. Folders that were not prepared by this program are taken as they
     are.
     """
+    _compare(data, (*BAKED, "window", *(TRAINING if training else ())))
+
+
+def check_chosen(data: DataConfig) -> None:
+    """Raises DataError if data.root was prepared with another split, or with other rules for what its source holds."""
+    _compare(data, (*CHOSEN, *_of_source(options_of(data))))
+
+
+def _compare(data: DataConfig, keys: Sequence[str]) -> None:
     root = Path(data.root)
     options, now = read_description(root).get("options"), options_of(data)
     if data.source == "prepared" or options is None:
         return
-    before, own = {**options, **_of_source(options)}, _of_source(now)
-    now |= own
-    for key in (*BAKED, "window", *((*TRAINING, *own) if training else ())):
+    before, now = {**options, **_of_source(options)}, {**now, **_of_source(now)}
+    for key in keys:
         made_grey = key == "color" and before.get(key) == "rgb"  # as it is read
         if key in before and key in now and before[key] != now[key] and not made_grey:
             raise DataError(

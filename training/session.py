@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.batches import Batches, InMemory, Mapped, representation_of
 from data.dataset import DataState, data_state, image_array, rater_counts, sdf_array
-from data.description import read_description
+from data.description import check_chosen, read_description
 from data.packed import Packed, common_size, open_training
 from data.rows import Patch
 from models.build import denoiser_of, placed, warn_of_direct, warn_of_prior
@@ -227,6 +227,8 @@ def run_training(config: Config, resumed: Path | None, args: argparse.Namespace,
         with torch.device("meta"):  # what can be refused is refused before data are read
             denoiser_of(config)
         check_sources(config.model.encoder, config.training.start_from if begins else None)
+        if resumed is None:
+            check_chosen(config.data)
         training, validation = open_training(config.data, stop.raise_if_set)
         known = data_state(config.data, training, validation)
         validation = chosen_of(validation, config.evaluation.images)  # all that is kept of them

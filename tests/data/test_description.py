@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.dataset import load_split
-from data.description import check_prepared
+from data.description import check_chosen, check_prepared
 from data.prepare import prepare
 from tests.commands import Workspace, section
 from tests.data.sources.test_folder import fake_folder
@@ -73,12 +73,12 @@ def test_another_split_or_window_is_not_taken_for_the_prepared_one(tmp_path: Pat
         own: dict[str, Any] = {"source": "folder", "raw": folder, "root": tmp_path / "p", "truncation": 4}
         return section(**{**own, "test_fraction": 0.2, **more})
 
-    prepare(folder_section())
-    check_prepared(folder_section(), training=True)
-    for key, value in (("split_seed", 3), ("validation_fraction", 0.4), ("foreground", (255,)), ("window", (0, 100))):
+    prepare(folder_section(), quiet=True)
+    check_chosen(folder_section())
+    for key, value in (("split_seed", 3), ("validation_fraction", 0.4), ("foreground", (255,)), ("stride", (8, 8))):
+        more = {"patch": (16, 16)} if key == "stride" else {}
         with pytest.raises(DataError, match=rf"data\.{key}: "):
-            check_prepared(folder_section(**{key: value}), training=True)
-        if key != "window":  # by which pictures are read
-            check_prepared(folder_section(**{key: value}), training=False)
+            check_chosen(folder_section(**{key: value}, **more))
+        check_prepared(folder_section(**{key: value}, **more), training=False)
     with pytest.raises(DataError, match=r"data\.window: None"):
         check_prepared(folder_section(window=(0, 100)), training=False)

@@ -84,7 +84,8 @@ def drawer_for(way: Way, config: Config, device: torch.device) -> Drawer:
 
 
 def train_once(drawer: Drawer, images: torch.Tensor) -> None:
-    """Forward and backward of one batch."""
+    """Forward and backward of one evaluation of a batch, without dropout, a second draw or the optimiser (--peers has
+    whole steps)."""
     device, model = drawer.device, drawer.denoiser
     z = torch.randn(len(images), model.mask_channels, *images.shape[-2:], device=device)
     t = torch.rand(len(images), device=device)

@@ -186,6 +186,7 @@ def test_a_sampling_is_held(trained: Workspace) -> None:
         assert f"{newest(trained).name} is in use by process {os.getpid()}" in trained.fails("sample", "--resume")
 
 
+@pytest.mark.slow
 def test_run_and_checkpoint_can_be_named(trained: Workspace) -> None:
     run = trained.run_folder()
     assert trained("sample", "--run", str(run), "--checkpoint", "last").code == 0

@@ -71,7 +71,7 @@ def test_another_split_or_window_is_not_taken_for_the_prepared_one(tmp_path: Pat
 
     def folder_section(**more: Any) -> DataConfig:
         own: dict[str, Any] = {"source": "folder", "raw": folder, "root": tmp_path / "p", "truncation": 4}
-        return section(**{**own, "test_fraction": 0.2, **more})
+        return section(**{**own, "test_fraction": 0.2, "workers": 1, **more})
 
     prepare(folder_section(), quiet=True)
     check_chosen(folder_section())

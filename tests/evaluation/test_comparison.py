@@ -74,6 +74,7 @@ def test_images_of_one_patient_count_once() -> None:
     assert alone.high - alone.low == pytest.approx((once.high - once.low) / 2, rel=0.1)  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_interval_over_patients_covers_the_mean_as_often_as_it_says() -> None:
     """Patients of 1 to 9 images that differ more between than within them."""
     random = np.random.default_rng(1)

@@ -93,6 +93,7 @@ def test_expectation_is_the_same_for_any_number_of_draws(score: str) -> None:
         assert abs(other.mean() - many.mean()) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["crps", "energy"])
 def test_the_true_distribution_wins(score: str) -> None:
     """Against draws shrunken and inflated about their mean, and against shifted ones, also with four draws."""

@@ -81,6 +81,7 @@ def sources(found: Any) -> list[dict[str, str]]:
     return [*own, *(one for part in parts for one in sources(part))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "outputs", "cover"),
     [(DRAWS, ["mean", "std", "probability"], (1024, 512)), (MEAN, ["sdf"], (512, 256))],

@@ -115,6 +115,7 @@ def test_less_crps_is_better_on_the_page() -> None:
 QUICK = ("--set", "sampling.animate=false")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_image_by_image(trained: Workspace) -> None:
     folders = []
     for draws in (1, 3):

@@ -91,6 +91,7 @@ def test_odd_pictures_are_predicted(trained: Workspace, shape: tuple[int, ...]) 
     assert np.load("out/a/mmse.npy").shape == shape[:2]
 
 
+@pytest.mark.slow
 def test_nothing_to_read_and_nowhere_to_write(trained: Workspace, inbox: Path) -> None:
     run = ["--run", str(trained.run_folder())]
     (trained.path / "nothing").mkdir()

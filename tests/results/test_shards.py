@@ -129,6 +129,7 @@ def predict(workspace: Workspace, output: str, *words: str) -> tuple[int, str]:
     return result.code, result.err
 
 
+@pytest.mark.slow
 def test_shards_predict_on_a_folder_of_pictures(trained: Workspace, inbox: Path) -> None:
     assert predict(trained, "whole") == (0, "")
     assert predict(trained, "out", "--shard", "1/2") == (0, "")

@@ -55,6 +55,7 @@ def slide(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     return pixels
 
 
+@pytest.mark.slow
 @needs_openslide
 def test_a_slide_is_predicted_in_the_pixels_of_the_network(
     trained: Workspace, slide: np.ndarray, monkeypatch: pytest.MonkeyPatch

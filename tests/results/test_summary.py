@@ -125,6 +125,7 @@ def test_spread_is_of_the_draws_that_were_written(trained: Workspace) -> None:
         assert (spread and spread["images"]) == left
 
 
+@pytest.mark.slow
 def test_one_evaluation_with_a_std_has_a_spread_and_one_without_has_none(workspace: Workspace) -> None:
     options = sets(["model.second_moment=true", "sde.prior_share=0.5", "sampling.sampler=mean"])
     assert workspace("prepare").code == 0

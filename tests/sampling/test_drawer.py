@@ -24,6 +24,7 @@ from utils.config import load_config
 from utils.sections import SamplingConfig
 
 
+@pytest.mark.slow
 def test_designed_draws_are_sampled(trained: Workspace) -> None:
     options = ["--set", "sampling.save_draws=true", "--set", "sampling.animate=false"]
     folders = []
@@ -135,6 +136,7 @@ def test_draws_of_parts_are_given_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == sum(batches) == 120
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_per_image(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     forward = ImageEncoder.forward

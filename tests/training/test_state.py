@@ -26,6 +26,7 @@ from utils.locks import held
 from utils.sections import EMAConfig, TrainingConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RESUNET, UNET], ids=["resunet", "unet"])
 def test_interrupted_training_ends_the_same(trained: Workspace, kind: list[str]) -> None:
     if kind is UNET:

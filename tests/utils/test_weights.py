@@ -157,6 +157,7 @@ def test_scoring_without_the_data_leaves_no_run(trained: Workspace) -> None:
     assert not Path("runs/weights").exists()
 
 
+@pytest.mark.slow
 def test_samples_of_weights_hide_no_training(trained: Workspace) -> None:
     path = exported(trained, name="tiny")
     assert sampled(trained, "--weights", str(path), "--set", "sampling.draws=1").code == 0

@@ -212,7 +212,7 @@ def test_the_same_picture_in_two_splits_is_told(tmp_path: Path) -> None:
     for k in (0, 2):
         save(raw / "images" / f"im {k}.png", np.random.default_rng(k).integers(0, 255, (20, 30), dtype=np.uint8))
     shutil.copy(raw / "images" / "im 0.png", raw / "images" / "im 1.png")
-    data = section(source="folder", raw=raw, root=tmp_path / "p", truncation=4, patch=(16, 16))
+    data = section(source="folder", raw=raw, root=tmp_path / "p", truncation=4, patch=(16, 16), workers=1)
     assert prepare(data, quiet=True).warnings == ["the same picture in two splits: train/im_0 = val/im_1"]
 
 

@@ -72,16 +72,13 @@ def measure(drawer: Drawer, scenes: Sequence[Scene], many: int) -> dict[str, flo
         draws = draws_of(drawer, scene, many)
         reference, direct = draws.mean(axis=0), draws_of(replace(drawer, sampler=posterior_mean), scene, 1)[0]
         rows.append({**few_draws(drawer, scene, reference), "rms_difference": squared(direct, reference)})
+        truth = scene.target("sdf").mean(axis=0)
         for name, mean in (("direct", direct), ("draws", reference)):
-            rows[-1][f"rms_error_{name}"] = squared(mean, scene.target("sdf").mean(axis=0))
+            rows[-1][f"rms_error_{name}"] = squared(mean, truth)
             counts = count_classes(classify(mean, drawer.threshold), scene.labels, len(mean))
             rows[-1][f"f1_{name}"] = mean_f1(counts)
         if drawer.denoiser.second_moment:
-            maps = (
-                whole_moments(drawer, scene)[1],
-                draws.std(axis=0, ddof=1),
-                np.abs(direct - scene.target("sdf").mean(axis=0)),
-            )
+            maps = whole_moments(drawer, scene)[1], draws.std(axis=0, ddof=1), np.abs(direct - truth)
             stds.append([values.ravel() for values in maps])
     means = pd.DataFrame(rows).mean()
     result = {str(name): mean if str(name).startswith("f1") else mean**0.5 for name, mean in means.items()}

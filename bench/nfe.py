@@ -29,11 +29,12 @@ from evaluation.raters import ged, iou_matrices
 from models.build import threshold_of
 from sampling.drawer import Drawer, Timed, drawer_of, scene_groups, whole_draws
 from sampling.loading import load_denoiser
-from sampling.sampler import draws_of
 from utils.errors import UsageError
 from utils.runs import file_hash
 from utils.schema import Config
 
+KEY = ("sampler", "nfe", "draws", "images")
+SHARED = ("checkpoint", "seed", "r", "threshold")  # by all rows of a file; those of another checkpoint are not kept
 NFE = (1, 2, 3, 5, 10, 20, 50, 100, 400)
 # What each sets; its name is that of its sampler where nothing else is said.
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -86,8 +87,7 @@ def score(drawer: Drawer, scenes: Sequence[Scene], draws: int) -> dict[str, floa
 
 def page(table: pd.DataFrame) -> str:
     """The table as Markdown, a row for each sampler and cost."""
-    keys, hidden = ("sampler", "nfe", "draws", "images"), ("checkpoint", "seed", "r", "threshold")
-    columns = [c for c in table.columns if c in keys or (table[c].notna().any() and c not in hidden)]
+    columns = [c for c in table.columns if c in KEY or (table[c].notna().any() and c not in SHARED)]
     rows = table[columns].to_dict("records")
     cells = [{str(c): f"{v:.4f}" if isinstance(v, float) else str(v) for c, v in row.items()} for row in rows]
     return "\n".join(markdown(cells)) + "\n"
@@ -107,23 +107,21 @@ def main(argv: list[str] | None = None) -> None:
     config, run, scenes = trained.config, trained.run, trained.scenes
     stop, device = StopFlag(), next(trained.denoiser.parameters()).device
     path = run / f"nfe_{args.split}.csv"
-    # What all rows share; those of another checkpoint, say, are not kept.
-    shared = {"checkpoint": file_hash(trained.checkpoint)[:12], "seed": config.seed, "r": config.sampling.r,
-              "threshold": threshold_of(config)}  # fmt: skip
+    checkpoint = file_hash(trained.checkpoint)[:12]
+    shared = dict(zip(SHARED, (checkpoint, config.seed, config.sampling.r, threshold_of(config)), strict=True))
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    table = table.reindex(columns=[*dict.fromkeys(("sampler", "nfe", "draws", "images", *shared, *table))])
+    table = table.reindex(columns=[*dict.fromkeys((*KEY, *SHARED, *table))])
     table = table[(table[list(shared)] == pd.Series(shared)).all(axis=1)]
     samplers = [name for name in args.samplers if name != "flowsdf_released" or config.sde.process == "flow"]
     for nfe, name in product(args.nfe, samplers):  # cheap rows first
         own = config_of(name, nfe, config)
         if own is None:
             continue
-        denoiser = load_denoiser(own, trained.checkpoint, device)  # as that sampler needs it
-        draws = draws_of(own.sampling, denoiser)
-        key = {"sampler": name, "nfe": nfe, "draws": draws, "images": len(scenes)}
+        draws = 1 if name == "mean" else int(own.sampling.draws)
+        key = dict(zip(KEY, (name, nfe, draws, len(scenes)), strict=True))
         if (table[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
-        drawer = drawer_of(own, denoiser)
+        drawer = drawer_of(own, load_denoiser(own, trained.checkpoint, device))  # as that sampler needs it
         drawer.before_evaluation = stop.raise_if_set
         row = score(drawer, scenes, draws)
         line = pd.DataFrame([{**key, **shared, **row}])

@@ -89,7 +89,7 @@ def check_prepared(data: DataConfig, *, training: bool) -> None:
 
 def check_chosen(data: DataConfig) -> None:
     """Raises DataError if data.root was prepared with another split, or with other rules for what its source holds."""
-    _compare(data, (*CHOSEN, *_of_source(options_of(data))))
+    _compare(data, (*CHOSEN, *OF_SOURCE.get(data.source, ())))
 
 
 def _compare(data: DataConfig, keys: Sequence[str]) -> None:

@@ -157,13 +157,15 @@ def _decode(path: Path, max_pixels: int, modes: dict[str, str]) -> tuple[np.ndar
                 # Colours of 16 bits, of which Pillow has kept the upper byte without a word.
                 if file.format == "TIFF":
                     return _load_tiff(path, max_pixels), True
-                upper = np.asarray(ImageOps.exif_transpose(file))
+                ImageOps.exif_transpose(file, in_place=True)
+                upper = np.asarray(file)
                 if modes is _LABEL_MODES or upper.max() < 128:
                     raise DataError(f"{path}: colours of 16 bits, of which PNG gives 8 here; save it as TIFF")
                 return upper.astype(np.uint16) * 257, True
             deep = file.mode not in _BYTES
-            image = file if file.format == "TIFF" else ImageOps.exif_transpose(file)
-            array = np.asarray(image.convert(modes[image.mode]) if image.mode in modes else image)
+            if file.format != "TIFF":
+                ImageOps.exif_transpose(file, in_place=True)
+            array = np.asarray(file.convert(modes[file.mode]) if file.mode in modes else file)
             return _as_stored(array, stored) if modes is _LABEL_MODES else array, deep
 
 
@@ -186,7 +188,9 @@ def picture_shape(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(H, W) of a PNG, TIFF, BMP or JPEG, of which no more than the header is read. Raises DataError."""
     with readable(path), Image.open(path, formats=FORMATS) as file:
         check_size(path, file.height, file.width, max_pixels)
-        turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        # Pillow decodes a whole PNG to look for a tag behind its pixels.
+        tagged = file.format != "PNG" or "exif" in file.info
+        turned = tagged and file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return (file.width, file.height) if turned else (file.height, file.width)
 
 

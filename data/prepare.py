@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -82,10 +82,9 @@ def _with_unique_names(records: Sequence[Record]) -> list[Record]:
     return [replace(r, image_id=name) for r, name in zip(records, unique_names(ids, endings), strict=True)]
 
 
-def _checked(record: Record) -> str | None:
+def _checked(check: Callable[[], None]) -> str | None:
     try:
-        assert record.check is not None
-        record.check()
+        check()
     except DataError as error:
         return str(error)
     return None
@@ -93,9 +92,9 @@ def _checked(record: Record) -> str | None:
 
 def _problems(records: Iterable[Record], workers: int) -> list[str]:
     """What a quick look at the files finds wrong, of sources that have one."""
-    with_check = [record for record in records if record.check is not None]
-    with pool_of(min(workers or cores(), max(1, len(with_check)))) as pool:
-        return [problem for problem in pool.map(_checked, with_check) if problem is not None]
+    checks = [record.check for record in records if record.check is not None]
+    with pool_of(min(workers or cores(), max(1, len(checks)))) as pool:
+        return [problem for problem in pool.map(_checked, checks) if problem is not None]
 
 
 def _hashes(records: Iterable[Record], data: DataConfig) -> dict[Path, str]:
@@ -115,7 +114,7 @@ def _inputs(records: Iterable[Record], hashes: Mapping[Path, str], data: DataCon
     return inputs
 
 
-def _twins(records: Iterable[Record], hashes: Mapping[Path, str]) -> list[str]:
+def _across_splits(records: Iterable[Record], hashes: Mapping[Path, str]) -> list[str]:
     """A line for each picture whose file is in two splits, perhaps under two names."""
     found: dict[str, dict[str, str]] = {}
     for record in records:
@@ -335,8 +334,8 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
             "inputs": _inputs(records, hashes, data),
             "listing": _listing(records),
         }
-        measured = [replace(r, check=partial(check_microns, r, data.microns_per_pixel)) for r in records]
-        if sizes := [problem for record in measured if (problem := _checked(record)) is not None]:
+        sizes = [_checked(partial(check_microns, record, data.microns_per_pixel)) for record in records]
+        if sizes := [problem for problem in sizes if problem is not None]:
             raise problems_error("data.raw", sizes)  # also where the files are as they were
         if found := _current(root, description):
             return found
@@ -351,7 +350,7 @@ def prepare(data: DataConfig, *, quiet: bool = False) -> Prepared:
             if root.is_dir():
                 _carry_over(root, new)
             journal.path.unlink()
-    result.warnings += _twins(records, hashes)
+    result.warnings += _across_splits(records, hashes)
     return result
 
 

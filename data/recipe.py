@@ -188,7 +188,6 @@ def write_image(record: Record, root: Path, data: DataConfig, target: Stain | No
         sample = read_sample(record)
         if sample is None:
             return Written()
-        check_microns(record, data.microns_per_pixel)
         sample = select_classes(sample, data.classes)
         image, warning = normalise_stain(sample.image, data.stain, target)
         sample = transform(replace(sample, image=image), data)

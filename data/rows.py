@@ -53,6 +53,10 @@ class Patch:
         """(H, W) bool, the foreground of any class."""
         return np.asarray(self.labels > 0)
 
+    def target(self, representation: str) -> np.ndarray:
+        """(R, K, H, W), what a right draw would be, by data.representation: SDFs, or -1 inside and 1 outside."""
+        return self.sdf if representation == "sdf" else np.where(self.sdf <= 0, np.float32(-1), np.float32(1))
+
 
 def _read_sdf(path: Path, classes: int) -> np.ndarray:
     """(K, H, W) float32."""
@@ -157,21 +161,6 @@ def _corner(row: dict[str, str]) -> tuple[int, int] | None:
     return int(top), int(left)
 
 
-def _read_row(row: dict[str, str], key: str, where: str, data: DataConfig, instances: bool) -> Patch:
-    reader = _RowReader(row, data)
-    try:
-        image, labels = reader.image(), reader.labels()
-        if labels.shape != image.shape[:2]:
-            raise DataError(f"mask {row['maskname']} is {labels.shape}, image {row['filename']} {image.shape[:2]}")
-        sdf, raters = reader.annotations(labels)
-        objects = reader.instances(labels) if instances else None
-        corner = _corner(row)
-    except (OSError, ValueError, RuntimeError) as error:  # of names, too: too long, a NUL, a circle of links
-        raise DataError(f"{where}: {cut(error, 400)}") from None
-    owner = next((row[column] for column in GROUPS if row.get(column)), "")
-    return Patch(key, row.get("image_id") or key, row["filename"], image, sdf, labels, raters, corner, objects, owner)
-
-
 @dataclass(frozen=True)
 class Row:
     """One row of a CSV file, before its files are read. where: what errors name."""
@@ -182,4 +171,16 @@ class Row:
 
     def read(self, data: DataConfig, instances: bool = False) -> Patch:
         """Raises DataError naming file and row."""
-        return _read_row(self.cells, self.key, self.where, data, instances)
+        row, key, reader = self.cells, self.key, _RowReader(self.cells, data)
+        try:
+            image, labels = reader.image(), reader.labels()
+            if labels.shape != image.shape[:2]:
+                raise DataError(f"mask {row['maskname']} is {labels.shape}, image {row['filename']} {image.shape[:2]}")
+            sdf, raters = reader.annotations(labels)
+            objects = reader.instances(labels) if instances else None
+            corner = _corner(row)
+        except (OSError, ValueError, RuntimeError) as error:  # of names, too: too long, a NUL, a circle of links
+            raise DataError(f"{self.where}: {cut(error, 400)}") from None
+        owner = next((row[column] for column in GROUPS if row.get(column)), "")
+        name, file = row.get("image_id") or key, row["filename"]
+        return Patch(key, name, file, image, sdf, labels, raters, corner, objects, owner)

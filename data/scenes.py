@@ -72,9 +72,8 @@ class Scene:
         return self.assemble([p.sdf for p in self.parts])
 
     def target(self, representation: str) -> np.ndarray:
-        """(R, K, H, W), what a right draw would be, by data.representation: SDFs, or -1 inside and 1 outside."""
-        sdfs = self.rater_sdfs
-        return sdfs if representation == "sdf" else np.where(sdfs <= 0, np.float32(-1), np.float32(1))
+        """(R, K, H, W), see `Patch.target`."""
+        return self.assemble([p.target(representation) for p in self.parts])
 
 
 def _windows(parts: Sequence[Patch]) -> tuple[Window, ...] | None:

@@ -267,12 +267,12 @@ def checked_resume(run: Path, config: Config, data: DataState, state: TrainingSt
     checkpoint cannot be used.
     """
     before, now = load_config(run / "config.yaml").model_dump(), config.model_dump()
-    for section in before:
-        if section not in _FREE and before[section] != now[section]:
-            raise UsageError(f"--resume {run}: {_difference(section, before[section], now[section])}")
-    name = "encoder_rate"  # decides on the groups of the optimiser
-    if (was := before["training"][name]) != (new := now["training"][name]):
-        raise UsageError(f"--resume {run}: {_difference(f'training.{name}', was, new)}")
+    fixed = {section: (before[section], now[section]) for section in before if section not in _FREE}
+    # It decides on the groups of the optimiser.
+    fixed["training.encoder_rate"] = before["training"]["encoder_rate"], now["training"]["encoder_rate"]
+    for key, (was, new) in fixed.items():
+        if was != new:
+            raise UsageError(f"--resume {run}: {_difference(key, was, new)}")
     path = run / "checkpoints" / "last.pt"
     if not path.is_file() and len(list(path.parent.glob("step_*.pt"))) < 2:
         return

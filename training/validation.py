@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import representation_of
 from data.rows import Patch
 from evaluation.ensemble import Ensemble
 from evaluation.metrics import count_classes, mean_f1, mean_iou
@@ -20,7 +19,6 @@ from sampling.loading import draw_steps, drawing
 from sampling.sampler import Sampler
 from sde.grids import logsnr_grid
 from sde.samplers import ancestral, dpm_solver, posterior_mean
-from utils.data_schema import DataConfig
 from utils.schema import Config
 
 SPREADS = np.arange(0.0, 4.01, 0.125)  # that are tried
@@ -33,12 +31,6 @@ def quick_sampler(config: Config) -> Sampler:
     if config.sde.objective == "distribution":
         return partial(ancestral, steps=draw_steps(config.sampling), grid=logsnr_grid)
     return partial(dpm_solver, steps=config.evaluation.steps, stochastic=True)
-
-
-def _pooled_truth(patch: Patch, data: DataConfig) -> np.ndarray:
-    """What draws are scored against, (R, K, h, w) in SDF units, of R raters."""
-    m = representation_of(torch.from_numpy(patch.sdf) * data.sdf_scale, data)
-    return pooled((m / data.sdf_scale).numpy())
 
 
 def _energy(draws: np.ndarray, truths: np.ndarray) -> float:
@@ -72,7 +64,7 @@ def validate(config: Config, denoiser: Denoiser, patches: Sequence[Patch]) -> tu
     drawer.antithetic = False  # fair scores need draws that do not depend on each other
     count = settings.draws if config.has_draws else 1
     spreads = denoiser.distribution and draw_steps(config.sampling) == 1 and count > 1  # of one, none would be best
-    drawn, means, truths = [], [], [_pooled_truth(patch, config.data) for patch in chosen]
+    drawn, means, truths = [], [], [pooled(patch.target(config.data.representation)) for patch in chosen]
     for patch in chosen:
         features = drawer.encode(image_tensor([patch]))
         pairs = [(0, d) for d in range(count)]

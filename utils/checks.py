@@ -164,10 +164,8 @@ def check_sections(sections: Mapping[str, Any]) -> None:
     elif (rater := sections["sampling"].rater) is not None and rater >= raters:
         message = f"sampling.rater: {rater} must be below model.raters: {raters}, those that the network tells apart"
     elif sections["sampling"].noise == "antithetic" and (sections["sampling"].members or sections["sampling"].augment):
-        message = (
-            "sampling.noise: antithetic does not go with sampling.members or sampling.augment, where the two draws "
-        )
-        message += "of a pair would be of different networks or views"
+        message = "sampling.noise: antithetic does not go with sampling.members or sampling.augment, "
+        message += "where the two of a pair would be of different networks or views"
     elif sections["sampling"].augment and not (sections["data"].flips or sections["data"].rotations):
         message = "sampling.augment: shows images as data.flips and data.rotations do in training, and both are off"
     if message:
